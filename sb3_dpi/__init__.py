@@ -1,0 +1,12 @@
+"""Dual policy iteration for Stable-Baselines3: an expert plans with a learned model, a fast policy imitates it."""
+
+from pathlib import Path
+
+from sb3_dpi.envs import register_envs
+from sb3_dpi.mdgps import MDGPS
+
+__version__ = (Path(__file__).parent / "version.txt").read_text().strip()
+
+register_envs()
+
+__all__ = ["MDGPS", "__version__"]

@@ -1,0 +1,1 @@
+"""What several algorithms share; knows Stable-Baselines3 and torch."""

@@ -1,0 +1,363 @@
+"""The loop that the algorithms of dual policy iteration share."""
+
+import sys
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from sb3_dpi.common.actor import export_actor
+from sb3_dpi.common.planner_state import make_state_view
+from sb3_dpi.common.policies import (
+    BoundedGaussianCnnPolicy,
+    BoundedGaussianMultiInputPolicy,
+    BoundedGaussianPolicy,
+)
+from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, map_observations
+from sb3_dpi.trajopt.types import FloatArray
+
+SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")
+
+DEFAULT_HORIZON = 200
+"""Planned time steps where the environment has no time limit."""
+CONDITIONS = ("fresh", "fixed", "random")
+FORMAT_VERSION = 1
+"""Version of saved files; raised when older code could not read them."""
+
+
+class DualPolicyAlgorithm(OnPolicyAlgorithm):
+    """Dual policy iteration: an expert plans with a learned model, a reactive policy imitates it.
+
+    Each iteration samples time-aligned trajectories from M initial conditions with the policy (or with what a subclass
+    samples with), fits a model (``fit_model``), improves the expert under it (``improve_expert``) and trains the policy
+    towards it (``imitate``): Sun et al. 2018, Eq. 2, 4 and 5. Initial condition i is ``reset(seed=base + i)``.
+
+    :param policy: the policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: the environment to learn from (if registered in Gymnasium, can be str); its action space must be a Box
+    :param learning_rate: of the policy's optimizer, float or schedule; usual: 3e-4 to 3e-3
+    :param horizon: time steps of a trajectory, planned and sampled; at most the environment's time limit. None takes the time
+        limit, or 200 where there is none. Shorter horizons learn from fewer steps and often carry over to whole episodes
+    :param n_conditions: initial conditions M in an iteration; usual: 1 to 20
+    :param samples_per_condition: trajectories N from each condition; usual: 4 to 20. The number of trajectories is rounded
+        up to a multiple of the number of environments
+    :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds; ``"random"``:
+        each trajectory starts from a seed of its own, so that a condition covers the distribution of initial states
+    :param gamma: discount factor; usual: .95 to 1
+    :param stats_window_size: window size for the rollout logging, in episodes
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: seed for the pseudo random generators and for the initial conditions
+    :param device: device (cpu, cuda, ...) on which the policy is trained
+    :param _init_setup_model: whether or not to build the network at the creation of the instance
+    :raises ValueError: if the observation holds nothing that a planner could use, or the horizon exceeds the time limit
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": BoundedGaussianPolicy,
+        "CnnPolicy": BoundedGaussianCnnPolicy,
+        "MultiInputPolicy": BoundedGaussianMultiInputPolicy,
+    }
+    policy: BoundedGaussianPolicy  # type: ignore[assignment]
+    rollout_buffer: TrajectoryBuffer
+
+    def __init__(
+        self,
+        policy: str | type[BoundedGaussianPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule,
+        horizon: int | None,
+        n_conditions: int,
+        samples_per_condition: int,
+        conditions: str,
+        gamma: float,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: Any = "auto",
+    ):
+        super().__init__(
+            policy=policy,
+            env=env,
+            learning_rate=learning_rate,
+            n_steps=0,  # follows from horizon, trajectories and environments in _setup_model
+            gamma=gamma,
+            gae_lambda=1.0,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=float("inf"),
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            supported_action_spaces=(spaces.Box,),
+            _init_setup_model=False,
+        )
+        check_choice("conditions", conditions, CONDITIONS)
+        for name, value in (("n_conditions", n_conditions), ("samples_per_condition", samples_per_condition)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.horizon = horizon
+        self.n_conditions = n_conditions
+        self.samples_per_condition = samples_per_condition
+        self.conditions = conditions
+        self.format_version = FORMAT_VERSION
+        self.algorithm_name = type(self).__name__
+        # what follows is learned or drawn in training and survives save and load (attributes of __init__ do)
+        self.n_iterations = 0
+        self.condition_base: int | None = None
+
+    def _setup_model(self) -> None:
+        self._check_saved_format()
+        self._rng = np.random.default_rng(self.seed)
+        if self.condition_base is None:
+            # far from the small seeds that evaluation environments usually get
+            draw = self._rng.integers(2**30) if self.seed is None else 1_000_003 * (self.seed + 1)
+            self.condition_base = int(draw % 2**31)
+        self._state_view, self._state_dim = make_state_view(self.observation_space)
+        self._resolved_horizon = self._resolve_horizon()
+        n_batches = -(-self.n_conditions * self.samples_per_condition // self.n_envs)
+        self.n_steps = n_batches * self._resolved_horizon
+        self.rollout_buffer_class = TrajectoryBuffer
+        self.rollout_buffer_kwargs = {
+            "horizon": self._resolved_horizon,
+            "state_dim": self._state_dim,
+            "n_conditions": self.n_conditions,
+        }
+        super()._setup_model()
+        if not isinstance(self.policy, BoundedGaussianPolicy):
+            raise ValueError(
+                f"The policy must act in units of the action bounds: derive {self.policy_class.__name__} from "
+                "sb3_dpi.common.policies.BoundedGaussianPolicy, or use one of " + ", ".join(self.policy_aliases)
+            )
+
+    def _check_saved_format(self) -> None:
+        if self.algorithm_name != type(self).__name__:
+            raise ValueError(
+                f"This file holds a {self.algorithm_name} model: load it with {self.algorithm_name}.load, "
+                f"not {type(self).__name__}.load"
+            )
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This file has format {self.format_version}, newer than the format {FORMAT_VERSION} that this version of "
+                "sb3_dpi reads: upgrade sb3_dpi"
+            )
+
+    def _resolve_horizon(self) -> int:
+        limit = None
+        if self.env is not None:
+            spec = self.env.get_attr("spec", [0])[0]
+            limit = spec.max_episode_steps if spec is not None else None
+        if self.horizon is None:
+            return limit or DEFAULT_HORIZON
+        if self.horizon < 2:
+            raise ValueError(f"horizon must be at least 2, got {self.horizon}")
+        if limit is not None and self.horizon > limit:
+            raise ValueError(
+                f"horizon={self.horizon} is longer than the environment's episodes ({limit} steps): use at most {limit}, or "
+                "None for the time limit"
+            )
+        return self.horizon
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_state_view", "_rng"]
+
+    # ------------------------------------------------------------------ sampling
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Sample whole trajectories from the initial conditions.
+
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: steps per environment at most; early terminations make it fewer
+        :return: False if the callback ended training
+        :raises ValueError: if an observation or reward is not finite, naming environment and step
+        """
+        assert isinstance(rollout_buffer, TrajectoryBuffer)
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        for first in range(0, rollout_buffer.n_batches * env.num_envs, env.num_envs):
+            if not self._collect_batch(env, callback, rollout_buffer, np.arange(first, first + env.num_envs)):
+                return False
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _collect_batch(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, trajectory_ids: np.ndarray
+    ) -> bool:
+        """One trajectory in each environment, from its own reset seed."""
+        env.unwrapped._seeds = [self._reset_seed(int(i)) for i in trajectory_ids]
+        self._last_obs = new_obs = env.reset()  # type: ignore[assignment]
+        states = self._planner_states(env, new_obs)
+        self._check_finite_step(states, np.zeros(env.num_envs), 0)
+        act = self._make_sampler(trajectory_ids % self.n_conditions, rollout_buffer.horizon)
+        alive = np.ones(env.num_envs, dtype=bool)
+        returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
+        for t in range(rollout_buffer.horizon):
+            actions = act(t, self._last_obs, states)
+            new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(np.clip(actions, -1.0, 1.0)))
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            raw_rewards = self._vec_normalize_env.get_original_reward() if self._vec_normalize_env is not None else rewards
+            states_after = self._planner_states(env, new_obs)
+            next_states, terminated = states_after, np.zeros_like(dones)
+            if dones.any():
+                next_states, terminated = self._terminal_states(states_after, dones, infos)
+            self._check_finite_step(next_states, raw_rewards, t)
+            rollout_buffer.add_step(self._last_obs, states, actions, raw_rewards, alive, terminated, next_states)
+            returns, lengths = returns + alive * raw_rewards, lengths + alive
+            alive = alive & ~dones
+            self._last_obs, self._last_episode_starts, states = new_obs, dones, states_after  # type: ignore[assignment]
+            if not alive.any():
+                break
+        rollout_buffer.end_batch(new_obs)  # type: ignore[arg-type]
+        # a horizon shorter than the episode leaves no episode for Monitor to report
+        self._update_info_buffer([{"episode": {"r": r, "l": n}} for r, n, a in zip(returns, lengths, alive, strict=True) if a])
+        return True
+
+    def _reset_seed(self, trajectory_id: int) -> int:
+        assert self.condition_base is not None
+        if self.conditions == "random":
+            per_iteration, index = self.n_conditions * self.samples_per_condition + self.n_envs, trajectory_id
+        else:
+            per_iteration, index = self.n_conditions, trajectory_id % self.n_conditions
+        iteration = 0 if self.conditions == "fixed" else self.n_iterations
+        return (self.condition_base + iteration * per_iteration + index) % 2**31
+
+    def _make_sampler(self, conditions: np.ndarray, horizon: int) -> Any:
+        """A function of (t, observations, states) that samples actions ``[n_envs, du]`` in units of the bounds."""
+        mean = export_actor(self.policy)
+        std = np.exp(self.policy.log_std.detach().cpu().numpy())
+        noise = self._rng.standard_normal((horizon, len(conditions), len(std)), dtype=np.float32) * std
+        return lambda t, obs, states: mean(obs) + noise[t]
+
+    def _planner_states(self, env: VecEnv, obs: Any) -> FloatArray:
+        if self._vec_normalize_env is not None:
+            obs = self._vec_normalize_env.get_original_obs()
+        return self._state_view(obs)
+
+    def _terminal_states(
+        self, states_after: FloatArray, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> tuple[FloatArray, np.ndarray]:
+        """The states before the automatic reset, and which episodes ended by death."""
+        next_states, terminated = states_after.copy(), np.zeros_like(dones)
+        for i in np.flatnonzero(dones):
+            final = infos[i]["terminal_observation"]
+            if self._vec_normalize_env is not None:
+                final = self._vec_normalize_env.unnormalize_obs(final)
+            next_states[i] = self._state_view(map_observations(lambda array: np.asarray(array)[None], final))[0]
+            terminated[i] = not infos[i].get("TimeLimit.truncated", False)
+        return next_states, terminated
+
+    def _check_finite_step(self, states: FloatArray, rewards: np.ndarray, t: int) -> None:
+        if np.isfinite(states.sum() + rewards.sum()):
+            return
+        bad = ~(np.isfinite(states).all(-1) & np.isfinite(rewards))
+        if not bad.any():
+            return
+        i = int(np.argmax(bad))
+        what = "observation" if not np.isfinite(states[i]).all() else "reward"
+        raise ValueError(
+            f"Environment {i} returned a {what} that is not finite at step {t} of its trajectory (after {self.num_timesteps} "
+            "steps in all). The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
+        )
+
+    # ------------------------------------------------------------------ learning
+
+    def train(self) -> None:
+        """One iteration of dual policy iteration on the trajectories in the buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        trajectories = self.rollout_buffer.trajectories()
+        model = self.fit_model(trajectories)  # P-hat, Eq. 2
+        expert = self.improve_expert(model, trajectories)  # eta_n, Eq. 4
+        self.imitate(expert, trajectories)  # pi_n+1, Eq. 5
+        self.n_iterations += 1
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/std", float(self.policy.log_std.exp().mean()))
+
+    def fit_model(self, trajectories: Trajectories) -> Any:
+        """Fit a model of the system to what was sampled.
+
+        :param trajectories: of this iteration
+        :return: the model
+        """
+        raise NotImplementedError
+
+    def improve_expert(self, model: Any, trajectories: Trajectories) -> Any:
+        """Improve on the policy by planning with the model, within a trust region.
+
+        :param model: of ``fit_model``
+        :param trajectories: of this iteration
+        :return: the expert
+        """
+        raise NotImplementedError
+
+    def imitate(self, expert: Any, trajectories: Trajectories) -> None:
+        """Train the policy towards the expert.
+
+        :param expert: of ``improve_expert``
+        :param trajectories: of this iteration
+        """
+        raise NotImplementedError
+
+    def learn(
+        self: SelfDualPolicyAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DualPolicyAlgorithm",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDualPolicyAlgorithm:
+        """Learn until ``total_timesteps`` real environment steps have been taken; the last iteration is completed.
+
+        :param total_timesteps: real steps, every one counted
+        :param callback: called at every step
+        :param log_interval: iterations between logs, None for none
+        :param tb_log_name: the name of the run for tensorboard
+        :param reset_num_timesteps: whether to reset the current timestep number
+        :param progress_bar: display a progress bar
+        :return: the trained model
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Reject an unknown name with the list of known ones.
+
+    :param name: of the argument
+    :param value: what was given
+    :param choices: what is valid
+    :raises ValueError: if ``value`` is not among ``choices``
+    """
+    if value not in choices:
+        raise ValueError(f"Unknown {name} {value!r}: choose one of " + ", ".join(repr(choice) for choice in choices))

@@ -1,0 +1,52 @@
+"""What the planner sees: a vector taken from the environment's observation."""
+
+from collections.abc import Callable
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+
+from sb3_dpi.common.policies import STATE_KEY
+from sb3_dpi.common.trajectories import Observations
+from sb3_dpi.trajopt.types import FloatArray
+
+
+def is_vector_space(space: spaces.Space) -> bool:
+    """Whether a space holds numbers that a linear model can use.
+
+    :param space: a space or subspace
+    :return: true for a Box that is no image
+    """
+    return isinstance(space, spaces.Box) and not is_image_space(space) and not is_image_space(space, check_channels=False)
+
+
+def make_state_view(observation_space: spaces.Space) -> tuple[Callable[[Observations], FloatArray], int]:
+    """Choose the planner's state: ``"state"`` where there is one, else the vector keys, else the observation itself.
+
+    :param observation_space: the environment's observation space
+    :return: from observations ``[n, ...]`` to states ``[n, dx]``, and dx
+    :raises ValueError: if the observation holds nothing but pixels, or no numbers at all
+    """
+    if isinstance(observation_space, spaces.Dict):
+        items = observation_space.spaces
+        keys = [STATE_KEY] if STATE_KEY in items else [key for key, space in items.items() if is_vector_space(space)]
+        if keys and all(isinstance(items[key], spaces.Box) for key in keys):
+            sizes = [int(np.prod(items[key].shape)) for key in keys]  # type: ignore[arg-type]
+
+            def pick(obs: Observations) -> FloatArray:
+                parts = [np.asarray(obs[key], np.float64) for key in keys]  # type: ignore[call-overload]
+                return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+            return pick, sum(sizes)
+    elif is_vector_space(observation_space):
+
+        def flatten(obs: Observations) -> FloatArray:
+            assert isinstance(obs, np.ndarray)
+            return obs.reshape(len(obs), -1).astype(np.float64)
+
+        return flatten, int(np.prod(observation_space.shape))  # type: ignore[arg-type]
+    raise ValueError(
+        f"The planner needs a vector and found none in the observation space {observation_space}. Let the environment return a "
+        f'dictionary whose key "{STATE_KEY}" is a vector (positions, velocities, ...): only the planner sees it, the policy '
+        "does not, and it may be missing when the policy is deployed"
+    )

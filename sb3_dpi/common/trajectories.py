@@ -1,0 +1,239 @@
+"""Time-aligned trajectories and the rollout buffer that keeps their time axis."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+
+from sb3_dpi.trajopt.types import BoolArray, FloatArray
+
+Observations = np.ndarray | dict[str, np.ndarray]
+
+
+def map_observations(function: Callable[[np.ndarray], np.ndarray], observations: Observations) -> Observations:
+    """Apply a function to an array, or to each array of a dictionary.
+
+    :param function: from array to array
+    :param observations: array or dictionary of arrays
+    :return: of the same structure
+    """
+    if isinstance(observations, dict):
+        return {key: function(value) for key, value in observations.items()}
+    return function(observations)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """N sampled trajectories from each of M initial conditions over T time steps.
+
+    Actions are in units of the bounds ([-1, 1]). Slots that hold no trajectory, and time steps after an early
+    termination, are marked dead; what they hold is undefined.
+    """
+
+    observations: Observations
+    """what the policy saw, ``[M, N, T+1, ...]`` or a dictionary of such"""
+    states: FloatArray
+    """what the planner sees, unnormalised, ``[M, N, T+1, dx]``"""
+    actions: FloatArray
+    """as sampled, not clipped, ``[M, N, T, du]``"""
+    rewards: FloatArray
+    """unnormalised, ``[M, N, T]``"""
+    alive: BoolArray
+    """the step was taken in a living episode, ``[M, N, T]``"""
+    terminated: BoolArray
+    """the step ended its episode, by death and not by a time limit, ``[M, N, T]``"""
+
+    @property
+    def executed_actions(self) -> FloatArray:
+        """Actions as the environment received them, clipped to the bounds, ``[M, N, T, du]``."""
+        return np.clip(self.actions, -1.0, 1.0)
+
+    @property
+    def weights(self) -> FloatArray:
+        """``alive`` as numbers, ``[M, N, T]``."""
+        return self.alive.astype(np.float64)
+
+    @property
+    def returns(self) -> FloatArray:
+        """Undiscounted return of each trajectory, ``[M, N]``, NaN in empty slots."""
+        total = np.sum(np.where(self.alive, self.rewards, 0.0), -1)
+        return np.where(self.alive[..., 0], total, np.nan)
+
+
+class TrajectoryBuffer(RolloutBuffer):
+    """Rollout buffer of whole trajectories, which are collected in batches of one per environment.
+
+    The arrays are those of ``RolloutBuffer``, ``[n_batches * horizon, n_envs, ...]``, for array and dictionary observations,
+    with what time-aligned fits need beside them: the planner's states, the last observation of each trajectory
+    and a mask. ``trajectories()`` reads them by condition, sample and time; ``get()`` leaves that reading intact.
+
+    :param buffer_size: steps per environment, a multiple of ``horizon``
+    :param observation_space: observation space
+    :param action_space: action space
+    :param device: of the samples that ``get`` yields
+    :param gae_lambda: as in ``RolloutBuffer``
+    :param gamma: as in ``RolloutBuffer``
+    :param n_envs: number of parallel environments
+    :param horizon: time steps of a trajectory
+    :param state_dim: size of the planner's state
+    :param n_conditions: conditions M; trajectory i, counted over batches and then environments, has condition i mod M
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+        horizon: int = 1,
+        state_dim: int = 1,
+        n_conditions: int = 1,
+    ):
+        if buffer_size % horizon:
+            raise ValueError(f"buffer_size ({buffer_size}) must be a multiple of the horizon ({horizon})")
+        self.horizon, self.state_dim, self.n_conditions = horizon, state_dim, n_conditions
+        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of ``n_envs`` trajectories that the buffer holds."""
+        return self.buffer_size // self.horizon
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        n_steps, n_envs = self.buffer_size, self.n_envs
+        self.observations = self._allocate(n_steps)  # type: ignore[assignment]
+        self.final_observations = self._allocate(self.n_batches)
+        self.states = np.zeros((n_steps, n_envs, self.state_dim))
+        self.next_states = np.zeros((n_steps, n_envs, self.state_dim))
+        self.actions = np.zeros((n_steps, n_envs, self.action_dim), dtype=np.float32)
+        for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
+            setattr(self, name, np.zeros((n_steps, n_envs), dtype=np.float32))
+        self.alive = np.zeros((n_steps, n_envs), dtype=bool)
+        self.terminated = np.zeros((n_steps, n_envs), dtype=bool)
+        self.pos, self.full, self.generator_ready = 0, False, False
+
+    def _allocate(self, length: int) -> Any:
+        if isinstance(self.observation_space, spaces.Dict):
+            items = self.observation_space.spaces.items()
+            return {key: np.zeros((length, self.n_envs, *space.shape), space.dtype) for key, space in items}  # type: ignore
+        return np.zeros((length, self.n_envs, *self.obs_shape), self.observation_space.dtype)
+
+    def add_step(
+        self,
+        obs: Observations,
+        states: FloatArray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        alive: BoolArray,
+        terminated: BoolArray,
+        next_states: FloatArray,
+    ) -> None:
+        """Store one step of all environments.
+
+        :param obs: what the policy saw, ``[n_envs, ...]``
+        :param states: what the planner sees, ``[n_envs, dx]``
+        :param actions: in units of the bounds, not clipped, ``[n_envs, du]``
+        :param rewards: unnormalised, ``[n_envs]``
+        :param alive: whether this step belongs to the trajectory, ``[n_envs]``
+        :param terminated: whether it ended the episode by death, ``[n_envs]``
+        :param next_states: the states that followed, terminal ones included, ``[n_envs, dx]``
+        """
+        pos = self.pos
+        self._write(self.observations, pos, obs)
+        self.states[pos], self.next_states[pos] = states, next_states
+        self.actions[pos], self.rewards[pos] = actions, rewards
+        self.alive[pos], self.terminated[pos] = alive, terminated
+        self.episode_starts[pos] = pos % self.horizon == 0
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def end_batch(self, final_obs: Observations) -> None:
+        """Close a batch of trajectories; what is left of the horizon stays dead.
+
+        :param final_obs: the observations after the last step, ``[n_envs, ...]``
+        """
+        batch = (self.pos - 1) // self.horizon
+        self._write(self.final_observations, batch, final_obs)
+        self.pos = (batch + 1) * self.horizon
+        self.full = self.pos == self.buffer_size
+
+    @staticmethod
+    def _write(target: Any, index: int, value: Observations) -> None:
+        if isinstance(target, dict):
+            for key, array in target.items():
+                array[index] = value[key]  # type: ignore[call-overload]
+        else:
+            target[index] = value
+
+    def trajectories(self) -> Trajectories:
+        """Read the buffer by condition, sample and time.
+
+        :return: trajectories ``[M, N, T]``, N rounded up so that every collected trajectory has a slot
+        """
+        states = np.concatenate([self._fold(self.states), self._fold(self.next_states)[:, :, -1:]], 2)
+        alive = self._fold(self.alive, fill=False)
+        # where a trajectory ended early the state that followed its last step stands behind it
+        ends = np.argwhere(alive & ~np.concatenate([alive[..., 1:], np.zeros_like(alive[..., :1])], -1))
+        following = self._fold(self.next_states)
+        states[ends[:, 0], ends[:, 1], ends[:, 2] + 1] = following[ends[:, 0], ends[:, 1], ends[:, 2]]
+        observations: Any
+        if isinstance(self.observations, dict):
+            observations = {
+                key: np.concatenate([self._fold(array), self._fold(self.final_observations[key], 1)], 2)
+                for key, array in self.observations.items()
+            }
+        else:
+            observations = np.concatenate([self._fold(self.observations), self._fold(self.final_observations, 1)], 2)
+        return Trajectories(
+            observations=observations,
+            states=states,
+            actions=self._fold(self.actions).astype(np.float64),
+            rewards=self._fold(self.rewards).astype(np.float64),
+            alive=alive,
+            terminated=self._fold(self.terminated, fill=False),
+        )
+
+    def _fold(self, array: np.ndarray, length: int | None = None, fill: float | bool = 0) -> np.ndarray:
+        length = length or self.horizon
+        by_trajectory = array.reshape(-1, length, *array.shape[1:]).swapaxes(1, 2)
+        by_trajectory = by_trajectory.reshape(-1, length, *array.shape[2:])
+        missing = -len(by_trajectory) % self.n_conditions
+        if missing:
+            padding = np.full((missing, *by_trajectory.shape[1:]), fill, dtype=array.dtype)
+            by_trajectory = np.concatenate([by_trajectory, padding])
+        return by_trajectory.reshape(-1, self.n_conditions, *by_trajectory.shape[1:]).swapaxes(0, 1)
+
+    def get(  # type: ignore[override]
+        self, batch_size: int | None = None
+    ) -> Generator[RolloutBufferSamples | DictRolloutBufferSamples, None, None]:
+        """Yield the living steps in random minibatches, as ``RolloutBuffer.get`` does.
+
+        :param batch_size: None yields everything at once
+        """
+        assert self.full, "The buffer is not full yet"
+        living = np.flatnonzero(self.alive.reshape(-1))
+        indices = living[np.random.permutation(len(living))]
+        size = batch_size or max(len(indices), 1)
+
+        def pick(array: np.ndarray, chosen: np.ndarray) -> th.Tensor:
+            return self.to_torch(array.reshape(-1, *array.shape[2:])[chosen])
+
+        for start in range(0, len(indices), size):
+            chosen = indices[start : start + size]
+            rest = [
+                pick(getattr(self, name), chosen) for name in ("actions", "values", "log_probs", "advantages", "returns")
+            ]
+            if isinstance(self.observations, dict):
+                observations = {key: pick(array, chosen) for key, array in self.observations.items()}
+                yield DictRolloutBufferSamples(observations, *rest)
+            else:
+                yield RolloutBufferSamples(pick(self.observations, chosen), *rest)

@@ -1,0 +1,168 @@
+"""Initial controllers for tasks whose actions are forces or torques.
+
+Problem: before anything is known about a system, its first trajectories should stay near the initial state instead of
+flinging it about. Both controllers assume that action ``i`` pushes coordinate ``i``, whose position and velocity are
+entries of the state:
+
+    linear-quadratic: argmin E sum_t 1/2 |(x_t, u_t) - (x_0, 0)|^2_L / init_var - H(u_t | x_t) of a double integrator
+    proportional:     u_t = -position_gains ((q_t - q_0) + velocity_gains_mult (v_t - v_0)) + noise of variance init_var
+
+Shapes: x0 ``[..., dx]`` where ``...`` are conditions, controllers ``[..., T, du, dx]``. Actions are in units of their
+bounds.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_dpi.trajopt.lqr import lqr_backward, matvec
+from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
+
+IndexArray = npt.NDArray[np.intp]
+
+
+def lqr_hold_controller(
+    x0: FloatArray,
+    horizon: int,
+    du: int,
+    gains: float | FloatArray = 1.0,
+    stiffness: float = 1.0,
+    stiffness_vel: float = 0.5,
+    init_var: float = 0.1,
+    final_weight: float = 1.0,
+    dt: float = 0.05,
+    positions: npt.ArrayLike | None = None,
+    velocities: npt.ArrayLike | None = None,
+) -> LinearGaussianController:
+    """
+    Hold the initial state by a linear-quadratic regulator that believes in unit masses.
+
+    The believed dynamics are ``v' = v + dt gains u`` and ``q' = q + dt v + dt^2 gains u``; other entries of the state
+    are ignored. The cost is ``stiffness`` on positions, ``stiffness stiffness_vel`` on velocities (deviations from
+    ``x0``) and 1 on actions, all divided by ``init_var``, so that the covariance is close to ``init_var``, and smaller
+    where an action moves the state much.
+
+    :param x0: initial states, ``[..., dx]``
+    :param horizon: number of time steps
+    :param du: number of actions
+    :param gains: acceleration per unit of action, a number or ``[du]``, positive; for torques the inverse of the inertia
+    :param stiffness: cost of position errors relative to actions, usually .1 to 10; higher holds more firmly
+    :param stiffness_vel: cost of velocity errors relative to that of positions, usually .1 to 10; higher damps more
+    :param init_var: variance of the exploration in squared units of the bounds, usually .01 to 1; does not change the gains
+    :param final_weight: factor of the state's cost at the last time step, usually 1 to 50
+    :param dt: duration of a time step in s
+    :param positions: indices of the state that hold the positions ``[du]``, by default ``0 .. du-1``
+    :param velocities: indices of the state that hold the velocities ``[du]``, by default ``du .. 2 du-1``
+    :return: controller ``[..., T]``
+    :raises ValueError: if the state is too small for the indices, or a number is out of range
+    """
+    x0 = np.asarray(x0, dtype=np.float64)
+    q, v = _joint_indices(x0, du, positions, velocities)
+    _check_positive(horizon=horizon, init_var=init_var, dt=dt, stiffness=stiffness, gains=gains)
+    _check_non_negative(stiffness_vel=stiffness_vel, final_weight=final_weight)
+    dx = x0.shape[-1]
+    F = _double_integrator(dx, q, v, dt, np.broadcast_to(gains, du))
+
+    diagonal = np.zeros((horizon, dx + du))
+    diagonal[:, q] = stiffness
+    diagonal[:, v] = stiffness * stiffness_vel
+    diagonal[-1] *= final_weight
+    diagonal[:, dx:] = 1.0
+    diagonal /= init_var
+
+    batch = x0.shape[:-1]
+    target = np.concatenate([x0, np.zeros((*batch, du))], axis=-1)[..., None, :]
+    dynamics = LinearGaussianDynamics(
+        np.broadcast_to(F, (*batch, horizon, dx, dx + du)),
+        np.zeros((*batch, horizon, dx)),
+        np.zeros((*batch, horizon, dx, dx)),
+    )
+    cost = QuadraticCost(
+        np.broadcast_to(diagonal[..., None] * np.eye(dx + du), (*batch, horizon, dx + du, dx + du)),
+        -diagonal * target,
+        0.5 * np.sum(diagonal * target**2, -1),
+    )
+    return lqr_backward(dynamics, cost).controller
+
+
+def pd_controller(
+    x0: FloatArray,
+    horizon: int,
+    du: int,
+    position_gains: float | FloatArray = 1.0,
+    velocity_gains_mult: float = 0.1,
+    init_var: float = 0.1,
+    positions: npt.ArrayLike | None = None,
+    velocities: npt.ArrayLike | None = None,
+) -> LinearGaussianController:
+    """
+    Pull towards the initial state with constant gains.
+
+    :param x0: initial states, ``[..., dx]``
+    :param horizon: number of time steps
+    :param du: number of actions
+    :param position_gains: action per unit of position error, a number or ``[du]``, usually 0 (noise only) to 10
+    :param velocity_gains_mult: gains of velocity errors relative to those of positions, in s, usually .01 to 1
+    :param init_var: variance of the exploration in squared units of the bounds, usually .01 to 1
+    :param positions: indices of the state that hold the positions ``[du]``, by default ``0 .. du-1``
+    :param velocities: indices of the state that hold the velocities ``[du]``, by default ``du .. 2 du-1``
+    :return: controller ``[..., T]``
+    :raises ValueError: if the state is too small for the indices, or a number is out of range
+    """
+    x0 = np.asarray(x0, dtype=np.float64)
+    q, v = _joint_indices(x0, du, positions, velocities)
+    _check_positive(horizon=horizon, init_var=init_var)
+    _check_non_negative(position_gains=position_gains, velocity_gains_mult=velocity_gains_mult)
+    batch = x0.shape[:-1]
+    K = np.zeros((*batch, horizon, du, x0.shape[-1]))
+    rows = np.arange(du)
+    K[..., rows, q] = -np.broadcast_to(position_gains, du)
+    K[..., rows, v] = -velocity_gains_mult * np.broadcast_to(position_gains, du)
+    cov = np.broadcast_to(init_var * np.eye(du), (*batch, horizon, du, du)).copy()
+    return LinearGaussianController(K, -matvec(K, x0[..., None, :]), cov)
+
+
+def _joint_indices(
+    x0: FloatArray, du: int, positions: npt.ArrayLike | None, velocities: npt.ArrayLike | None
+) -> tuple[IndexArray, IndexArray]:
+    """:return: checked indices of positions and velocities, ``[du]`` each"""
+    if x0.ndim < 1 or du < 1:
+        raise ValueError(f"x0 must have shape [..., dx] and du be at least 1, got shape {x0.shape} and du = {du}")
+    dx = x0.shape[-1]
+    q = np.arange(du) if positions is None else np.asarray(positions, dtype=np.intp)
+    v = np.arange(du, 2 * du) if velocities is None else np.asarray(velocities, dtype=np.intp)
+    for name, index in (("positions", q), ("velocities", v)):
+        if index.shape != (du,):
+            raise ValueError(f"`{name}` must hold one index of the state per action ({du}), got {index.tolist()}")
+        if np.any(index < 0) or np.any(index >= dx):
+            raise ValueError(
+                f"`{name}` are at the indices {index.tolist()}, but the state has only {dx} entries: say with `positions` and "
+                "`velocities` where they are, or start from the global policy instead"
+            )
+    if len(set(q.tolist()) | set(v.tolist())) < 2 * du:
+        raise ValueError(f"`positions` {q.tolist()} and `velocities` {v.tolist()} must be different entries of the state")
+    return q, v
+
+
+def _double_integrator(dx: int, q: IndexArray, v: IndexArray, dt: float, gains: FloatArray) -> FloatArray:
+    """:return: ``[dx, dx + du]``, the believed dynamics; entries that are neither position nor velocity become zero"""
+    actions = dx + np.arange(len(q))
+    F = np.zeros((dx, dx + len(q)))
+    F[q, q] = F[v, v] = 1.0
+    F[q, v] = dt
+    F[q, actions] = dt**2 * gains
+    F[v, actions] = dt * gains
+    return F
+
+
+def _check_positive(**values: float | FloatArray) -> None:
+    """Raise a ValueError that names the first argument which is not positive."""
+    for name, value in values.items():
+        if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+            raise ValueError(f"`{name}` must be positive, got {value}")
+
+
+def _check_non_negative(**values: float | FloatArray) -> None:
+    """Raise a ValueError that names the first argument which is negative."""
+    for name, value in values.items():
+        if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) >= 0)):
+            raise ValueError(f"`{name}` must not be negative, got {value}")

@@ -1,0 +1,150 @@
+"""A KL bound on every time step: the dual variables eta_t of a whitened problem.
+
+Problem: as in ``kl_lqr`` with one bound for each time step, E_p[KL(p(w_t|x_t) || N(0, I))] <= epsilon_t. Given the state
+marginals and the value V_{t+1}, the KL of step t is an explicit function of its own eta_t: with Qww = U diag(lambda) U' and
+m_i = E[(u_i' (Qwx x + qw))^2],
+
+    KL_t(eta) = 1/2 sum_i (s_i - 1 - log s_i + m_i / (lambda_i + eta)^2),   s_i = eta / (eta + lambda_i),
+
+which falls monotonically on (max(0, -min lambda), inf). A sweep backward in time solves these scalar equations under the
+marginals of the last controller; forward marginals and sweeps alternate, damped, until all hold at once.
+
+Shapes: ``[M, T]`` for eta, bound, kl; K ``[M, T, du, dx]``, k ``[M, T, du]``, S ``[M, T, du, du]``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sb3_dpi.trajopt.lqr import matvec, symmetrize
+from sb3_dpi.trajopt.types import BoolArray, FloatArray, GaussianMarginals
+from sb3_dpi.trajopt.whitened import WhitenedProblem
+
+
+@dataclass(frozen=True)
+class PerStepSolution:
+    """Controller in whitened coordinates with its dual variables."""
+
+    K: FloatArray
+    """``[M, T, du, dx]``"""
+    k: FloatArray
+    """``[M, T, du]``"""
+    S: FloatArray
+    """``[M, T, du, du]``"""
+    kl: FloatArray
+    """``[M, T]``"""
+    eta: FloatArray
+    """``[M, T]``"""
+    active: BoolArray
+    """``[M, T]``"""
+    converged: BoolArray
+    """``[M]``"""
+    n_passes: int
+    """backward-forward passes"""
+    n_recoveries: int
+    """passes that were not positive definite"""
+
+
+def search_per_step(
+    problem: WhitenedProblem, bound: FloatArray, eta: FloatArray, tolerance: float, max_passes: int
+) -> PerStepSolution:
+    """Find the dual variables of all time steps.
+
+    :param problem: in whitened coordinates
+    :param bound: epsilon_t, ``[M, T]``
+    :param eta: one dual variable for each condition at which the problem is solvable, ``[M]``
+    :param tolerance: ends with every KL_t in [1 - tolerance, 1] epsilon_t
+    :param max_passes: most backward-forward passes
+    :return: the solution; where it did not converge all bounds still hold
+    """
+    log_eta = np.repeat(np.log(eta)[:, None], problem.horizon, axis=1)
+    active = problem.action_matters()
+    damping = np.ones((len(eta), 1))
+    K, k, S, kl, _ = problem.run(np.exp(log_eta))
+    error, best_log_eta = _error(kl, bound, active, tolerance), log_eta.copy()
+    best_error = error.copy()
+    n_passes, n_recoveries = 1, 0
+    while n_passes < max_passes and np.any(best_error > 0.5 * tolerance):
+        target = _sweep(problem, bound * (1.0 - 0.5 * tolerance), problem.marginals(K, k, S), active, log_eta)
+        proposal = log_eta + damping * (target - log_eta)
+        new_K, new_k, new_S, new_kl, failed = problem.run(np.exp(proposal))
+        n_passes += 1
+        n_recoveries += int(np.sum(failed >= 0))
+        valid = (failed < 0) & np.isfinite(new_kl).all(-1)
+        new_error = np.where(valid, _error(new_kl, bound, active, tolerance), np.inf)
+        # a sweep that made things worse has overshot: the marginals moved too far for its equations to hold
+        accepted = valid & (new_error < 4.0 * best_error)
+        damping = np.where((new_error < error)[:, None], np.minimum(1.0, 1.3 * damping), np.maximum(0.02, 0.5 * damping))
+        log_eta[accepted], error[accepted] = proposal[accepted], new_error[accepted]
+        K[accepted], k[accepted], S[accepted] = new_K[accepted], new_k[accepted], new_S[accepted]
+        better = new_error < best_error
+        best_log_eta[better], best_error[better] = proposal[better], new_error[better]
+    best_log_eta, extra = _enforce(problem, bound, best_log_eta)
+    K, k, S, kl, _ = problem.run(np.exp(best_log_eta))
+    converged = _error(kl, bound, active, tolerance) <= 0.5 * tolerance
+    return PerStepSolution(
+        K, k, S, kl, np.exp(best_log_eta), active, converged, n_passes + extra + 1, n_recoveries
+    )
+
+
+def _error(kl: FloatArray, bound: FloatArray, active: BoolArray, tolerance: float) -> FloatArray:
+    """Largest distance of KL_t / epsilon_t from the middle of its interval, ``[M]``."""
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(kl / bound - (1.0 - 0.5 * tolerance))
+    return np.max(np.where(active, np.where(np.isfinite(distance), distance, np.inf), 0.0), -1)
+
+
+def _sweep(
+    problem: WhitenedProblem, target: FloatArray, marginals: GaussianMarginals, active: BoolArray, log_eta: FloatArray
+) -> FloatArray:
+    """Solve every step's scalar equation backward in time; returns log eta, ``[M, T]``."""
+    M, T, dx, _ = problem.F.shape
+    du = problem.lower.shape[-1]
+    result = log_eta.copy()
+    V, v = np.zeros((M, dx, dx)), np.zeros((M, dx))
+    for t in reversed(range(T)):
+        F, Ft = problem.F[:, t], np.swapaxes(problem.F[:, t], -1, -2)
+        Q = symmetrize(problem.C[:, t] + problem.discount * Ft @ V @ F)
+        q = problem.c[:, t] + problem.discount * matvec(Ft, matvec(V, problem.f[:, t]) + v)
+        curvature, basis = np.linalg.eigh(Q[:, dx:, dx:])
+        basis_t = np.swapaxes(basis, -1, -2)
+        slope = basis_t @ Q[:, dx:, :dx]
+        mean, cov = marginals.mean[:, t, :dx], marginals.cov[:, t, :dx, :dx]
+        offset = matvec(basis_t, q[:, dx:])
+        moment = (matvec(slope, mean) + offset) ** 2 + np.sum((slope @ cov) * slope, -1)
+        result[:, t] = np.where(active[:, t], _solve_scalar(curvature, moment, target[:, t]), log_eta[:, t])
+        shifted = curvature + np.exp(result[:, t])[:, None]
+        K = -(basis / shifted[:, None, :]) @ slope
+        k = -matvec(basis, offset / shifted).reshape(M, du)
+        V = symmetrize(Q[:, :dx, :dx] + Q[:, :dx, dx:] @ K)
+        v = q[:, :dx] + matvec(Q[:, :dx, dx:], k)
+    return result
+
+
+def _solve_scalar(curvature: FloatArray, moment: FloatArray, target: FloatArray) -> FloatArray:
+    """log eta with KL_t(eta) = target by bisection of log(eta - floor), ``[M]``."""
+    floor = np.maximum(0.0, -curvature[:, 0])
+    scale = np.maximum(np.abs(curvature).max(-1) + np.sqrt(moment.sum(-1)), 1e-280)
+    low, high = np.log(scale) - 60.0, np.log(scale) + 40.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        eta = (floor + np.exp(middle))[:, None]
+        with np.errstate(all="ignore"):
+            shrink = eta / (eta + curvature)
+            kl = 0.5 * np.sum(shrink - 1.0 - np.log(shrink) + moment / (curvature + eta) ** 2, -1)
+        too_large = ~(kl <= target)
+        low, high = np.where(too_large, middle, low), np.where(too_large, high, middle)
+    return np.log(floor + np.exp(high))
+
+
+def _enforce(problem: WhitenedProblem, bound: FloatArray, log_eta: FloatArray) -> tuple[FloatArray, int]:
+    """Grow all dual variables of a condition until no bound is exceeded."""
+    growth, n_passes = 1e-3, 0
+    while True:
+        _, _, _, kl, failed = problem.run(np.exp(log_eta))
+        n_passes += 1
+        exceeded = (failed >= 0) | ~np.all(kl <= bound, -1)
+        if not np.any(exceeded) or growth > 1e3:
+            return log_eta, n_passes
+        log_eta = log_eta + np.where(exceeded, growth, 0.0)[:, None]
+        growth *= 2.0
