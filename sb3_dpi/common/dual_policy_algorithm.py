@@ -295,7 +295,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self.n_iterations += 1
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/std", float(self.policy.log_std.exp().mean()))
+        self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
     def fit_model(self, trajectories: Trajectories) -> Any:
         """Fit a model of the system to what was sampled.

@@ -27,7 +27,8 @@ from sb3_dpi.common.local_models import (
 )
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories, map_observations
-from sb3_dpi.trajopt.cost import fit_cost
+from sb3_dpi.models.known_cost import expand_cost
+from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
 from sb3_dpi.trajopt.kl_lqr import solve_kl_constrained
 from sb3_dpi.trajopt.lqr import expected_cost, forward_marginals
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost
@@ -63,6 +64,7 @@ class MDGPS(DualPolicyAlgorithm):
         kl_per_time_step: bool = False,
         dynamics: dict | None = None,
         cost: dict | None = None,
+        cost_fn: Any = None,
         imitation_steps: int = 200,
         batch_size: int = 256,
         min_std: float = 0.1,
@@ -86,6 +88,7 @@ class MDGPS(DualPolicyAlgorithm):
         self.kl_per_time_step = kl_per_time_step
         self.dynamics = PriorSettings(**(dynamics or {}))
         self.cost = cost or {}
+        self.cost_fn = cost_fn
         self.imitation_steps = imitation_steps
         self.batch_size = batch_size
         self.min_std = min_std
@@ -111,6 +114,10 @@ class MDGPS(DualPolicyAlgorithm):
         z = np.concatenate([tr.states[:, :, :-1], tr.actions], -1)
         costs = step_costs(tr, self.gamma)
         cost = cut_cost(fit_cost(z, costs, tr.weights, **self.cost), lengths)
+        if self.cost_fn is not None:
+            c = expand_cost(self.cost_fn, tr.states[:, :, :-1], tr.actions, tr.states[:, :, 1:], tr.alive, dynamics, self.action_space.low, self.action_space.high)
+            mean = np.average(z, axis=1, weights=np.broadcast_to(np.maximum(tr.weights,1e-9)[..., None], z.shape))
+            cost = anchor(c.C, c.c, c.const, project_psd(c.C), mean)
         policy = self.linearize(tr)
         err = held_out_error(points, tr.weights, n_inputs, self.dynamics, self.n_iterations % tr.alive.shape[1], lengths)
         self.logger.record("trajopt/held_out_error", err)

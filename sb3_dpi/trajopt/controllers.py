@@ -60,8 +60,6 @@ def lqr_hold_controller(
     _check_positive(horizon=horizon, init_var=init_var, dt=dt, stiffness=stiffness, gains=gains)
     _check_non_negative(stiffness_vel=stiffness_vel, final_weight=final_weight)
     dx = x0.shape[-1]
-    F = _double_integrator(dx, q, v, dt, np.broadcast_to(gains, du))
-
     diagonal = np.zeros((horizon, dx + du))
     diagonal[:, q] = stiffness
     diagonal[:, v] = stiffness * stiffness_vel
@@ -71,16 +69,12 @@ def lqr_hold_controller(
 
     batch = x0.shape[:-1]
     target = np.concatenate([x0, np.zeros((*batch, du))], axis=-1)[..., None, :]
-    dynamics = LinearGaussianDynamics(
-        np.broadcast_to(F, (*batch, horizon, dx, dx + du)),
-        np.zeros((*batch, horizon, dx)),
-        np.zeros((*batch, horizon, dx, dx)),
-    )
     cost = QuadraticCost(
         np.broadcast_to(diagonal[..., None] * np.eye(dx + du), (*batch, horizon, dx + du, dx + du)),
         -diagonal * target,
         0.5 * np.sum(diagonal * target**2, -1),
     )
+    dynamics = _double_integrator((*batch, horizon, dx), q, v, dt, np.broadcast_to(gains, du))
     return lqr_backward(dynamics, cost).controller
 
 
@@ -143,15 +137,18 @@ def _joint_indices(
     return q, v
 
 
-def _double_integrator(dx: int, q: IndexArray, v: IndexArray, dt: float, gains: FloatArray) -> FloatArray:
-    """:return: ``[dx, dx + du]``, the believed dynamics; entries that are neither position nor velocity become zero"""
+def _double_integrator(
+    shape: tuple[int, ...], q: IndexArray, v: IndexArray, dt: float, gains: FloatArray
+) -> LinearGaussianDynamics:
+    """:return: believed dynamics of states of this shape ``[..., T, dx]``; neither position nor velocity: becomes zero"""
+    dx = shape[-1]
     actions = dx + np.arange(len(q))
     F = np.zeros((dx, dx + len(q)))
     F[q, q] = F[v, v] = 1.0
     F[q, v] = dt
     F[q, actions] = dt**2 * gains
     F[v, actions] = dt * gains
-    return F
+    return LinearGaussianDynamics(np.broadcast_to(F, (*shape[:-1], *F.shape)), np.zeros(shape), np.zeros((*shape, dx)))
 
 
 def _check_positive(**values: float | FloatArray) -> None:

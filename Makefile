@@ -1,0 +1,66 @@
+# Every target sets itself up: the first call makes .venv and installs what it needs with the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The head-to-head of `make demo`; for instance: make demo DEMO_SEEDS=5 DEMO_OUT=demo5
+DEMO_ENV ?= Reacher-v5
+DEMO_THRESHOLD ?= -6
+DEMO_SEEDS ?= 3
+DEMO_STEPS ?= mdgps:30000 trpo:150000 ppo:150000
+DEMO_OUT ?= demo
+
+# Tests that say nothing about sb3_dpi/trajopt and sb3_dpi/common: left out while coverage is measured
+UNCOVERED_TESTS := tests/test_zoo.py tests/test_compare.py tests/test_examples.py
+
+.PHONY: demo test test-slow lint type format bench clean help
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# One process per core, one thread per process: more threads slow these small networks down
+demo test test-slow bench: export OMP_NUM_THREADS = 1
+
+demo: $(VENV)/installed-demo ## train MDGPS, TRPO and PPO head to head on Reacher-v5; a second call goes on or reuses
+	$(BIN)/python -m sb3_dpi.compare --algo mdgps trpo ppo --env $(DEMO_ENV) --steps $(DEMO_STEPS) \
+		--seeds $(DEMO_SEEDS) --threshold $(DEMO_THRESHOLD) --out $(DEMO_OUT)
+
+# Twice: as users run it, then with numba's compilation off, because coverage does not see compiled code
+test: $(VENV)/installed-tests ## run the tests, then measure coverage
+	$(BIN)/python -m pytest
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "not slow and not compiled" $(addprefix --ignore=,$(UNCOVERED_TESTS)) \
+		--cov --cov-fail-under=95
+
+test-slow: $(VENV)/installed-tests ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-tests ## check style, format and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+type: $(VENV)/installed-tests ## check types
+	$(BIN)/mypy
+
+format: $(VENV)/installed-tests ## sort imports and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-demo ## time one iteration against raw env.step
+	$(BIN)/python benchmarks/iteration.py
+
+clean: ## delete .venv and caches, keep results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[fast,plots,zoo]'
+	touch $@
+
+$(VENV)/installed-tests: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[tests]'
+	touch $@ $(VENV)/installed-demo

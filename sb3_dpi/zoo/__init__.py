@@ -1,0 +1,6 @@
+"""RL Zoo for the algorithms of this package: ``python -m sb3_dpi.zoo train|enjoy --algo mdgps --env ...``."""
+
+from sb3_dpi.zoo.hyperparams import ResolvedHyperparams, resolve_hyperparams
+from sb3_dpi.zoo.register import ALGORITHMS, algorithm_class, register_algorithms
+
+__all__ = ["ALGORITHMS", "ResolvedHyperparams", "algorithm_class", "register_algorithms", "resolve_hyperparams"]
