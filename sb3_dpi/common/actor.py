@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_dpi.common.policies import BoundedGaussianPolicy
+from sb3_dpi.common.policies import BoundedGaussianPolicy, StandardizedExtractor
 from sb3_dpi.common.trajectories import Observations
 
 Actor = Callable[[Observations], np.ndarray]
@@ -42,12 +43,14 @@ def export_actor(policy: BoundedGaussianPolicy) -> Actor:
 
 
 def _numpy_layers(policy: BoundedGaussianPolicy) -> list[Callable[[np.ndarray], np.ndarray]] | None:
-    if type(policy.pi_features_extractor) is not FlattenExtractor or len(policy.observation_space.shape or ()) > 2:
+    extractor = policy.pi_features_extractor
+    if type(extractor) not in (FlattenExtractor, StandardizedExtractor) or is_image_space(policy.observation_space):
         return None
     layers: list[Callable[[np.ndarray], np.ndarray]] = []
     for module in [*policy.mlp_extractor.policy_net, policy.action_net]:
         if isinstance(module, nn.Linear):
-            layers.append(_affine(module))
+            reads_features = not layers and isinstance(extractor, StandardizedExtractor)
+            layers.append(_affine(module, extractor if reads_features else None))
         elif type(module) in _ACTIVATIONS:
             layers.append(_ACTIVATIONS[type(module)])
         else:
@@ -55,10 +58,13 @@ def _numpy_layers(policy: BoundedGaussianPolicy) -> list[Callable[[np.ndarray], 
     return layers
 
 
-def _affine(module: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
-    weight = np.ascontiguousarray(module.weight.detach().cpu().numpy().T)
-    bias = module.bias.detach().cpu().numpy().copy()
-    return lambda x: x @ weight + bias
+def _affine(module: nn.Linear, extractor: StandardizedExtractor | None) -> Callable[[np.ndarray], np.ndarray]:
+    weight, bias = module.weight.detach().double(), module.bias.detach().double()
+    if extractor is not None:  # standardisation is affine: it costs nothing once folded into the first layer
+        weight = weight / extractor.obs_std
+        bias = bias - weight @ extractor.obs_mean.double()
+    folded, offset = np.ascontiguousarray(weight.float().cpu().numpy().T), bias.float().cpu().numpy()
+    return lambda x: x @ folded + offset
 
 
 def _torch_actor(policy: BoundedGaussianPolicy) -> Actor:

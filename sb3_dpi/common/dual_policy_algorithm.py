@@ -1,6 +1,6 @@
 """The loop that the algorithms of dual policy iteration share."""
 
-import sys
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -10,19 +10,23 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.actor import export_actor
-from sb3_dpi.common.planner_state import make_state_view
+from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
     BoundedGaussianMultiInputPolicy,
     BoundedGaussianPolicy,
+    StandardizedExtractor,
 )
-from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, map_observations
+from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, concatenate, map_observations
 from sb3_dpi.trajopt.types import FloatArray
 
 SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")
+
+Sampler = Callable[[int, Any, FloatArray], np.ndarray]
 
 DEFAULT_HORIZON = 200
 """Planned time steps where the environment has no time limit."""
@@ -48,6 +52,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         up to a multiple of the number of environments
     :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds; ``"random"``:
         each trajectory starts from a seed of its own, so that a condition covers the distribution of initial states
+    :param replay: earlier iterations whose trajectories are kept: their conditions are planned for and imitated again beside the
+        new ones; usual: 0 to 10
     :param gamma: discount factor; usual: .95 to 1
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -76,6 +82,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         n_conditions: int,
         samples_per_condition: int,
         conditions: str,
+        replay: int,
         gamma: float,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -113,10 +120,12 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self.n_conditions = n_conditions
         self.samples_per_condition = samples_per_condition
         self.conditions = conditions
+        self.replay = replay
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
         # what follows is learned or drawn in training and survives save and load (attributes of __init__ do)
         self.n_iterations = 0
+        self.past: tuple[Trajectories, ...] = ()
         self.condition_base: int | None = None
 
     def _setup_model(self) -> None:
@@ -204,10 +213,11 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         """One trajectory in each environment, from its own reset seed."""
         env.unwrapped._seeds = [self._reset_seed(int(i)) for i in trajectory_ids]
-        self._last_obs = new_obs = env.reset()  # type: ignore[assignment]
-        states = self._planner_states(env, new_obs)
+        self._last_obs = env.reset()  # type: ignore[assignment]
+        obs = self._original_obs(self._last_obs)
+        states = self._state_view(obs)
         self._check_finite_step(states, np.zeros(env.num_envs), 0)
-        act = self._make_sampler(trajectory_ids % self.n_conditions, rollout_buffer.horizon)
+        act = self._make_sampler(trajectory_ids % self.n_conditions, states, rollout_buffer.horizon)
         alive = np.ones(env.num_envs, dtype=bool)
         returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
         for t in range(rollout_buffer.horizon):
@@ -218,21 +228,28 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            raw_rewards = self._vec_normalize_env.get_original_reward() if self._vec_normalize_env is not None else rewards
-            states_after = self._planner_states(env, new_obs)
-            next_states, terminated = states_after, np.zeros_like(dones)
+            raw_rewards = rewards if self._vec_normalize_env is None else self._vec_normalize_env.get_original_reward()
+            obs_after = self._original_obs(new_obs)
+            states_after = self._state_view(obs_after)
+            next_obs, next_states, terminated = obs_after, states_after, np.zeros_like(dones)
             if dones.any():
-                next_states, terminated = self._terminal_states(states_after, dones, infos)
+                next_obs, terminated = self._before_reset(obs_after, dones, infos)
+                next_states = self._state_view(next_obs)
             self._check_finite_step(next_states, raw_rewards, t)
-            rollout_buffer.add_step(self._last_obs, states, actions, raw_rewards, alive, terminated, next_states)
+            rollout_buffer.add_step(obs, states, actions, raw_rewards, alive, terminated, next_states)
             returns, lengths = returns + alive * raw_rewards, lengths + alive
+            ending = alive if t == rollout_buffer.horizon - 1 else alive & dones
+            if ending.any():
+                rollout_buffer.end_trajectories(ending, next_obs)
             alive = alive & ~dones
-            self._last_obs, self._last_episode_starts, states = new_obs, dones, states_after  # type: ignore[assignment]
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            obs, states = obs_after, states_after
             if not alive.any():
                 break
-        rollout_buffer.end_batch(new_obs)  # type: ignore[arg-type]
+        rollout_buffer.end_batch()
         # a horizon shorter than the episode leaves no episode for Monitor to report
-        self._update_info_buffer([{"episode": {"r": r, "l": n}} for r, n, a in zip(returns, lengths, alive, strict=True) if a])
+        cut = [{"episode": {"r": returns[i], "l": lengths[i]}} for i in np.flatnonzero(alive)]
+        self._update_info_buffer(cut)
         return True
 
     def _reset_seed(self, trajectory_id: int) -> int:
@@ -244,30 +261,45 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         iteration = 0 if self.conditions == "fixed" else self.n_iterations
         return (self.condition_base + iteration * per_iteration + index) % 2**31
 
-    def _make_sampler(self, conditions: np.ndarray, horizon: int) -> Any:
+    def _make_sampler(self, conditions: np.ndarray, first_states: FloatArray, horizon: int) -> Sampler:
         """A function of (t, observations, states) that samples actions ``[n_envs, du]`` in units of the bounds."""
         mean = export_actor(self.policy)
         std = np.exp(self.policy.log_std.detach().cpu().numpy())
         noise = self._rng.standard_normal((horizon, len(conditions), len(std)), dtype=np.float32) * std
         return lambda t, obs, states: mean(obs) + noise[t]
 
-    def _planner_states(self, env: VecEnv, obs: Any) -> FloatArray:
-        if self._vec_normalize_env is not None:
-            obs = self._vec_normalize_env.get_original_obs()
-        return self._state_view(obs)
+    def _input_scale(self) -> FloatArray | None:
+        """Derivative of the policy's input with respect to the planner's state; None where the policy sees something else."""
+        if not is_vector_space(self.observation_space):
+            return None
+        normalizer = self._vec_normalize_env
+        if normalizer is None or not normalizer.norm_obs:
+            return np.ones(self._state_dim)
+        return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))  # type: ignore[union-attr]
 
-    def _terminal_states(
-        self, states_after: FloatArray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> tuple[FloatArray, np.ndarray]:
-        """The states before the automatic reset, and which episodes ended by death."""
-        next_states, terminated = states_after.copy(), np.zeros_like(dones)
+    def _original_obs(self, obs: Any) -> Observations:
+        return obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
+
+    def _policy_inputs(self, observations: Observations) -> Observations:
+        """Observations ``[n, ...]`` as the policy sees them, with the present statistics of VecNormalize."""
+        return observations if self._vec_normalize_env is None else self._vec_normalize_env.normalize_obs(observations)
+
+    def _before_reset(
+        self, obs_after: Observations, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> tuple[Observations, np.ndarray]:
+        """The observations before the automatic reset, and which episodes ended by death."""
+        obs, terminated = map_observations(np.copy, obs_after), np.zeros_like(dones)
         for i in np.flatnonzero(dones):
             final = infos[i]["terminal_observation"]
             if self._vec_normalize_env is not None:
                 final = self._vec_normalize_env.unnormalize_obs(final)
-            next_states[i] = self._state_view(map_observations(lambda array: np.asarray(array)[None], final))[0]
+            if isinstance(obs, dict):
+                for key, array in obs.items():
+                    array[i] = final[key]
+            else:
+                obs[i] = final
             terminated[i] = not infos[i].get("TimeLimit.truncated", False)
-        return next_states, terminated
+        return obs, terminated
 
     def _check_finite_step(self, states: FloatArray, rewards: np.ndarray, t: int) -> None:
         if np.isfinite(states.sum() + rewards.sum()):
@@ -279,7 +311,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         what = "observation" if not np.isfinite(states[i]).all() else "reward"
         raise ValueError(
             f"Environment {i} returned a {what} that is not finite at step {t} of its trajectory (after {self.num_timesteps} "
-            "steps in all). The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
+            "steps in all). The model is as before this rollout and can be saved; fix the environment, or end its episodes "
+            "before it diverges"
         )
 
     # ------------------------------------------------------------------ learning
@@ -288,7 +321,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         """One iteration of dual policy iteration on the trajectories in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        trajectories = self.rollout_buffer.trajectories()
+        trajectories = self._recall(self.rollout_buffer.trajectories())
+        self._update_standardization(trajectories)
         model = self.fit_model(trajectories)  # P-hat, Eq. 2
         expert = self.improve_expert(model, trajectories)  # eta_n, Eq. 4
         self.imitate(expert, trajectories)  # pi_n+1, Eq. 5
@@ -296,6 +330,22 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+
+    def _recall(self, latest: Trajectories) -> Trajectories:
+        """Put the trajectories of the iterations that are kept behind the latest ones."""
+        kept = [past for past in self.past if past.alive.shape[2] == latest.alive.shape[2]]
+        together = (latest, *kept)
+        self.past = together[: self.replay]
+        return concatenate(together)
+
+    def _update_standardization(self, trajectories: Trajectories) -> None:
+        if not isinstance(self.policy.pi_features_extractor, StandardizedExtractor):
+            return
+        observations = np.asarray(trajectories.observations)[:, :, :-1]
+        inputs = np.asarray(self._policy_inputs(observations[trajectories.alive])).astype(np.float64)
+        flat = inputs.reshape(len(inputs), -1)
+        std = flat.std(0)
+        self.policy.set_standardization(flat.mean(0), np.where(std > 1e-6, std, 1.0))
 
     def fit_model(self, trajectories: Trajectories) -> Any:
         """Fit a model of the system to what was sampled.
@@ -350,14 +400,3 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             progress_bar=progress_bar,
         )
 
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Reject an unknown name with the list of known ones.
-
-    :param name: of the argument
-    :param value: what was given
-    :param choices: what is valid
-    :raises ValueError: if ``value`` is not among ``choices``
-    """
-    if value not in choices:
-        raise ValueError(f"Unknown {name} {value!r}: choose one of " + ", ".join(repr(choice) for choice in choices))

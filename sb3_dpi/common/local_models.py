@@ -1,28 +1,38 @@
 """Local linear-Gaussian models of sampled trajectories: dynamics, cost and the policy's linearisation."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.policies import BoundedGaussianPolicy
-from sb3_dpi.common.trajectories import Trajectories
+from sb3_dpi.common.trajectories import Observations, Trajectories, map_observations
+from sb3_dpi.models.known_cost import CostFunction, expand_cost
+from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
 from sb3_dpi.trajopt.dynamics import (
     LinearGaussianFit,
+    Moments,
     Standardizer,
     fit_linear_gaussian,
     moments,
+    nearest_prior,
     window_prior,
 )
-from sb3_dpi.trajopt.gmm import GaussianMixture, fit_mixture, mixture_prior, number_of_components
+from sb3_dpi.trajopt.gmm import fit_mixture, mixture_prior, number_of_components
+from sb3_dpi.trajopt.lqr import expected_cost, forward_marginals
 from sb3_dpi.trajopt.types import (
     FloatArray,
     GaussianState,
     LinearGaussianController,
     LinearGaussianDynamics,
-    NormalInverseWishart,
     QuadraticCost,
 )
+
+PRIORS = ("niw", "nearest", "gmm")
 
 
 @dataclass(frozen=True)
@@ -40,57 +50,102 @@ class LocalModel:
     lengths: np.ndarray
     """``[M]``, planned time steps of each condition"""
 
+    def first(self, n_conditions: int) -> "LocalModel":
+        """Restrict to the first conditions, those of the latest iteration.
+
+        :param n_conditions: how many
+        :return: their model
+        """
+        parts = (_first(part, n_conditions) for part in (self.dynamics, self.cost, self.policy, self.initial))
+        return LocalModel(*parts, self.lengths[:n_conditions])
+
+    def take(self, controller: LinearGaussianController) -> LinearGaussianController:
+        """Restrict a controller to the conditions of this model.
+
+        :param controller: of at least as many conditions
+        :return: of this model's conditions
+        """
+        return _first(controller, len(self.lengths))
+
+
+def _first(part: Any, n: int) -> Any:
+    return type(part)(*(getattr(part, field.name)[:n] for field in fields(part)))
+
 
 @dataclass(frozen=True)
-class PriorSettings:
-    """How the normal-inverse-Wishart prior of a regression is built."""
+class CostSettings:
+    """How the quadratic cost is fitted to the rewards."""
 
-    kind: str = "niw"
-    """``"niw"``: neighbouring time steps and earlier iterations; ``"gmm"``: a Gaussian mixture of them"""
-    window: int = 3
-    """half width in time steps of the neighbourhood ("niw")"""
+    ridge: float = 1e-4
+    """regularisation of the pooled fit; usual: 1e-6 to 1e-2"""
+    local_window: int | None = None
+    """half width in time steps of a local correction of the gradient; None fits the pooled cost alone; usual: 1 to 10"""
+    local_ridge: float = 0.1
+    """shrinks the local correction; usual: .01 to 1"""
+    death_spread: float = 0.9
+    """how far a death's cost reaches back: ratio of the shares of a step and the next; 0 leaves it on the last step"""
+
+    @classmethod
+    def parse(cls, value: "dict[str, Any] | CostSettings | None") -> "CostSettings":
+        """Read what a user or a YAML file gave.
+
+        :param value: a dictionary of settings, settings, or None for the defaults
+        :return: settings
+        :raises ValueError: if a setting is unknown
+        """
+        if isinstance(value, CostSettings):
+            return value
+        for key in value or {}:
+            check_choice("setting of cost", key, tuple(field.name for field in fields(cls)))
+        return cls(**(value or {}))
+
+
+@dataclass(frozen=True)
+class RegressionSettings:
+    """How a time-varying linear-Gaussian regression gets its normal-inverse-Wishart prior."""
+
+    prior: str = "nearest"
+    """``"niw"``: neighbouring time steps and earlier iterations; ``"nearest"``: the nearest points in state and action, of
+    whatever time, condition and kept iteration; ``"gmm"``: a Gaussian mixture of all of them"""
+    cov_count: float | None = None
+    """pseudo-samples for the covariance; by default 4 ("niw"), 100 ("nearest") or as many as the inputs ("gmm")"""
     mean_count: float = 1.0
     """pseudo-samples for the mean"""
-    cov_count: float = 4.0
-    """pseudo-samples for the covariance"""
     ridge: float = 1e-4
-    """regularisation of the inputs, in standardised variance"""
-    memory: int = 3
-    """earlier iterations that the prior remembers"""
+    """regularisation of the inputs, in standardised variance; usual: 1e-6 to 1e-3"""
+    window: int = 3
+    """half width of the neighbourhood in time steps ("niw"); usual: 1 to 10"""
+    neighbours: int = 400
+    """points behind each time step's prior ("nearest"); usual: 10 to 40 for each input"""
     max_clusters: int = 20
     """clusters of the mixture at most ("gmm")"""
     samples_per_cluster: int = 40
     """points for each cluster at least ("gmm")"""
 
+    @classmethod
+    def parse(cls, name: str, value: "str | dict[str, Any] | RegressionSettings") -> "RegressionSettings":
+        """Read what a user or a YAML file gave.
 
-@dataclass(frozen=True)
-class History:
-    """Points of earlier iterations, for the prior."""
-
-    points: tuple[FloatArray, ...] = ()
-    """each ``[M, N, T, D]``, latest last"""
-    weights: tuple[FloatArray, ...] = ()
-    """each ``[M, N, T]``"""
-    mixture: GaussianMixture | None = None
-    """of the last iteration, for a warm start"""
-
-    def appended(self, points: FloatArray, weights: FloatArray, memory: int) -> "History":
-        """Remember one more iteration and forget the oldest.
-
-        :param points: ``[M, N, T, D]``
-        :param weights: ``[M, N, T]``
-        :param memory: iterations to keep
-        :return: the new history
+        :param name: of the argument, for the error
+        :param value: a prior's name, a dictionary of settings, or settings
+        :return: settings
+        :raises ValueError: if the prior or a setting is unknown
         """
-        first = max(0, len(self.points) + 1 - memory)
-        return History((*self.points, points)[first:], (*self.weights, weights)[first:], self.mixture)
+        if isinstance(value, RegressionSettings):
+            return value
+        known = tuple(field.name for field in fields(cls))
+        options = {"prior": value} if isinstance(value, str) else dict(value)
+        for key in options:
+            check_choice(f"setting of {name}", key, known)
+        check_choice(name, options.get("prior", cls.prior), PRIORS)
+        return cls(**options)
 
 
 def transition_points(trajectories: Trajectories) -> FloatArray:
     """Stack [x; u; x'] with the actions that were executed.
 
     :param trajectories: sampled
-    :return: ``[M, N, T, 2 dx + du]``
+    :return: ``[M, N, T, 2 dx + du]``, zero where dead
     """
     states = trajectories.states
     points = np.concatenate([states[:, :, :-1], trajectories.executed_actions, states[:, :, 1:]], -1)
@@ -109,8 +164,7 @@ def planned_lengths(trajectories: Trajectories, min_samples: int) -> np.ndarray:
     lengths = np.where(enough.all(-1), enough.shape[-1], np.argmin(enough, -1))
     if not np.any(lengths > 0):
         raise ValueError(
-            f"No time step has the {min_samples} living samples that a fit needs: raise samples_per_condition "
-            "(or lower min_samples)"
+            f"No time step has the {min_samples} living samples that a fit needs: raise samples_per_condition or lower min_samples"
         )
     return lengths
 
@@ -119,54 +173,47 @@ def fit_regression(
     points: FloatArray,
     weights: FloatArray,
     n_inputs: int,
-    settings: PriorSettings,
-    history: History,
-    share_conditions: bool,
+    settings: RegressionSettings,
     rng: np.random.Generator,
-) -> tuple[LinearGaussianFit, History]:
-    """Fit outputs on inputs with the prior of ``settings``.
+    n_same: int | None = None,
+) -> LinearGaussianFit:
+    """Fit outputs on inputs for every condition and time step with the prior of ``settings``.
 
-    :param points: inputs and outputs stacked, ``[M, N, T, D]``
+    :param points: inputs and outputs stacked, ``[M, N, T, D]``, latest conditions first
     :param weights: ``[M, N, T]``
     :param n_inputs: how many of the D variables are inputs
     :param settings: kind and strength of the prior
-    :param history: earlier iterations
-    :param share_conditions: whether earlier conditions are other ones than today's, so that their points are pooled
     :param rng: of the mixture's start
-    :return: the fit, and the history with this iteration
+    :param n_same: conditions i and i + n_same are the same one at different iterations; None if all differ
+    :return: the fit
     """
     scale = Standardizer.fit(points, weights)
-    prior, mixture = _make_prior(points, weights, scale, settings, history, share_conditions, rng)
-    fit = fit_linear_gaussian(points, weights, n_inputs, prior, scale, settings.ridge)
-    updated = History(history.points, history.weights, mixture)
-    return fit, updated.appended(points, weights, settings.memory)
-
-
-def _make_prior(
-    points: FloatArray,
-    weights: FloatArray,
-    scale: Standardizer,
-    settings: PriorSettings,
-    history: History,
-    share_conditions: bool,
-    rng: np.random.Generator,
-) -> tuple[NormalInverseWishart, GaussianMixture | None]:
     standard = scale.apply(points)
-    if settings.kind == "gmm":
-        all_points = [points, *history.points]
-        flat = np.concatenate([array.reshape(-1, array.shape[-1]) for array in all_points])
-        living = np.concatenate([array.reshape(-1) for array in (weights, *history.weights)]) > 0
-        n_clusters = number_of_components(int(living.sum()), settings.samples_per_cluster, settings.max_clusters)
-        mixture = fit_mixture(scale.apply(flat[living]), n_clusters, rng)
+    if settings.prior == "gmm":
+        living = standard[weights > 0]
+        n_clusters = number_of_components(len(living), settings.samples_per_cluster, settings.max_clusters)
+        mixture = fit_mixture(living, n_clusters, rng)
         by_time, weights_by_time = np.swapaxes(standard, 1, 2), np.swapaxes(weights, 1, 2)
-        return mixture_prior(mixture, by_time, weights_by_time, settings.mean_count, settings.cov_count), mixture
-    neighbours = moments(standard, weights).windowed(settings.window)
-    for old_points, old_weights in zip(history.points, history.weights, strict=True):
-        old = moments(scale.apply(old_points), old_weights).windowed(settings.window)
-        neighbours = neighbours + (old.pooled().scaled(1.0 / len(old.count)) if share_conditions else old)
-    everything = neighbours.pooled()
-    everything = everything.scaled(1.0 / max(float(everything.count.mean()), 1.0))
-    return window_prior(neighbours + everything, settings.mean_count, settings.cov_count), None
+        count = n_inputs if settings.cov_count is None else settings.cov_count
+        prior = mixture_prior(mixture, by_time, weights_by_time, settings.mean_count, count)
+    elif settings.prior == "nearest":
+        count = 100.0 if settings.cov_count is None else settings.cov_count
+        pool = standard[weights > 0]
+        prior = nearest_prior(standard, weights, pool, n_inputs, settings.neighbours, settings.mean_count, count)
+    else:
+        count = 4.0 if settings.cov_count is None else settings.cov_count
+        prior = window_prior(_neighbours_in_time(standard, weights, settings.window, n_same), settings.mean_count, count)
+    return fit_linear_gaussian(points, weights, n_inputs, prior, scale, settings.ridge)
+
+
+def _neighbours_in_time(standard: FloatArray, weights: FloatArray, window: int, n_same: int | None) -> Moments:
+    sums = moments(standard, weights).windowed(window)
+    everyone = sums.pooled()
+    if n_same is not None:  # earlier iterations of the same condition count as neighbours
+        same = np.arange(len(standard)) % n_same
+        sums = Moments(*(np.stack([a[same == i].sum(0) for i in same]) for a in (sums.count, sums.total, sums.outer)))
+    # a share of all conditions keeps the prior proper where a condition alone does not span the inputs
+    return sums + everyone.scaled(1.0 / max(float(everyone.count.mean()), 1.0))
 
 
 def as_dynamics(fit: LinearGaussianFit) -> LinearGaussianDynamics:
@@ -192,6 +239,62 @@ def initial_state(trajectories: Trajectories) -> GaussianState:
     cov = np.swapaxes(centred, 1, 2) @ centred / total[..., None]
     scale = np.maximum(trajectories.states.reshape(-1, first.shape[-1]).var(0), 1e-12)
     return GaussianState(mean, cov + 1e-6 * np.diag(scale))
+
+
+def linearize_policy(
+    policy: BoundedGaussianPolicy,
+    trajectories: Trajectories,
+    to_inputs: Callable[[Observations], Observations],
+    input_scale: FloatArray | None,
+    method: str | dict[str, Any],
+    rng: np.random.Generator,
+) -> LinearGaussianFit:
+    """Linearise a policy around the samples of each condition and time step (MDGPS, section 3.1).
+
+    :param policy: the global policy
+    :param trajectories: sampled
+    :param to_inputs: from observations to what the policy sees of them
+    :param input_scale: derivative of the policy's input with respect to the planner's state, ``[dx]``; None where the policy sees
+        something else
+    :param method: ``"jacobian"``, ``"auto"``, or the settings of a regression
+    :param rng: of the regression
+    :return: mean actions on states
+    :raises ValueError: if the Jacobian is asked for where policy and planner see different things
+    """
+    shape = trajectories.alive.shape
+    flat = to_inputs(map_observations(lambda a: a[:, :, :-1].reshape(-1, *a.shape[3:]), trajectories.observations))
+    states = trajectories.states[:, :, :-1]
+    if method == "jacobian" and input_scale is None:
+        raise ValueError(
+            'linearization="jacobian" needs a policy that observes the planner\'s state; here it observes something else: '
+            'use "auto" or a regression ("nearest", "niw", "gmm")'
+        )
+    if method == "jacobian" or (method == "auto" and input_scale is not None):
+        assert input_scale is not None
+        means, jacobians = policy_mean_and_jacobian(policy, np.asarray(flat), input_scale)
+        jacobians = jacobians.reshape(*shape, *jacobians.shape[1:])
+        return average_jacobians(states, means.reshape(*shape, -1), jacobians, trajectories.weights)
+    means = policy_mean(policy, flat).reshape(*shape, -1)
+    points = np.where(trajectories.alive[..., None], np.concatenate([states, means], -1), 0.0)
+    settings = RegressionSettings.parse("linearization", "nearest" if method == "auto" else method)
+    return fit_regression(points, trajectories.weights, states.shape[-1], settings, rng)
+
+
+def policy_mean(policy: BoundedGaussianPolicy, inputs: Observations, chunk: int = 2048) -> FloatArray:
+    """Mean actions of a policy, a chunk at a time (images would fill the memory).
+
+    :param policy: the policy
+    :param inputs: what it sees, ``[n, ...]``
+    :param chunk: observations for each forward pass
+    :return: ``[n, du]``
+    """
+    n = len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
+    parts = []
+    with th.no_grad():
+        for start in range(0, n, chunk):
+            part = map_observations(lambda array, i=start: array[i : i + chunk], inputs)  # type: ignore[misc]
+            parts.append(policy.action_mean(obs_as_tensor(part, policy.device)).double().cpu().numpy())  # type: ignore[arg-type]
+    return np.concatenate(parts)
 
 
 def policy_mean_and_jacobian(
@@ -244,55 +347,103 @@ def as_controller(fit: LinearGaussianFit, std: FloatArray) -> LinearGaussianCont
     return LinearGaussianController(fit.coef, fit.bias, fit.cov + np.diag(std**2))
 
 
-def step_costs(trajectories: Trajectories, gamma: float) -> FloatArray:
+def step_costs(trajectories: Trajectories, gamma: float, death_spread: float) -> FloatArray:
     """Costs (minus rewards) of the living steps; a death also forgoes the rewards that life would have brought.
 
-    Dead states have value zero by definition, so that a step into death costs the average reward of all the steps that
-    would have followed: r (gamma + gamma^2 + ...), up to the horizon where gamma is 1.
+    Dead states have value zero by definition, so that a death costs the average reward of all the steps that would have
+    followed: r (gamma + gamma^2 + ...), up to the horizon where gamma is 1. As one spike at the last step it would tell a
+    fitted cost nothing about the states that lead there; it is spread over the steps before it with geometric weights that
+    sum to one, so that the return of every trajectory stays what it was.
 
     :param trajectories: sampled
     :param gamma: discount factor
+    :param death_spread: ratio of the weights of a step and the next, from 0 (one spike) to below 1
     :return: ``[M, N, T]``
     """
     mean_reward = float(np.average(trajectories.rewards, weights=trajectories.weights))
     horizon = trajectories.rewards.shape[-1]
     remaining = horizon if gamma == 1.0 else min(gamma / (1.0 - gamma), 1e6)
-    return -trajectories.rewards + np.where(trajectories.terminated, mean_reward * remaining, 0.0)
+    costs = -trajectories.rewards
+    m, n, end = np.nonzero(trajectories.terminated & trajectories.alive)
+    if len(end):
+        lead = end[:, None] - np.arange(horizon)
+        share = np.where(lead >= 0, np.power(death_spread, np.maximum(lead, 0), dtype=np.float64), 0.0)
+        costs[m, n] += mean_reward * remaining * share / share.sum(1, keepdims=True)
+    return costs
 
 
-def cut_cost(cost: QuadraticCost, lengths: np.ndarray) -> QuadraticCost:
-    """Remove the cost of the time steps that are not planned.
+def fit_local_cost(
+    trajectories: Trajectories,
+    lengths: np.ndarray,
+    gamma: float,
+    settings: CostSettings,
+    dynamics: LinearGaussianDynamics,
+    cost_fn: CostFunction | None,
+    bounds: tuple[np.ndarray, np.ndarray],
+) -> QuadraticCost:
+    """Quadratic cost of each condition and time step, positive semi-definite.
 
-    :param cost: ``[M, T]``
+    :param trajectories: sampled
     :param lengths: planned time steps, ``[M]``
-    :return: zero behind ``lengths``
+    :param gamma: discount factor
+    :param settings: of the fit to rewards
+    :param dynamics: by which ``cost_fn`` is expanded
+    :param cost_fn: known cost, or None to fit the rewards
+    :param bounds: lower and upper bounds of the actions
+    :return: ``[M, T]``, zero behind ``lengths``
     """
+    weights = trajectories.weights
+    z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1)
+    if cost_fn is None:
+        options = (settings.ridge, settings.local_window, settings.local_ridge)
+        cost = fit_cost(z, step_costs(trajectories, gamma, settings.death_spread), weights, *options)
+    else:
+        states = trajectories.states
+        raw = expand_cost(
+            cost_fn, states[:, :, :-1], trajectories.actions, states[:, :, 1:], trajectories.alive, dynamics, *bounds
+        )
+        total = np.maximum(weights.sum(1), 1.0)[..., None]
+        mean = np.sum(np.where(trajectories.alive[..., None], z, 0.0), 1) / total
+        cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C), mean)
     keep = (np.arange(cost.const.shape[1]) < lengths[:, None]).astype(np.float64)
     return QuadraticCost(cost.C * keep[..., None, None], cost.c * keep[..., None], cost.const * keep)
 
 
+def total_cost(model: LocalModel, controller: LinearGaussianController, gamma: float) -> FloatArray:
+    """Discounted expected cost of a controller under the fitted dynamics and cost (MDGPS, appendix B.3).
+
+    :param model: of the conditions
+    :param controller: of the same conditions
+    :param gamma: discount factor
+    :return: ``[M]``
+    """
+    costs = expected_cost(model.cost, forward_marginals(controller, model.dynamics, model.initial))
+    return costs @ gamma ** np.arange(costs.shape[-1])
+
+
 def held_out_error(
-    points: FloatArray, weights: FloatArray, n_inputs: int, settings: PriorSettings, held_out: int, lengths: np.ndarray
+    points: FloatArray, weights: FloatArray, n_inputs: int, settings: RegressionSettings, held_out: int, lengths: np.ndarray
 ) -> float:
     """One-step error on trajectories left out of the fit, relative to the spread of what is predicted.
 
     :param points: inputs and outputs stacked, ``[M, N, T, D]``
     :param weights: ``[M, N, T]``
     :param n_inputs: how many variables are inputs
-    :param settings: of the prior; earlier iterations are not used
+    :param settings: of the regression
     :param held_out: index of the sample left out
     :param lengths: planned time steps, ``[M]``
-    :return: mean squared error over variance of the change from state to state, averaged over the outputs
+    :return: median over samples of the squared error over the variance of the change from state to state, averaged over the
+        outputs; 1 is as bad as predicting no change
     """
     kept = weights.copy()
     kept[:, held_out] = 0.0
-    fit, _ = fit_regression(points, kept, n_inputs, settings, History(), True, np.random.default_rng(0))
+    fit = fit_regression(points, kept, n_inputs, settings, np.random.default_rng(0))
     truth, inputs = points[:, held_out : held_out + 1, :, n_inputs:], points[:, held_out : held_out + 1, :, :n_inputs]
     planned = np.arange(points.shape[2]) < lengths[:, None, None]
     mask = (weights[:, held_out : held_out + 1] > 0) & planned
     if not mask.any():
         return float("nan")
     error = (truth - fit.predict(inputs))[mask]
-    change = (truth - inputs[..., : truth.shape[-1]])[mask]
-    varies = change.var(0) > 1e-12
-    return float(np.mean((error**2).mean(0)[varies] / change.var(0)[varies])) if varies.any() else 0.0
+    variance = (truth - inputs[..., : truth.shape[-1]])[mask].var(0)
+    varies = variance > 1e-12
+    return float(np.mean(np.median(error**2, 0)[varies] / variance[varies])) if varies.any() else 0.0

@@ -46,7 +46,7 @@ def make_state_view(observation_space: spaces.Space) -> tuple[Callable[[Observat
 
         return flatten, int(np.prod(observation_space.shape))  # type: ignore[arg-type]
     raise ValueError(
-        f"The planner needs a vector and found none in the observation space {observation_space}. Let the environment return a "
-        f'dictionary whose key "{STATE_KEY}" is a vector (positions, velocities, ...): only the planner sees it, the policy '
+        f"The planner needs a vector and found none in the observation space {observation_space}. Let the environment return "
+        f'a dictionary whose key "{STATE_KEY}" is a vector (positions, velocities, ...): only the planner sees it, the policy '
         "does not, and it may be missing when the policy is deployed"
     )

@@ -3,14 +3,43 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 STATE_KEY = "state"
 """Key of a dictionary observation that the planner sees and the policy does not."""
+
+
+class StandardizedExtractor(FlattenExtractor):
+    """``FlattenExtractor`` that standardises vector observations with statistics that the algorithm sets.
+
+    Positions of centimetres and velocities of metres per second otherwise reach the network as they are, and what is small
+    is learned last.
+
+    :param observation_space: Box
+    """
+
+    obs_mean: th.Tensor
+    obs_std: th.Tensor
+    is_set: th.Tensor
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space)
+        self.register_buffer("obs_mean", th.zeros(self.features_dim))
+        self.register_buffer("obs_std", th.ones(self.features_dim))
+        self.register_buffer("is_set", th.zeros((), dtype=th.bool))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """Standardise.
+
+        :param observations: ``[n, ...]``
+        :return: ``[n, features_dim]``
+        """
+        return (super().forward(observations) - self.obs_mean) / self.obs_std
 
 
 class BoundedGaussianPolicy(ActorCriticPolicy):
@@ -23,6 +52,7 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
     :param action_space: action space, a bounded Box
     :param lr_schedule: learning rate schedule
     :param log_std_init: initial log standard deviation, in units of the bounds; usual: -1.5 to 0
+    :param features_extractor_class: features extractor; the default standardises vector observations
     :param kwargs: as for ``ActorCriticPolicy``
     """
 
@@ -32,9 +62,17 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         log_std_init: float = math.log(0.5),
+        features_extractor_class: type[BaseFeaturesExtractor] = StandardizedExtractor,
         **kwargs: Any,
     ):
-        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            log_std_init=log_std_init,
+            features_extractor_class=features_extractor_class,
+            **kwargs,
+        )
 
     @property
     def squash_output(self) -> bool:
@@ -52,6 +90,33 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
         """
         features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
         return self.action_net(self.mlp_extractor.forward_actor(features))
+
+    def set_standardization(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Standardise observations with new statistics; the policy's function stays what it was.
+
+        The layers that read the features are rescaled, so that only the coordinates in which they learn change. The first
+        call only sets the statistics: an untrained network has no function to keep.
+
+        :param mean: of the observations, ``[features_dim]``
+        :param std: of the observations, ``[features_dim]``, positive
+        """
+        actor, critic = self.mlp_extractor.policy_net, self.mlp_extractor.value_net
+        pairs = (
+            (self.pi_features_extractor, actor[0] if len(actor) else self.action_net),
+            (self.vf_features_extractor, critic[0] if len(critic) else self.value_net),
+        )
+        new_mean, new_std = (th.as_tensor(array, dtype=th.float32, device=self.device) for array in (mean, std))
+        with th.no_grad():
+            for extractor, reader in pairs:
+                if not isinstance(extractor, StandardizedExtractor):
+                    return
+                if extractor.is_set:
+                    reader.bias += reader.weight @ ((new_mean - extractor.obs_mean) / extractor.obs_std)
+                    reader.weight *= new_std / extractor.obs_std
+            for extractor, _ in pairs:
+                extractor.obs_mean.copy_(new_mean)
+                extractor.obs_std.copy_(new_std)
+                extractor.is_set.fill_(True)
 
 
 class BoundedGaussianCnnPolicy(BoundedGaussianPolicy):

@@ -1,6 +1,6 @@
 """Time-aligned trajectories and the rollout buffer that keeps their time axis."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Trajectories:
     """
 
     observations: Observations
-    """what the policy saw, ``[M, N, T+1, ...]`` or a dictionary of such"""
+    """as the environment returned them, not normalised, ``[M, N, T+1, ...]`` or a dictionary of such"""
     states: FloatArray
     """what the planner sees, unnormalised, ``[M, N, T+1, dx]``"""
     actions: FloatArray
@@ -63,6 +63,28 @@ class Trajectories:
         """Undiscounted return of each trajectory, ``[M, N]``, NaN in empty slots."""
         total = np.sum(np.where(self.alive, self.rewards, 0.0), -1)
         return np.where(self.alive[..., 0], total, np.nan)
+
+
+def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
+    """Join trajectories along the conditions; those with fewer samples get empty slots.
+
+    :param parts: of equal horizon
+    :return: trajectories of all conditions, in the order given
+    """
+    n_samples = max(part.alive.shape[1] for part in parts)
+
+    def join(arrays: list[np.ndarray]) -> np.ndarray:
+        padded = [np.pad(a, [(0, 0), (0, n_samples - a.shape[1])] + [(0, 0)] * (a.ndim - 2)) for a in arrays]
+        return np.concatenate(padded)
+
+    first = parts[0].observations
+    observations: Observations
+    if isinstance(first, dict):
+        observations = {key: join([part.observations[key] for part in parts]) for key in first}  # type: ignore[call-overload]
+    else:
+        observations = join([np.asarray(part.observations) for part in parts])
+    names = ("states", "actions", "rewards", "alive", "terminated")
+    return Trajectories(observations, *(join([getattr(part, name) for part in parts]) for name in names))
 
 
 class TrajectoryBuffer(RolloutBuffer):
@@ -139,16 +161,16 @@ class TrajectoryBuffer(RolloutBuffer):
     ) -> None:
         """Store one step of all environments.
 
-        :param obs: what the policy saw, ``[n_envs, ...]``
+        :param obs: observations, not normalised, ``[n_envs, ...]``
         :param states: what the planner sees, ``[n_envs, dx]``
         :param actions: in units of the bounds, not clipped, ``[n_envs, du]``
-        :param rewards: unnormalised, ``[n_envs]``
+        :param rewards: not normalised, ``[n_envs]``
         :param alive: whether this step belongs to the trajectory, ``[n_envs]``
         :param terminated: whether it ended the episode by death, ``[n_envs]``
         :param next_states: the states that followed, terminal ones included, ``[n_envs, dx]``
         """
         pos = self.pos
-        self._write(self.observations, pos, obs)
+        _write(self.observations, pos, obs)
         self.states[pos], self.next_states[pos] = states, next_states
         self.actions[pos], self.rewards[pos] = actions, rewards
         self.alive[pos], self.terminated[pos] = alive, terminated
@@ -156,46 +178,48 @@ class TrajectoryBuffer(RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def end_batch(self, final_obs: Observations) -> None:
-        """Close a batch of trajectories; what is left of the horizon stays dead.
+    def end_trajectories(self, which: BoolArray, final_obs: Observations) -> None:
+        """Store the observation that followed the last step of some trajectories.
 
-        :param final_obs: the observations after the last step, ``[n_envs, ...]``
+        :param which: environments whose trajectory ends with the step just stored, ``[n_envs]``
+        :param final_obs: observations, not normalised, terminal ones included, ``[n_envs, ...]``
         """
         batch = (self.pos - 1) // self.horizon
-        self._write(self.final_observations, batch, final_obs)
-        self.pos = (batch + 1) * self.horizon
-        self.full = self.pos == self.buffer_size
+        index = (batch, np.flatnonzero(which))
+        _write(self.final_observations, index, map_observations(lambda array: array[index[1]], final_obs))
 
-    @staticmethod
-    def _write(target: Any, index: int, value: Observations) -> None:
-        if isinstance(target, dict):
-            for key, array in target.items():
-                array[index] = value[key]  # type: ignore[call-overload]
-        else:
-            target[index] = value
+    def end_batch(self) -> None:
+        """Go on to the next batch of trajectories; what is left of the horizon stays dead."""
+        self.pos = -(-self.pos // self.horizon) * self.horizon
+        self.full = self.pos == self.buffer_size
 
     def trajectories(self) -> Trajectories:
         """Read the buffer by condition, sample and time.
 
         :return: trajectories ``[M, N, T]``, N rounded up so that every collected trajectory has a slot
         """
-        states = np.concatenate([self._fold(self.states), self._fold(self.next_states)[:, :, -1:]], 2)
         alive = self._fold(self.alive, fill=False)
-        # where a trajectory ended early the state that followed its last step stands behind it
-        ends = np.argwhere(alive & ~np.concatenate([alive[..., 1:], np.zeros_like(alive[..., :1])], -1))
-        following = self._fold(self.next_states)
-        states[ends[:, 0], ends[:, 1], ends[:, 2] + 1] = following[ends[:, 0], ends[:, 1], ends[:, 2]]
+        ends = np.nonzero(alive & ~np.concatenate([alive[..., 1:], np.zeros_like(alive[..., :1])], -1))
+        following = (ends[0], ends[1], ends[2] + 1)
+
+        def with_final(array: np.ndarray, final: np.ndarray) -> np.ndarray:
+            folded = self._fold(array)
+            folded = np.concatenate([folded, np.zeros_like(folded[:, :, :1])], 2)
+            folded[following] = final
+            return folded
+
+        def with_final_obs(array: np.ndarray, final: np.ndarray) -> np.ndarray:
+            return with_final(array, self._fold(final, 1)[ends[0], ends[1], 0])
+
         observations: Any
         if isinstance(self.observations, dict):
-            observations = {
-                key: np.concatenate([self._fold(array), self._fold(self.final_observations[key], 1)], 2)
-                for key, array in self.observations.items()
-            }
+            items = self.observations.items()
+            observations = {key: with_final_obs(array, self.final_observations[key]) for key, array in items}
         else:
-            observations = np.concatenate([self._fold(self.observations), self._fold(self.final_observations, 1)], 2)
+            observations = with_final_obs(self.observations, self.final_observations)
         return Trajectories(
             observations=observations,
-            states=states,
+            states=with_final(self.states, self._fold(self.next_states)[ends]),
             actions=self._fold(self.actions).astype(np.float64),
             rewards=self._fold(self.rewards).astype(np.float64),
             alive=alive,
@@ -237,3 +261,11 @@ class TrajectoryBuffer(RolloutBuffer):
                 yield DictRolloutBufferSamples(observations, *rest)
             else:
                 yield RolloutBufferSamples(pick(self.observations, chosen), *rest)
+
+
+def _write(target: Any, index: Any, value: Observations) -> None:
+    if isinstance(target, dict):
+        for key, array in target.items():
+            array[index] = value[key]  # type: ignore[call-overload]
+    else:
+        target[index] = value

@@ -27,6 +27,9 @@ ANGLE_COST = 1.0
 POSITION_COST = 1.0
 ACTION_COST = 0.1
 
+BALANCED_ANGLE = 0.05
+BALANCED_STEPS = 50
+
 
 class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     """
@@ -36,10 +39,12 @@ class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32
     - Action: the force on the cart, one number in [-1, 1] in units of 10 N; what lies outside is clipped.
     - Observation: cart position [m], cart velocity [m/s], pole angle [rad] (0 upright, not wrapped), angular velocity
       [rad/s].
-    - Reward: ``-(angle^2 + position^2 + .1 action^2)`` of the state in which the action is taken.
+    - Reward: ``-(2 (1 - cos(angle)) + position^2 / (1 + position^2) + .1 action^2)`` of the state in which the action is
+      taken: ``angle^2 + position^2`` near the balance, at most 5.1 in all.
     - Start: position, velocity and angular velocity uniform in +-.05, angle in +-.1; without control the pole falls,
       mostly within one and a half seconds.
-    - ``info["angle"]``: the pole's angle after the step.
+    - ``info["angle"]``: the pole's angle after the step; ``info["is_success"]``: whether it stayed within .05 rad over the last 50
+      steps.
 
     A linear-quadratic regulator returns about -.35, one that balances and recentres the cart at least -6, doing nothing
     about -2700.
@@ -59,6 +64,7 @@ class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32
         self.action_space = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, shape=(4,), dtype=np.float32)
         self.state = np.zeros(4)
+        self._steps_upright = 0
 
     def accelerations(self, state: npt.NDArray[np.float64], force: float) -> tuple[float, float]:
         """
@@ -88,6 +94,7 @@ class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32
         :return: observation ``[4]`` and info
         """
         super().reset(seed=seed)
+        self._steps_upright = 0
         self.state = self.np_random.uniform(-1.0, 1.0, size=4) * np.array([0.05, 0.05, 0.1, 0.05])
         return self._observation(), self._info()
 
@@ -104,7 +111,9 @@ class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32
             raise ValueError(f"the action must be one finite number, got {action}: check the policy that produced it")
         control = float(np.clip(values[0], -1.0, 1.0))
         position, velocity, angle, angular_velocity = self.state
-        reward = -float(ANGLE_COST * angle**2 + POSITION_COST * position**2 + ACTION_COST * control**2)
+        # quadratic near the balance, bounded far from it: a fall must not drown what is to be learned
+        falling, straying = 2.0 * (1.0 - np.cos(angle)), position**2 / (1.0 + position**2)
+        reward = -float(ANGLE_COST * falling + POSITION_COST * straying + ACTION_COST * control**2)
 
         acceleration, angular_acceleration = self.accelerations(self.state, MAX_FORCE * control)
         velocity += TIME_STEP * acceleration
@@ -113,6 +122,7 @@ class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32
             [position + TIME_STEP * velocity, velocity, angle + TIME_STEP * angular_velocity, angular_velocity],
             dtype=np.float64,
         )
+        self._steps_upright = self._steps_upright + 1 if abs(self.state[2]) <= BALANCED_ANGLE else 0
         return self._observation(), reward, False, False, self._info()
 
     def _observation(self) -> npt.NDArray[np.float32]:
@@ -120,5 +130,5 @@ class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32
         return self.state.astype(np.float32)
 
     def _info(self) -> dict[str, Any]:
-        """:return: the pole's angle, which success is judged by"""
-        return {"angle": float(self.state[2])}
+        """:return: the pole's angle, and whether it has been balanced for the last steps"""
+        return {"angle": float(self.state[2]), "is_success": self._steps_upright >= BALANCED_STEPS}

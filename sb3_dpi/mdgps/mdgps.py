@@ -1,6 +1,6 @@
 """Mirror descent guided policy search (Montgomery & Levine, 2016)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -8,45 +8,104 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 
-from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm, check_choice
+from sb3_dpi.common.choices import check_choice, parse_choice
+from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm, Sampler
 from sb3_dpi.common.local_models import (
-    History,
+    CostSettings,
     LocalModel,
-    PriorSettings,
+    RegressionSettings,
     as_controller,
     as_dynamics,
-    average_jacobians,
-    cut_cost,
+    fit_local_cost,
     fit_regression,
     held_out_error,
     initial_state,
+    linearize_policy,
     planned_lengths,
-    policy_mean_and_jacobian,
-    step_costs,
+    total_cost,
     transition_points,
 )
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories, map_observations
-from sb3_dpi.models.known_cost import expand_cost
-from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
-from sb3_dpi.trajopt.kl_lqr import solve_kl_constrained
-from sb3_dpi.trajopt.lqr import expected_cost, forward_marginals
-from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost
+from sb3_dpi.models.known_cost import CostFunction
+from sb3_dpi.trajopt.controllers import lqr_hold_controller, pd_controller
+from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, solve_kl_constrained
+from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController
 
 SelfMDGPS = TypeVar("SelfMDGPS", bound="MDGPS")
 
+STEP_RULES = ("classic", "global", "fixed")
+SAMPLING = ("global", "local")
+INITIAL_CONTROLLERS = ("policy", "lqr", "pd")
+LINEARIZATIONS = ("auto", "jacobian", "niw", "nearest", "gmm")
+
 
 @dataclass(frozen=True)
-class PreviousIteration:
-    """What the step rules compare the present iteration with."""
+class CStep:
+    """What an iteration leaves behind for the step rule of the next (section 4.2)."""
 
     model: LocalModel
-    """fitted at iteration k - 1"""
+    """fitted at this iteration, latest conditions only"""
     controller: LinearGaussianController
-    """p^k, optimised under that model"""
+    """p, optimised under that model"""
 
 
 class MDGPS(DualPolicyAlgorithm):
+    """
+    Mirror Descent Guided Policy Search (MDGPS), Algorithm 4 of the paper.
+
+    Local linear-Gaussian controllers are improved by KL-constrained LQR on dynamics and cost fitted to a few trajectories
+    from each initial condition (C-step); the global policy learns to imitate them all (S-step), and the next
+    controllers are constrained to stay close to it.
+
+    Paper: https://arxiv.org/abs/1607.04614
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str); the action space must be a Box
+    :param learning_rate: of the S-step, it can be a function of the current progress remaining (from 1 to 0);
+        usual: 3e-4 to 3e-3
+    :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
+        limit, or 200 where there is none. Shorter horizons need fewer steps and often carry over to whole episodes
+    :param n_conditions: Initial conditions M sampled in an iteration; usual: 1 to 20
+    :param samples_per_condition: Trajectories N from each condition; usual: 4 to 20
+    :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds, as in the paper;
+        ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states
+    :param replay: Earlier iterations whose conditions are planned for and imitated again beside the new ones; usual: 0 to 10
+    :param gamma: Discount factor; usual: .95 to 1
+    :param sampling: Trajectories are sampled from the ``"global"`` policy (on-policy) or from the ``"local"`` controllers
+        (off-policy, with fixed conditions)
+    :param initial_controller: What samples first: the ``"policy"``, or on torque tasks a controller that holds the
+        initial state (``"lqr"``) or is proportional (``"pd"``), which the policy then learns first; a dictionary
+        ``{"kind": "lqr", "stiffness": 2.0}`` sets the arguments of ``trajopt.controllers``
+    :param kl_step: epsilon, bound on KL(p || policy), nats per time step, mean over the horizon; it can be a function of the
+        progress remaining; usual: .03 to 1
+    :param kl_per_time_step: Bound every time step by epsilon instead of their mean
+    :param step_rule: Adjustment of epsilon (section 4.2): ``"classic"``, ``"global"`` or ``"fixed"``; per condition where
+        conditions are fixed, else averaged over them
+    :param step_limits: Smallest and largest multiple of ``kl_step`` that the step rule may choose
+    :param dynamics: Prior of the dynamics fit: ``"nearest"``, ``"niw"`` or ``"gmm"``, or a dictionary
+        ``{"prior": "niw", "window": 5}`` (fields of ``common.local_models.RegressionSettings``)
+    :param linearization: Of the policy: its ``"jacobian"``, a regression with the same choice of priors as the dynamics, or
+        ``"auto"``, the Jacobian where the policy sees what the planner sees and a regression where it does not
+    :param cost: Settings of the quadratic cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``)
+    :param cost_fn: Known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (torch, batched, the environment's own units,
+        minus the reward), expanded by automatic differentiation instead of fitted
+    :param imitation_steps: Minibatch updates of the S-step; usual: 100 to 2000
+    :param batch_size: Minibatch size of the S-step
+    :param min_std: Smallest standard deviation of the policy, in units of the action bounds, it can be a function of the
+        progress remaining; without one the dynamics are no longer identified; usual: .05 to .4
+    :param min_samples: Living trajectories that a time step needs to be planned; later ones are cut
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators and the initial conditions
+    :param device: Device (cpu, cuda, ...) on which the policy is trained
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
+    """
+
     def __init__(
         self,
         policy: str | type[BoundedGaussianPolicy],
@@ -56,153 +115,273 @@ class MDGPS(DualPolicyAlgorithm):
         n_conditions: int = 5,
         samples_per_condition: int = 4,
         conditions: str = "fresh",
-        sampling: str = "global",
+        replay: int = 4,
         gamma: float = 0.99,
+        sampling: str = "global",
+        initial_controller: str | dict[str, Any] = "policy",
         kl_step: float | Schedule = 0.3,
+        kl_per_time_step: bool = False,
         step_rule: str = "fixed",
         step_limits: tuple[float, float] = (0.1, 3.0),
-        kl_per_time_step: bool = False,
-        dynamics: dict | None = None,
-        cost: dict | None = None,
-        cost_fn: Any = None,
-        imitation_steps: int = 200,
+        dynamics: str | dict[str, Any] = "nearest",
+        linearization: str | dict[str, Any] = "auto",
+        cost: dict[str, Any] | None = None,
+        cost_fn: CostFunction | None = None,
+        imitation_steps: int = 300,
         batch_size: int = 256,
-        min_std: float = 0.1,
+        min_std: float | Schedule = 0.2,
         min_samples: int = 2,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
-        device: Any = "auto",
+        device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
         super().__init__(
-            policy, env, learning_rate, horizon, n_conditions, samples_per_condition, conditions, gamma,
-            stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device,
+            policy=policy,
+            env=env,
+            learning_rate=learning_rate,
+            horizon=horizon,
+            n_conditions=n_conditions,
+            samples_per_condition=samples_per_condition,
+            conditions=conditions,
+            replay=replay,
+            gamma=gamma,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
         )
         self.sampling = sampling
+        self.initial_controller = initial_controller
         self.kl_step = kl_step
+        self.kl_per_time_step = kl_per_time_step
         self.step_rule = step_rule
         self.step_limits = step_limits
-        self.kl_per_time_step = kl_per_time_step
-        self.dynamics = PriorSettings(**(dynamics or {}))
-        self.cost = cost or {}
+        self.dynamics = dynamics
+        self.linearization = linearization
+        self.cost = cost
         self.cost_fn = cost_fn
         self.imitation_steps = imitation_steps
         self.batch_size = batch_size
         self.min_std = min_std
         self.min_samples = min_samples
-        self.history = History()
-        self.multiplier = np.ones(n_conditions)
-        self.eta = None
-        self.previous: PreviousIteration | None = None
+        self._check_arguments()
+        # learned: what the next iteration starts from (created here, so that it survives save and load)
+        self.step_multiplier: FloatArray = np.ones(n_conditions)
+        self.eta: FloatArray | None = None
+        self.previous: CStep | None = None
         if _init_setup_model:
             self._setup_model()
+
+    def _check_arguments(self) -> None:
+        check_choice("sampling", self.sampling, SAMPLING)
+        check_choice("step_rule", self.step_rule, STEP_RULES)
+        parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
+        RegressionSettings.parse("dynamics", self.dynamics)
+        CostSettings.parse(self.cost)
+        if self.linearization not in LINEARIZATIONS[:2]:
+            RegressionSettings.parse("linearization", self.linearization)
+        if self.sampling == "local" and self.conditions != "fixed":
+            raise ValueError(
+                'sampling="local" runs the controllers of the last iteration, which belong to their conditions: set '
+                'conditions="fixed"'
+            )
+        if self.samples_per_condition < self.min_samples:
+            raise ValueError(
+                f"A fit needs at least min_samples={self.min_samples} trajectories of each condition, "
+                f"samples_per_condition={self.samples_per_condition} gives fewer: raise samples_per_condition"
+            )
+        low, high = self.step_limits
+        if not 0 < low <= 1 <= high:
+            raise ValueError(f"step_limits must enclose 1, like (0.1, 3.0), got {self.step_limits}")
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self.kl_step = FloatSchedule(self.kl_step)
+        self.min_std = FloatSchedule(self.min_std)
 
-    def fit_model(self, tr: Trajectories) -> LocalModel:
-        lengths = planned_lengths(tr, self.min_samples)
-        points = transition_points(tr)
-        n_inputs = tr.states.shape[-1] + tr.actions.shape[-1]
-        share = self.conditions != "fixed"
-        fit, self.history = fit_regression(points, tr.weights, n_inputs, self.dynamics, self.history, share, self._rng)
-        dynamics = as_dynamics(fit)
-        z = np.concatenate([tr.states[:, :, :-1], tr.actions], -1)
-        costs = step_costs(tr, self.gamma)
-        cost = cut_cost(fit_cost(z, costs, tr.weights, **self.cost), lengths)
-        if self.cost_fn is not None:
-            c = expand_cost(self.cost_fn, tr.states[:, :, :-1], tr.actions, tr.states[:, :, 1:], tr.alive, dynamics, self.action_space.low, self.action_space.high)
-            mean = np.average(z, axis=1, weights=np.broadcast_to(np.maximum(tr.weights,1e-9)[..., None], z.shape))
-            cost = anchor(c.C, c.c, c.const, project_psd(c.C), mean)
-        policy = self.linearize(tr)
-        err = held_out_error(points, tr.weights, n_inputs, self.dynamics, self.n_iterations % tr.alive.shape[1], lengths)
-        self.logger.record("trajopt/held_out_error", err)
-        return LocalModel(dynamics, cost, policy, initial_state(tr), lengths)
+    def fit_model(self, trajectories: Trajectories) -> LocalModel:
+        """Fit dynamics, cost and the policy's linearisation around the trajectories (Algorithm 4, lines 3 and 4).
 
-    def linearize(self, tr: Trajectories) -> LinearGaussianController:
-        obs = map_observations(lambda a: a[:, :, :-1].reshape(-1, *a.shape[3:]), tr.observations)
-        scale = np.ones(tr.states.shape[-1])
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            scale = 1.0 / np.sqrt(self._vec_normalize_env.obs_rms.var + self._vec_normalize_env.epsilon)
-        mean, jac = policy_mean_and_jacobian(self.policy, obs, scale)
-        shape = tr.alive.shape
-        fit = average_jacobians(tr.states[:, :, :-1], mean.reshape(*shape, -1), jac.reshape(*shape, *jac.shape[1:]), tr.weights)
-        std = np.exp(self.policy.log_std.detach().cpu().numpy().astype(np.float64))
-        return as_controller(fit, std)
+        :param trajectories: of this iteration and those that are kept
+        :return: the local models of all conditions
+        """
+        lengths = planned_lengths(trajectories, self.min_samples)
+        initial = initial_state(trajectories)
+        if self.n_iterations == 0:
+            self._imitate_initial_controllers(trajectories, initial.mean, lengths)
+        settings = RegressionSettings.parse("dynamics", self.dynamics)
+        points, weights = transition_points(trajectories), trajectories.weights
+        n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
+        n_same = self.n_conditions if self.conditions == "fixed" else None
+        dynamics = as_dynamics(fit_regression(points, weights, n_inputs, settings, self._rng, n_same))
+        latest, held_out = slice(0, self.n_conditions), self.n_iterations % weights.shape[1]
+        error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
+        self.logger.record("trajopt/held_out_error", error)
+        bounds = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
+        cost = fit_local_cost(trajectories, lengths, self.gamma, CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds)
+        return LocalModel(dynamics, cost, self._linearize(trajectories), initial, lengths)
 
-    def improve_expert(self, model: LocalModel, tr: Trajectories) -> LinearGaussianController:
-        self._adjust_steps(model)
-        kl = self.kl_step(self._current_progress_remaining) * self.multiplier
-        total = kl * model.lengths
-        eps = np.broadcast_to(kl[:, None], model.cost.const.shape) if self.kl_per_time_step else np.maximum(total, 1e-3)
-        sol = solve_kl_constrained(model.dynamics, model.cost, model.policy, model.initial, eps, eta=self.eta, discount=self.gamma, per_time_step=self.kl_per_time_step)
-        self.eta = sol.eta
-        lin = self.total(model.cost, model, model.policy).mean()
-        new = self.total(model.cost, model, sol.controller).mean()
-        self.logger.record("trajopt/cost_policy", lin)
-        self.logger.record("trajopt/cost_local", new)
-        self.logger.record("trajopt/kl", sol.kl.mean())
-        self.logger.record("trajopt/eta", sol.eta.mean())
-        self.logger.record("trajopt/mult", self.multiplier.mean())
-        self.logger.record("trajopt/passes", sol.n_passes)
-        self.logger.record("trajopt/return", np.nanmean(tr.returns))
-        self.logger.record("trajopt/len", model.lengths.mean())
-        self.previous = PreviousIteration(model, sol.controller)
-        return sol.controller
+    def improve_expert(self, model: LocalModel, trajectories: Trajectories) -> LinearGaussianController:
+        """C-step: p <- argmin E_p[cost] subject to KL(p || linearised policy) <= epsilon (Algorithm 4, lines 5 and 7).
 
-    def total(self, cost: QuadraticCost, model: LocalModel, controller: LinearGaussianController) -> FloatArray:
-        marg = forward_marginals(controller, model.dynamics, model.initial)
-        T = cost.const.shape[1]
-        return np.sum(expected_cost(cost, marg) * self.gamma ** np.arange(T), -1)
+        :param model: of ``fit_model``
+        :param trajectories: of this iteration and those that are kept
+        :return: the local controllers p of all conditions
+        """
+        self._adjust_step(model.first(self.n_conditions))
+        epsilon = self.kl_step(self._current_progress_remaining) * self._for_all(self.step_multiplier, model)
+        bound = epsilon * np.maximum(model.lengths, 1)
+        if self.kl_per_time_step:
+            bound = np.repeat(epsilon[:, None], model.cost.const.shape[1], axis=1)
+        solution = solve_kl_constrained(
+            model.dynamics,
+            model.cost,
+            model.policy,
+            model.initial,
+            bound,
+            eta=None if self.eta is None else self._for_all(self.eta, model),
+            discount=self.gamma,
+            per_time_step=self.kl_per_time_step,
+        )
+        self.eta = solution.eta[: self.n_conditions].reshape(self.n_conditions, -1).mean(-1)
+        latest = model.first(self.n_conditions)
+        self.previous = CStep(latest, latest.take(solution.controller))
+        self._log_c_step(self.previous, solution, trajectories)
+        return solution.controller
 
-    def _adjust_steps(self, model: LocalModel) -> None:
-        if self.step_rule == "fixed" or self.previous is None:
-            return
-        prev = self.previous
-        before = self.total(prev.model.cost, prev.model, prev.model.policy)
-        predicted = self.total(prev.model.cost, prev.model, prev.controller)
-        actual = self.total(model.cost, model, model.policy if self.step_rule == "global" else prev.controller)
-        if self.conditions != "fixed":
-            before, predicted, actual = (np.full_like(a, a.mean()) for a in (before, predicted, actual))
-        ratio = (before - predicted) / (2 * np.maximum(1e-4, actual - predicted))
-        self.multiplier = np.clip(self.multiplier * np.clip(ratio, 0.1, 5.0), *self.step_limits)
-        self.logger.record("trajopt/pred", (before - predicted).mean())
-        self.logger.record("trajopt/actual", (before - actual).mean())
+    def imitate(self, expert: LinearGaussianController, trajectories: Trajectories) -> None:
+        """S-step: policy <- argmin sum KL(policy(u|x) || p(u|x)) over the samples (Algorithm 4, line 6; appendix B.2).
 
-    def imitate(self, expert: LinearGaussianController, tr: Trajectories) -> None:
-        planned = np.arange(tr.alive.shape[2]) < self.previous.model.lengths[:, None, None]
-        mask = (tr.alive & planned).reshape(-1)
-        x = tr.states[:, :, :-1]
-        target = np.einsum("mtux,mntx->mntu", expert.K, x) + expert.k[:, None]
-        prec = np.linalg.inv(expert.cov)
-        precs = np.broadcast_to(prec[:, None], (*tr.alive.shape, *prec.shape[2:])).reshape(-1, *prec.shape[2:])[mask]
-        pm = np.mean(np.diagonal(precs, axis1=-2, axis2=-1), 0)
-        dev = self.device
-        obs = map_observations(lambda a: a[:, :, :-1].reshape(-1, *a.shape[3:])[mask], tr.observations)
-        obs = obs_as_tensor(obs, dev)
-        targets = th.as_tensor(target.reshape(-1, target.shape[-1])[mask], dtype=th.float32, device=dev)
-        precs = th.as_tensor(precs / pm.mean(), dtype=th.float32, device=dev)
-        n = len(targets)
-        bs = min(self.batch_size, n)
-        losses = []
-        order = th.as_tensor(np.stack([self._rng.permutation(n)[:bs] for _ in range(self.imitation_steps)]))
-        for idx in order:
-            d = self.policy.action_mean(obs[idx]) - targets[idx]
-            loss = 0.5 * th.einsum("bi,bij,bj->b", d, precs[idx], d).mean()
+        :param expert: local controllers p
+        :param trajectories: samples of all conditions
+        """
+        lengths = planned_lengths(trajectories, self.min_samples)
+        chosen = trajectories.alive & (np.arange(trajectories.alive.shape[2]) < lengths[:, None, None])
+        targets = np.swapaxes(
+            np.swapaxes(trajectories.states[:, :, :-1], 1, 2) @ np.swapaxes(expert.K, -1, -2) + expert.k[:, :, None], 1, 2
+        )
+        precision = np.linalg.inv(expert.cov)
+        per_sample = np.broadcast_to(precision[:, None], (*chosen.shape, *precision.shape[2:]))[chosen]
+        self._regress_mean(self._inputs_at(trajectories, chosen), targets[chosen], per_sample)
+        # appendix B.2: the covariance that minimises tr(C^-1 Sigma) - log |Sigma|, here diagonal
+        mean_precision = np.mean(np.diagonal(per_sample, axis1=-2, axis2=-1), 0)
+        std = np.maximum(1.0 / np.sqrt(mean_precision), self.min_std(self._current_progress_remaining))
+        with th.no_grad():
+            self.policy.log_std.copy_(th.as_tensor(np.log(std)))
+
+    def _regress_mean(self, inputs: Any, targets: FloatArray, precisions: FloatArray) -> None:
+        """Precision-weighted regression of the policy's mean on the controllers' means."""
+        # the scale of the precisions would only act as a change of the learning rate
+        unit = float(np.trace(precisions.mean(0))) / targets.shape[1]
+        observations = obs_as_tensor(inputs, self.device)
+        target = th.as_tensor(targets, dtype=th.float32, device=self.device)
+        precision = th.as_tensor(precisions / unit, dtype=th.float32, device=self.device)
+        n, losses = len(targets), []
+        for _ in range(self.imitation_steps):
+            chosen = th.as_tensor(self._rng.integers(n, size=min(self.batch_size, n)), device=self.device)
+            batch = map_observations(lambda tensor, i=chosen: tensor[i], observations)  # type: ignore[misc, arg-type]
+            error = self.policy.action_mean(batch) - target[chosen]  # type: ignore[arg-type]
+            loss = 0.5 * (error[:, None] @ precision[chosen] @ error[:, :, None]).mean()
             self.policy.optimizer.zero_grad()
             loss.backward()
             self.policy.optimizer.step()
-            losses.append(loss.item())
-        var = 1.0 / pm
-        std = np.maximum(np.sqrt(var), self.min_std)
-        self.policy.log_std.data.copy_(th.as_tensor(np.log(std)))
-        self.logger.record("train/loss0", losses[0])
-        self.logger.record("train/loss", losses[-1])
+            losses.append(loss.detach())
+        self.logger.record("train/loss", float(th.stack(losses[-20:]).mean()))
 
-    def learn(self: SelfMDGPS, total_timesteps: int, callback: MaybeCallback = None, log_interval: int = 1, tb_log_name: str = "MDGPS",
-        reset_num_timesteps: bool = True, progress_bar: bool = False) -> SelfMDGPS:
+    def _imitate_initial_controllers(self, trajectories: Trajectories, x0: FloatArray, lengths: np.ndarray) -> None:
+        controller = self._initial_controllers(x0, trajectories.alive.shape[2])
+        if controller is not None:
+            self.imitate(controller, trajectories)
+
+    def _initial_controllers(self, x0: FloatArray, horizon: int) -> LinearGaussianController | None:
+        kind, options = parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
+        du = int(np.prod(self.action_space.shape))  # type: ignore[arg-type]
+        if kind == "lqr":
+            return lqr_hold_controller(x0, horizon, du, **options)
+        if kind == "pd":
+            return pd_controller(x0, horizon, du, **options)
+        return None
+
+    def _make_sampler(self, conditions: np.ndarray, first_states: FloatArray, horizon: int) -> Sampler:
+        controller = None
+        if self.n_iterations == 0:
+            controller = self._initial_controllers(first_states, horizon)
+        elif self.sampling == "local" and self.previous is not None:
+            p = self.previous.controller
+            controller = replace(p, K=p.K[conditions], k=p.k[conditions], cov=p.cov[conditions])
+        if controller is None:
+            return super()._make_sampler(conditions, first_states, horizon)
+        K, k = controller.K, controller.k
+        noise = self._rng.standard_normal((len(conditions), horizon, k.shape[-1], 1))
+        offset = k + (np.linalg.cholesky(controller.cov) @ noise)[..., 0]
+        return lambda t, obs, states: (K[:, t] @ states[..., None])[..., 0] + offset[:, t]
+
+    def _inputs_at(self, trajectories: Trajectories, chosen: np.ndarray) -> Any:
+        return self._policy_inputs(map_observations(lambda array: array[:, :, :-1][chosen], trajectories.observations))
+
+    def _linearize(self, trajectories: Trajectories) -> LinearGaussianController:
+        """The global policy as a time-varying linear-Gaussian controller (section 3.1)."""
+        fit = linearize_policy(
+            self.policy, trajectories, self._policy_inputs, self._input_scale(), self.linearization, self._rng
+        )
+        return as_controller(fit, np.exp(self.policy.log_std.detach().double().cpu().numpy()))
+
+    def _adjust_step(self, model: LocalModel) -> None:
+        """Adjust epsilon to how well the last C-step's prediction held (section 4.2, appendix B.3)."""
+        if self.previous is None:
+            return
+        last = self.previous
+        before = total_cost(last.model, last.model.policy, self.gamma)  # l_{k-1}^{k-1, pi}
+        predicted = total_cost(last.model, last.controller, self.gamma)  # l_{k-1}^k
+        actual = total_cost(model, model.policy, self.gamma)  # l_k^{k, pi}
+        self.logger.record("trajopt/predicted_improvement", float(np.mean(before - predicted)))
+        self.logger.record("trajopt/actual_improvement", float(np.mean(before - actual)))
+        if self.step_rule == "fixed":
+            return
+        if self.step_rule == "classic":
+            actual = total_cost(model, last.controller, self.gamma)  # l_k^k
+        if self.conditions != "fixed":  # other conditions than last time: only their average compares
+            before, predicted, actual = (np.full_like(array, array.mean()) for array in (before, predicted, actual))
+        # epsilon' = epsilon (l_{k-1}^k - l_{k-1}^{k-1, pi}) / 2 (l_{k-1}^k - l_k); no loss of accuracy means no limit
+        loss = np.maximum(actual - predicted, 1e-4 * np.maximum(np.abs(before - predicted), 1e-12))
+        change = np.nan_to_num((before - predicted) / (2.0 * loss), nan=0.0, posinf=5.0, neginf=0.0)
+        self.step_multiplier = np.clip(self.step_multiplier * np.clip(change, 0.1, 5.0), *self.step_limits)
+
+    def _for_all(self, values: FloatArray, model: LocalModel) -> FloatArray:
+        """Values of the latest conditions, repeated for those of the iterations that are kept."""
+        n = len(model.lengths)
+        if self.conditions != "fixed":
+            return np.full(n, np.exp(np.log(values).mean()))
+        return np.tile(values, -(-n // len(values)))[:n]
+
+    def _log_c_step(self, step: CStep, solution: KLConstrainedSolution, trajectories: Trajectories) -> None:
+        n, sampled = self.n_conditions, trajectories.returns[: self.n_conditions]
+        kl_step = self.kl_step(self._current_progress_remaining) * float(self.step_multiplier.mean())
+        self.logger.record("trajopt/kl", float(np.sum(solution.kl[:n]) / max(step.model.lengths.sum(), 1)))
+        self.logger.record("trajopt/eta", float(np.mean(self.eta)))  # type: ignore[arg-type]
+        self.logger.record("trajopt/kl_step", kl_step)
+        self.logger.record("trajopt/cost_local", float(total_cost(step.model, step.controller, self.gamma).mean()))
+        self.logger.record("trajopt/cost_linearized", float(total_cost(step.model, step.model.policy, self.gamma).mean()))
+        self.logger.record("trajopt/cost_global", float(-np.nanmean(sampled)))
+        self.logger.record("trajopt/planned_steps", float(step.model.lengths.mean()))
+        self.logger.record("trajopt/lqr_passes", solution.n_passes)
+        self.logger.record("trajopt/recoveries", solution.n_recoveries)
+        self.logger.record("trajopt/inactive", int(np.sum(~solution.active)))
+        self.logger.record("trajopt/unconverged", int(np.sum(~solution.converged)))
+
+    def learn(
+        self: SelfMDGPS,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MDGPS",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMDGPS:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -57,12 +57,14 @@ def quadratic_features(z: FloatArray, full: bool) -> FloatArray:
     :param full: with cross terms, or squares only
     :return: ``[n, 1 + dz + ...]``
     """
+    by_variable = np.ascontiguousarray(z.T)
     if full:
-        rows, columns = np.triu_indices(z.shape[1])
-        second = z[:, rows] * z[:, columns]
+        rows, columns = np.triu_indices(len(by_variable))
+        second = by_variable[rows] * by_variable[columns]
     else:
-        second = z * z
-    return np.concatenate([np.ones((len(z), 1)), z, second], axis=1)
+        second = by_variable * by_variable
+    # rows of samples next to each other in memory are faster to build and to multiply
+    return np.concatenate([np.ones((1, len(z))), by_variable, second]).T
 
 
 def fit_quadratic(z: FloatArray, costs: FloatArray, weights: FloatArray, ridge: float) -> tuple[FloatArray, FloatArray, float]:
@@ -74,14 +76,14 @@ def fit_quadratic(z: FloatArray, costs: FloatArray, weights: FloatArray, ridge: 
     :param ridge: penalty per sample on all coefficients but the constant; usual: 1e-6 to 1e-2
     :return: C ``[dz, dz]``, c ``[dz]``, const
     """
-    n, dz = z.shape
+    dz = z.shape[1]
     full = (dz + 1) * (dz + 2) // 2 <= max(0.5 * float(np.sum(weights > 0)), 2 * dz + 1)
-    features = quadratic_features(z, full)
-    weighted = features * weights[:, None]
-    gram = weighted.T @ features
+    root = np.sqrt(weights)
+    features = quadratic_features(z, full) * root[:, None]
+    gram = features.T @ features
     penalty = ridge * max(float(weights.sum()), 1.0) * np.eye(len(gram))
     penalty[0, 0] = 1e-12
-    solution = np.linalg.solve(gram + penalty, weighted.T @ costs)
+    solution = np.asarray(np.linalg.solve(gram + penalty, features.T @ (root * costs)), dtype=np.float64)
     C = np.zeros((dz, dz))
     if full:
         C[np.triu_indices(dz)] = solution[1 + dz :]
@@ -92,7 +94,11 @@ def fit_quadratic(z: FloatArray, costs: FloatArray, weights: FloatArray, ridge: 
 
 
 def fit_cost(
-    z: FloatArray, costs: FloatArray, alive: FloatArray, ridge: float = 1e-4, local_window: int | None = None,
+    z: FloatArray,
+    costs: FloatArray,
+    alive: FloatArray,
+    ridge: float = 1e-4,
+    local_window: int | None = None,
     local_ridge: float = 0.1,
 ) -> QuadraticCost:
     """Fit a convex quadratic cost for each condition and time step.
@@ -108,19 +114,24 @@ def fit_cost(
     """
     scale = Standardizer.fit(z, alive)
     points = scale.apply(z)
-    spread = max(float(np.sqrt(np.average((costs - np.average(costs, weights=alive)) ** 2, weights=alive))), 1e-12)
     level = float(np.average(costs, weights=alive))
-    flat = (points.reshape(-1, z.shape[-1]), ((costs - level) / spread).reshape(-1), alive.reshape(-1))
-    C, c, const = fit_quadratic(*flat, ridge)
-    sums = moments(points, alive).windowed(0)
-    pooled_mean = sums.total.sum(0) / np.maximum(sums.count.sum(0), 1e-12)[..., None]
-    mean = np.where(sums.count[..., None] > 0, sums.total / np.maximum(sums.count, 1e-12)[..., None], pooled_mean)
+    spread = max(float(np.sqrt(np.average((costs - level) ** 2, weights=alive))), 1e-12)
+    standard_costs = (costs - level) / spread
+    C, c, const = fit_quadratic(points.reshape(-1, z.shape[-1]), standard_costs.ravel(), alive.ravel(), ridge)
+    mean = _means(points, alive)
     cost = anchor(C, c, np.asarray(const), project_psd(C), mean)
     if local_window is not None:
-        residual = (costs - level) / spread - _evaluate(C, c, const, points)
+        residual = standard_costs - _evaluate(C, c, const, points)
         gradient, offset = _local_gradient(points, residual, alive, mean, local_window, local_ridge)
         cost = QuadraticCost(cost.C, cost.c + gradient, cost.const + offset - np.sum(gradient * mean, -1))
     return unstandardize(cost, scale, spread, level)
+
+
+def _means(points: FloatArray, alive: FloatArray) -> FloatArray:
+    """Mean of each condition and time step; where no sample is alive, that of all conditions."""
+    sums = moments(points, alive)
+    pooled = sums.total.sum(0) / np.maximum(sums.count.sum(0), 1e-12)[..., None]
+    return np.where(sums.count[..., None] > 0, sums.total / np.maximum(sums.count, 1e-12)[..., None], pooled)
 
 
 def _evaluate(C: FloatArray, c: FloatArray, const: float, z: FloatArray) -> FloatArray:

@@ -22,6 +22,8 @@ import numpy as np
 from sb3_dpi.trajopt.lqr import matvec, symmetrize
 from sb3_dpi.trajopt.types import FloatArray, NormalInverseWishart
 
+_CENTRES_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class Standardizer:
@@ -40,7 +42,7 @@ class Standardizer:
         :param weights: ``[...]``
         :return: mean and standard deviation
         """
-        total = max(float(weights.sum()), 1.0)
+        total = float(weights.sum()) or 1.0
         flat, flat_weights = points.reshape(-1, points.shape[-1]), weights.reshape(-1)
         mean = flat_weights @ flat / total
         variance = np.maximum(flat_weights @ (flat - mean) ** 2 / total, 0.0)
@@ -88,7 +90,9 @@ class Moments:
         :param width: half width of the window, in time steps
         :return: sums over the windows
         """
-        return Moments(*(_window_sum(array, width, axis=self.count.ndim - 1) for array in (self.count, self.total, self.outer)))
+        return Moments(
+            *(_window_sum(array, width, axis=self.count.ndim - 1) for array in (self.count, self.total, self.outer))
+        )
 
 
 def _window_sum(array: FloatArray, width: int, axis: int) -> FloatArray:
@@ -123,6 +127,78 @@ def window_prior(neighbours: Moments, mean_count: float, cov_count: float) -> No
     mean = neighbours.total / count[..., None]
     cov = neighbours.outer / count[..., None, None] - mean[..., :, None] * mean[..., None, :]
     return NormalInverseWishart(mean, symmetrize(cov), mean_count, cov_count)
+
+
+def nearest_prior(
+    points: FloatArray,
+    weights: FloatArray,
+    pool: FloatArray,
+    n_inputs: int,
+    n_neighbours: int,
+    mean_count: float,
+    cov_count: float,
+    max_pool: int = 4000,
+) -> NormalInverseWishart:
+    """Build a prior for each time step from the points nearest to its mean input, whenever they were sampled.
+
+    :param points: standardised inputs and outputs, ``[..., N, T, D]``
+    :param weights: ``[..., N, T]``
+    :param pool: standardised points to choose from, most recent first, ``[P, D]``, at least one
+    :param n_inputs: how many variables are inputs; distances are measured in them
+    :param n_neighbours: points for each time step; usual: 10 to 40 for each input
+    :param mean_count: pseudo-samples for the mean, m
+    :param cov_count: pseudo-samples for the covariance, n0; usual: 10 to 200
+    :param max_pool: of a larger pool, its most recent points and an even selection of the older ones are used, half each;
+        time grows in proportion
+    :return: the prior, ``[..., T]``
+    :raises ValueError: if the pool is empty
+    """
+    if not len(pool):
+        raise ValueError("the prior has no points to choose from: no sample is alive")
+    pool = thin_pool(pool, max_pool)
+    sums = moments(points, weights)
+    centres = (sums.total / np.maximum(sums.count, 1e-12)[..., None]).reshape(-1, points.shape[-1])[:, :n_inputs]
+    n_points, dim = min(n_neighbours, len(pool)), points.shape[-1]
+    means, covs = np.empty((len(centres), dim)), np.empty((len(centres), dim, dim))
+    neighbours = np.empty((n_points, dim))
+    for begin in range(0, len(centres), _CENTRES_AT_ONCE):
+        block = centres[begin : begin + _CENTRES_AT_ONCE]
+        distances = _half_squared_distances(block, pool[:, :n_inputs])
+        for i, distance in enumerate(distances, start=begin):
+            chosen = np.argpartition(distance, n_points - 1)[:n_points]
+            near = distance[chosen]
+            share = np.exp(-2.0 * near / max(near.max(), 1e-12))
+            share /= share.sum()
+            # into one buffer, which stays in the cache
+            np.take(pool, chosen, axis=0, out=neighbours, mode="clip")
+            means[i] = share @ neighbours
+            neighbours -= means[i]
+            neighbours *= np.sqrt(share)[:, None]
+            covs[i] = neighbours.T @ neighbours
+    shape = (*sums.count.shape, dim)
+    return NormalInverseWishart(means.reshape(shape), covs.reshape(*shape, dim), mean_count, cov_count)
+
+
+def _half_squared_distances(centres: FloatArray, points: FloatArray) -> FloatArray:
+    """Half the squared distance of each centre to each point, ``[n_centres, n_points]``."""
+    distances = centres @ points.T
+    np.subtract(0.5 * np.sum(points**2, 1), distances, out=distances)
+    distances += 0.5 * np.sum(centres**2, 1)[:, None]
+    return np.maximum(distances, 0.0, out=distances)
+
+
+def thin_pool(pool: FloatArray, max_pool: int) -> FloatArray:
+    """Keep the most recent points and an even selection of the older ones, half each.
+
+    :param pool: most recent first, ``[P, D]``
+    :param max_pool: points to keep at most
+    :return: ``[min(P, max_pool), D]``, in the same order
+    """
+    if len(pool) <= max_pool:
+        return pool
+    recent = max_pool // 2
+    older = recent + (np.arange(max_pool - recent) * (len(pool) - recent)) // (max_pool - recent)
+    return np.concatenate([pool[:recent], pool[older]])
 
 
 def posterior(data: Moments, prior: NormalInverseWishart) -> tuple[FloatArray, FloatArray]:

@@ -10,20 +10,35 @@ Shapes: F ``[M, T, dx, dz]``, f ``[M, T, dx]``, noise ``[M, T, dx, dx]``, C ``[M
 mean0 ``[M, dx]``, cov0 ``[M, dx, dx]``, eta ``[M, T]``; out come K ``[M, T, du, dx]``, k ``[M, T, du]``,
 S ``[M, T, du, du]``, kl ``[M, T]`` and failed ``[M]``, the time step at which Qww + eta I was not positive definite or -1.
 
-The numpy version is the reference and always there; numba's is used where it is installed.
+The numpy version is the reference and always there; the plain loops are used where numba is installed to compile them.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from sb3_dpi.trajopt.lqr import matvec, symmetrize
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, IntArray
 
-PassResult = tuple[FloatArray, FloatArray, FloatArray, FloatArray, "np.ndarray"]
+PassResult = tuple[FloatArray, FloatArray, FloatArray, FloatArray, IntArray]
 Pass = Callable[
     [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], PassResult
 ]
+
+COMPILED = False
+"""whether the plain loops are compiled"""
+try:
+    import numba
+
+    COMPILED = not getattr(numba.config, "DISABLE_JIT", False)
+except ImportError:  # pragma: no cover - numba is an optional extra
+    pass
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of arrays where numba is there to do it."""
+    return numba.njit(cache=True, error_model="numpy")(function) if COMPILED else function
 
 
 def pass_numpy(
@@ -111,30 +126,91 @@ def _forward_kl_numpy(
     return 0.5 * (np.trace(S, axis1=-2, axis2=-1) - du - log_det + spread + mean_shift)
 
 
-def _pass_loops(
-    F: FloatArray,
-    f: FloatArray,
-    noise: FloatArray,
-    C: FloatArray,
-    c: FloatArray,
-    mean0: FloatArray,
-    cov0: FloatArray,
-    eta: FloatArray,
-    discount: float,
-) -> PassResult:
-    """The same as ``pass_numpy`` in plain loops, the form that numba compiles best at these sizes."""
-    M, T, dx, dz = F.shape
-    du = dz - dx
-    K, k, S = np.zeros((M, T, du, dx)), np.zeros((M, T, du)), np.zeros((M, T, du, du))
-    kl = np.zeros((M, T))
-    failed = np.full(M, -1)
-    for m in range(M):
-        failed[m] = _backward_loops(F[m], f[m], C[m], c[m], eta[m], discount, K[m], k[m], S[m], kl[m])
-        if failed[m] < 0:
-            _forward_loops(F[m], f[m], noise[m], mean0[m], cov0[m], K[m], k[m], S[m], kl[m])
-    return K, k, S, kl, failed
+@_compiled
+def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+    for i in range(left.shape[0]):
+        for j in range(right.shape[1]):
+            out[i, j] = 0.0
+        for r in range(left.shape[1]):
+            weight = left[i, r]
+            for j in range(right.shape[1]):
+                out[i, j] += weight * right[r, j]
 
 
+@_compiled
+def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl: FloatArray) -> bool:
+    """Write (Qww + eta I)^-1 and (tr S - du - log det S) / 2; False where the matrix is not positive definite."""
+    du = Q.shape[0] - dx
+    lower, root = np.zeros((du, du)), np.zeros((du, du))
+    log_det = 0.0
+    for i in range(du):
+        for j in range(i + 1):
+            total = 0.5 * (Q[dx + i, dx + j] + Q[dx + j, dx + i])
+            if i == j:
+                total += eta
+            for r in range(j):
+                total -= lower[i, r] * lower[j, r]
+            if i == j:
+                if not (total > 0.0 and np.isfinite(total)):
+                    return False
+                lower[i, i] = np.sqrt(total)
+                log_det += np.log(eta / total)
+            else:
+                lower[i, j] = total / lower[j, j]
+    for j in range(du):
+        for i in range(j, du):
+            total = 1.0 if i == j else 0.0
+            for r in range(j, i):
+                total -= lower[i, r] * root[r, j]
+            root[i, j] = total / lower[i, i]
+    trace = 0.0
+    for i in range(du):
+        for j in range(du):
+            total = 0.0
+            for r in range(max(i, j), du):
+                total += root[r, i] * root[r, j]
+            inverse[i, j] = total
+        trace += eta * inverse[i, i]
+    kl[0] = 0.5 * (trace - du - log_det)
+    return True
+
+
+@_compiled
+def _gains(
+    Q: FloatArray,
+    q: FloatArray,
+    dx: int,
+    inverse: FloatArray,
+    K: FloatArray,
+    k: FloatArray,
+    V: FloatArray,
+    v: FloatArray,
+) -> None:
+    """Write K and k, and overwrite V and v with the value one step earlier."""
+    du = inverse.shape[0]
+    for i in range(du):
+        k[i] = 0.0
+        for j in range(dx):
+            K[i, j] = 0.0
+        for r in range(du):
+            k[i] -= inverse[i, r] * q[dx + r]
+            for j in range(dx):
+                K[i, j] -= inverse[i, r] * Q[dx + r, j]
+    for i in range(dx):
+        v[i] = q[i]
+        for j in range(dx):
+            V[i, j] = Q[i, j]
+        for r in range(du):
+            weight = Q[i, dx + r]
+            v[i] += weight * k[r]
+            for j in range(dx):
+                V[i, j] += weight * K[r, j]
+    for i in range(dx):
+        for j in range(i):
+            V[i, j] = V[j, i] = 0.5 * (V[i, j] + V[j, i])
+
+
+@_compiled
 def _backward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -178,87 +254,7 @@ def _backward_loops(
     return -1
 
 
-def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
-    for i in range(left.shape[0]):
-        for j in range(right.shape[1]):
-            out[i, j] = 0.0
-        for r in range(left.shape[1]):
-            weight = left[i, r]
-            for j in range(right.shape[1]):
-                out[i, j] += weight * right[r, j]
-
-
-def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl: FloatArray) -> bool:
-    """Write (Qww + eta I)^-1 and (tr S - du - log det S) / 2; False where the matrix is not positive definite."""
-    du = Q.shape[0] - dx
-    lower, root = np.zeros((du, du)), np.zeros((du, du))
-    log_det = 0.0
-    for i in range(du):
-        for j in range(i + 1):
-            total = 0.5 * (Q[dx + i, dx + j] + Q[dx + j, dx + i])
-            if i == j:
-                total += eta
-            for r in range(j):
-                total -= lower[i, r] * lower[j, r]
-            if i == j:
-                if not (total > 0.0 and np.isfinite(total)):
-                    return False
-                lower[i, i] = np.sqrt(total)
-                log_det += np.log(eta / total)
-            else:
-                lower[i, j] = total / lower[j, j]
-    for j in range(du):
-        for i in range(j, du):
-            total = 1.0 if i == j else 0.0
-            for r in range(j, i):
-                total -= lower[i, r] * root[r, j]
-            root[i, j] = total / lower[i, i]
-    trace = 0.0
-    for i in range(du):
-        for j in range(du):
-            total = 0.0
-            for r in range(max(i, j), du):
-                total += root[r, i] * root[r, j]
-            inverse[i, j] = total
-        trace += eta * inverse[i, i]
-    kl[0] = 0.5 * (trace - du - log_det)
-    return True
-
-
-def _gains(
-    Q: FloatArray,
-    q: FloatArray,
-    dx: int,
-    inverse: FloatArray,
-    K: FloatArray,
-    k: FloatArray,
-    V: FloatArray,
-    v: FloatArray,
-) -> None:
-    """Write K and k, and overwrite V and v with the value one step earlier."""
-    du = inverse.shape[0]
-    for i in range(du):
-        k[i] = 0.0
-        for j in range(dx):
-            K[i, j] = 0.0
-        for r in range(du):
-            k[i] -= inverse[i, r] * q[dx + r]
-            for j in range(dx):
-                K[i, j] -= inverse[i, r] * Q[dx + r, j]
-    for i in range(dx):
-        v[i] = q[i]
-        for j in range(dx):
-            V[i, j] = Q[i, j]
-        for r in range(du):
-            weight = Q[i, dx + r]
-            v[i] += weight * k[r]
-            for j in range(dx):
-                V[i, j] += weight * K[r, j]
-    for i in range(dx):
-        for j in range(i):
-            V[i, j] = V[j, i] = 0.5 * (V[i, j] + V[j, i])
-
-
+@_compiled
 def _forward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -315,16 +311,30 @@ def _forward_loops(
                 sigma[i, j] = sigma[j, i] = mean
 
 
-pass_numba: Pass | None = None
-try:
-    import numba
+@_compiled
+def pass_loops(
+    F: FloatArray,
+    f: FloatArray,
+    noise: FloatArray,
+    C: FloatArray,
+    c: FloatArray,
+    mean0: FloatArray,
+    cov0: FloatArray,
+    eta: FloatArray,
+    discount: float,
+) -> PassResult:
+    """The same as ``pass_numpy`` in plain loops, the form that numba compiles best at these sizes."""
+    M, T, dx, dz = F.shape
+    du = dz - dx
+    K, k, S = np.zeros((M, T, du, dx)), np.zeros((M, T, du)), np.zeros((M, T, du, du))
+    kl = np.zeros((M, T))
+    failed = np.full(M, -1)
+    for m in range(M):
+        failed[m] = _backward_loops(F[m], f[m], C[m], c[m], eta[m], discount, K[m], k[m], S[m], kl[m])
+        if failed[m] < 0:
+            _forward_loops(F[m], f[m], noise[m], mean0[m], cov0[m], K[m], k[m], S[m], kl[m])
+    return K, k, S, kl, failed
 
-    if not numba.config.DISABLE_JIT:
-        _jit = numba.njit(cache=True, error_model="numpy")
-        _multiply, _invert_shifted, _gains = _jit(_multiply), _jit(_invert_shifted), _jit(_gains)
-        _backward_loops, _forward_loops = _jit(_backward_loops), _jit(_forward_loops)
-        pass_numba = _jit(_pass_loops)
-except ImportError:  # pragma: no cover - numba is an optional extra
-    pass
 
-lqr_pass: Pass = pass_numba or pass_numpy
+lqr_pass: Pass = pass_loops if COMPILED else pass_numpy
+"""the faster of the two"""

@@ -26,14 +26,18 @@ from sb3_dpi.trajopt.types import (
     BoolArray,
     FloatArray,
     GaussianState,
+    IntArray,
     LinearGaussianController,
     LinearGaussianDynamics,
     QuadraticCost,
 )
-from sb3_dpi.trajopt.whitened import WhitenedProblem
+from sb3_dpi.trajopt.whitened import WhitenedProblem, WhitenedSolution
 
 KL_TOLERANCE = 0.1
 """The search ends with the KL in [1 - KL_TOLERANCE, 1] epsilon."""
+
+_LOG_ETA_LIMIT = 600.0
+_LOG_NEGLIGIBLE = -23.0
 
 
 class KLConstraintError(ValueError):
@@ -98,38 +102,31 @@ def solve_kl_constrained(
     :return: the solution; its controller's covariances are positive definite
     :raises KLConstraintError: if the problem holds NaN, or no dual variable gives a finite solution; names condition and
         time step
-    :raises ValueError: if epsilon is not positive and finite
+    :raises ValueError: if epsilon or eta is not positive and finite
     """
     batch, horizon = dynamics.F.shape[:-3], dynamics.F.shape[-3]
-    bound = np.asarray(epsilon, dtype=np.float64)
-    if not (np.all(bound > 0) and np.all(np.isfinite(bound))):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
-    bound = np.broadcast_to(bound, (*batch, horizon) if per_time_step else batch)
-    bound = bound.reshape(-1, horizon) if per_time_step else bound.reshape(-1)
+    dual_shape = (*batch, horizon) if per_time_step else batch
+    bound = np.broadcast_to(_check_positive("epsilon", epsilon), dual_shape).reshape(-1, horizon if per_time_step else 1)
     _check_finite(dynamics, cost, reference, initial)
+    _check_positive_definite(reference, "reference", "give it some variance in every action")
     problem = WhitenedProblem.build(dynamics, cost, reference, initial, discount)
-    total_bound = bound.sum(-1) if per_time_step else bound
-    start = None if eta is None else np.exp(np.log(eta).reshape(len(total_bound), -1).mean(-1))
-    search = _DualSearch(problem, total_bound, start, max_passes)
-    search.run()
-    eta_out, active, converged, n_recoveries = search.eta, search.active, search.converged, search.n_recoveries
-    K, k, S, kl, n_passes = search.K, search.k, search.S, search.kl, search.n_passes
+    log_start = None if eta is None else np.log(_check_positive("eta", eta)).reshape(len(bound), -1)
     if per_time_step:
-        refined = search_per_step(problem, bound, search.eta, KL_TOLERANCE, max_passes)
-        K, k, S, kl = refined.K, refined.k, refined.S, refined.kl
-        eta_out, active, converged = refined.eta, refined.active, refined.converged
-        n_passes, n_recoveries = n_passes + refined.n_passes, n_recoveries + refined.n_recoveries
-    controller = problem.unwhiten(K, k, S, reference)
-    _check_positive_definite(controller)
-    eta_shape = (*batch, horizon) if per_time_step else batch
+        start, n_passes, n_recoveries = _start_per_step(problem, bound, log_start, max_passes)
+        found = search_per_step(problem, bound, start, KL_TOLERANCE, max_passes)
+    else:
+        n_passes = n_recoveries = 0
+        found = _DualSearch(problem, bound[:, 0], log_start, max_passes).run()
+    controller = problem.unwhiten(found.K, found.k, found.S, reference)
+    _check_positive_definite(controller, "controller", "raise the reference's smallest standard deviation or lower epsilon")
     return KLConstrainedSolution(
         controller=controller,
-        eta=eta_out.reshape(eta_shape),
-        kl=kl.reshape(*batch, horizon),
-        active=active.reshape(eta_shape),
-        converged=converged.reshape(batch),
-        n_passes=n_passes,
-        n_recoveries=n_recoveries,
+        eta=found.eta.reshape(dual_shape),
+        kl=found.kl.reshape(*batch, horizon),
+        active=found.active.reshape(dual_shape),
+        converged=found.converged.reshape(batch),
+        n_passes=n_passes + found.n_passes,
+        n_recoveries=n_recoveries + found.n_recoveries,
     )
 
 
@@ -140,12 +137,12 @@ class _DualSearch:
     bisection where an end is not positive definite, expansion by the local power law KL ~ eta^-2 before there is one.
     """
 
-    def __init__(self, problem: WhitenedProblem, bound: FloatArray, start: FloatArray | None, max_passes: int) -> None:
+    def __init__(self, problem: WhitenedProblem, bound: FloatArray, log_start: FloatArray | None, max_passes: int) -> None:
         M, T = problem.n_conditions, problem.horizon
         dx, du = problem.mean0.shape[-1], problem.lower.shape[-1]
         self.problem, self.bound, self.max_passes = problem, bound, max_passes
         # a start from above: there the power law holds and Qww + eta I is positive definite
-        self.log_eta = np.log(start) if start is not None else np.log(10.0 * T * problem.scale())
+        self.log_eta = np.log(10.0 * T * problem.scale()) if log_start is None else log_start.mean(-1)
         self.low, self.high = np.full(M, -np.inf), np.full(M, np.inf)
         self.g_low, self.g_high = np.full(M, np.inf), np.full(M, -np.inf)
         self.last_side, self.stride = np.zeros(M, dtype=int), np.full(M, 0.25)
@@ -155,43 +152,52 @@ class _DualSearch:
         self.failed_at = np.full(M, -1)
         self.n_passes = self.n_recoveries = 0
 
-    @property
-    def eta(self) -> FloatArray:
-        """Dual variable of each condition, ``[M]``."""
-        return np.exp(self.log_eta)
-
-    def run(self) -> None:
+    def run(self) -> WhitenedSolution:
         """Search until every condition has converged, is inactive, or has no room left."""
-        pending = np.arange(self.problem.n_conditions)
+        pending: IntArray = np.arange(self.problem.n_conditions)
+        checked_activity = False
         while len(pending) and self.n_passes < self.max_passes:
             g = self._evaluate(pending)
             self.converged[pending] = (g >= self._g_of(1.0 - KL_TOLERANCE)) & (g <= self._g_of(1.0))
             pending, g = pending[~self.converged[pending]], g[~self.converged[pending]]
             self._narrow(pending, g)
-            if self.n_passes == 24:
-                pending = self._retire_inactive(pending)
+            if not checked_activity and np.any(g < _LOG_NEGLIGIBLE):
+                # before eta falls so far that it turns rounding errors into actions
+                pending, checked_activity = self._retire_inactive(pending), True
             exhausted = self.high[pending] - self.low[pending] < 1e-14 * np.maximum(1.0, np.abs(self.high[pending]))
-            pending = pending[~exhausted]
+            pending = pending[~exhausted & (self.low[pending] < _LOG_ETA_LIMIT)]
             self.log_eta[pending] = self._propose(pending)
         self._settle(np.flatnonzero(~self.converged))
+        return WhitenedSolution(
+            self.K,
+            self.k,
+            self.S,
+            self.kl,
+            np.exp(self.log_eta),
+            self.active,
+            self.converged,
+            self.n_passes,
+            self.n_recoveries,
+        )
 
     @staticmethod
     def _g_of(ratio: float) -> float:
         return float(np.log(ratio / (1.0 - 0.5 * KL_TOLERANCE)))
 
-    def _evaluate(self, which: FloatArray) -> FloatArray:
+    def _evaluate(self, which: IntArray) -> FloatArray:
         K, k, S, kl, failed = self.problem.run(np.exp(self.log_eta[which]), which)
         self.n_passes += 1
         total = kl.sum(-1)
         valid = (failed < 0) & np.isfinite(total)
         self.n_recoveries += int(np.sum(failed >= 0))
-        self.failed_at[which] = np.where(failed >= 0, failed, np.where(valid, -1, 0))
+        overflow = np.where(valid, -1, np.argmin(np.isfinite(kl), -1))
+        self.failed_at[which] = np.where(failed >= 0, failed, overflow)
         self.K[which], self.k[which], self.S[which], self.kl[which] = K, k, S, kl
         with np.errstate(divide="ignore", invalid="ignore"):
             g = np.log(np.maximum(total, 1e-300) / ((1.0 - 0.5 * KL_TOLERANCE) * self.bound[which]))
         return np.where(valid, g, np.inf)
 
-    def _narrow(self, which: FloatArray, g: FloatArray) -> None:
+    def _narrow(self, which: IntArray, g: FloatArray) -> None:
         side = np.where(g > 0, 1, -1)
         for i, m in enumerate(which):
             same = side[i] == self.last_side[m]
@@ -204,7 +210,7 @@ class _DualSearch:
             self.stride[m] = min(2.0 * self.stride[m], 50.0)
             self.last_side[m] = side[i]
 
-    def _propose(self, which: FloatArray) -> FloatArray:
+    def _propose(self, which: IntArray) -> FloatArray:
         low, high, g_low, g_high = self.low[which], self.high[which], self.g_low[which], self.g_high[which]
         stride = self.stride[which]
         with np.errstate(all="ignore"):
@@ -214,31 +220,50 @@ class _DualSearch:
             share = np.where(np.isfinite(g_low) & np.isfinite(share), np.clip(share, 0.02, 0.98), 0.5)
             between = low + share * (high - low)
         proposal = np.where(np.isinf(high), upward, np.where(np.isinf(low), downward, between))
-        return np.clip(proposal, -600.0, 600.0)
+        return np.clip(proposal, -_LOG_ETA_LIMIT, _LOG_ETA_LIMIT)
 
-    def _retire_inactive(self, which: FloatArray) -> FloatArray:
-        matters = self.problem.action_matters().any(-1)
+    def _retire_inactive(self, which: IntArray) -> IntArray:
+        matters: BoolArray = np.any(self.problem.action_matters(), -1)
         retired = which[~matters[which]]
         self.active[retired], self.converged[retired] = False, True
         self.K[retired], self.k[retired], self.kl[retired] = 0.0, 0.0, 0.0
         self.S[retired] = np.eye(self.S.shape[-1])
         return which[matters[which]]
 
-    def _settle(self, which: FloatArray) -> None:
+    def _settle(self, which: IntArray) -> None:
         """Return the feasible end of the bracket where the tolerance could not be met."""
         if not len(which):
             return
-        failed_at = self.failed_at.copy()
         for m in which:
             if not np.isfinite(self.high[m]):
+                step = max(int(self.failed_at[m]), 0)
                 raise KLConstraintError(
                     f"no dual variable up to {np.exp(self.log_eta[m]):.1e} gives a finite solution in condition {m} (failed "
-                    f"at time step {max(failed_at[m], 0)}): shorten the horizon, lower the discount or scale the cost",
+                    f"at time step {step}): shorten the horizon, lower the discount or scale the cost",
                     int(m),
-                    int(max(failed_at[m], 0)),
+                    step,
                 )
         self.log_eta[which] = self.high[which]
         self._evaluate(which)
+
+
+def _start_per_step(
+    problem: WhitenedProblem, bound: FloatArray, log_start: FloatArray | None, max_passes: int
+) -> tuple[FloatArray, int, int]:
+    """Dual variables that the caller gave where the problem is solvable at them, else those of the total bound.
+
+    :return: eta ``[M, T]``, passes and recoveries that it took to find them
+    """
+    solvable, n_passes = np.zeros(len(bound), dtype=bool), 0
+    if log_start is not None and log_start.shape == bound.shape:
+        kl, failed = problem.run(np.exp(log_start))[3:]
+        solvable, n_passes = (failed < 0) & np.all(np.isfinite(kl), -1), 1
+        if solvable.all():
+            return np.exp(log_start), n_passes, 0
+    total = _DualSearch(problem, bound.sum(-1), log_start, max_passes).run()
+    level = np.broadcast_to(total.eta[:, None], bound.shape)
+    eta = level if log_start is None else np.where(solvable[:, None], np.exp(log_start), level)
+    return eta, n_passes + total.n_passes, total.n_recoveries
 
 
 def _check_finite(
@@ -261,15 +286,21 @@ def _check_finite(
             )
 
 
-def _check_positive_definite(controller: LinearGaussianController) -> None:
+def _check_positive(name: str, value: FloatArray | float) -> FloatArray:
+    array = np.asarray(value, dtype=np.float64)
+    if not (np.all(array > 0) and np.all(np.isfinite(array))):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return array
+
+
+def _check_positive_definite(controller: LinearGaussianController, name: str, advice: str) -> None:
     try:
         np.linalg.cholesky(controller.cov)
     except np.linalg.LinAlgError:
         smallest = np.linalg.eigvalsh(controller.cov)[..., 0]
         condition, step = divmod(int(np.argmin(smallest.ravel())), smallest.shape[-1])
         raise KLConstraintError(
-            f"the controller's covariance lost positive definiteness in condition {condition} at time step {step}: "
-            "raise the reference's smallest standard deviation or lower epsilon",
+            f"the {name}'s covariance is not positive definite in condition {condition} at time step {step}: {advice}",
             condition,
             step,
         ) from None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sb3_dpi.trajopt.types import (
+    BoolArray,
     FloatArray,
     GaussianMarginals,
     GaussianState,
@@ -119,7 +120,8 @@ def lqr_backward(
 
 
 def _inverse_pd(matrix: FloatArray, time_step: int) -> FloatArray:
-    eigenvalues = np.linalg.eigvalsh(matrix)[..., 0]
+    finite: BoolArray = np.all(np.isfinite(matrix), (-1, -2))
+    eigenvalues = np.linalg.eigvalsh(np.where(np.expand_dims(finite, (-1, -2)), matrix, 0.0))[..., 0]
     if not np.all(eigenvalues > 0):
         condition = int(np.flatnonzero(~(np.atleast_1d(eigenvalues) > 0).ravel())[0])
         raise NotPositiveDefiniteError(
@@ -128,7 +130,7 @@ def _inverse_pd(matrix: FloatArray, time_step: int) -> FloatArray:
             condition,
             time_step,
         )
-    return symmetrize(np.linalg.inv(matrix))
+    return symmetrize(np.asarray(np.linalg.inv(matrix), dtype=np.float64))
 
 
 def forward_marginals(

@@ -12,79 +12,57 @@ marginals of the last controller; forward marginals and sweeps alternate, damped
 Shapes: ``[M, T]`` for eta, bound, kl; K ``[M, T, du, dx]``, k ``[M, T, du]``, S ``[M, T, du, du]``.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from sb3_dpi.trajopt.kernels import PassResult
 from sb3_dpi.trajopt.lqr import matvec, symmetrize
-from sb3_dpi.trajopt.types import BoolArray, FloatArray, GaussianMarginals
-from sb3_dpi.trajopt.whitened import WhitenedProblem
-
-
-@dataclass(frozen=True)
-class PerStepSolution:
-    """Controller in whitened coordinates with its dual variables."""
-
-    K: FloatArray
-    """``[M, T, du, dx]``"""
-    k: FloatArray
-    """``[M, T, du]``"""
-    S: FloatArray
-    """``[M, T, du, du]``"""
-    kl: FloatArray
-    """``[M, T]``"""
-    eta: FloatArray
-    """``[M, T]``"""
-    active: BoolArray
-    """``[M, T]``"""
-    converged: BoolArray
-    """``[M]``"""
-    n_passes: int
-    """backward-forward passes"""
-    n_recoveries: int
-    """passes that were not positive definite"""
+from sb3_dpi.trajopt.types import BoolArray, FloatArray, GaussianMarginals, IntArray
+from sb3_dpi.trajopt.whitened import WhitenedProblem, WhitenedSolution
 
 
 def search_per_step(
     problem: WhitenedProblem, bound: FloatArray, eta: FloatArray, tolerance: float, max_passes: int
-) -> PerStepSolution:
+) -> WhitenedSolution:
     """Find the dual variables of all time steps.
 
     :param problem: in whitened coordinates
     :param bound: epsilon_t, ``[M, T]``
-    :param eta: one dual variable for each condition at which the problem is solvable, ``[M]``
+    :param eta: dual variables at which the problem is solvable, ``[M, T]``
     :param tolerance: ends with every KL_t in [1 - tolerance, 1] epsilon_t
     :param max_passes: most backward-forward passes
     :return: the solution; where it did not converge all bounds still hold
     """
-    log_eta = np.repeat(np.log(eta)[:, None], problem.horizon, axis=1)
-    active = problem.action_matters()
+    log_eta = np.log(eta)
     damping = np.ones((len(eta), 1))
     K, k, S, kl, _ = problem.run(np.exp(log_eta))
+    active = problem.action_matters(K, k)
     error, best_log_eta = _error(kl, bound, active, tolerance), log_eta.copy()
     best_error = error.copy()
     n_passes, n_recoveries = 1, 0
-    while n_passes < max_passes and np.any(best_error > 0.5 * tolerance):
-        target = _sweep(problem, bound * (1.0 - 0.5 * tolerance), problem.marginals(K, k, S), active, log_eta)
-        proposal = log_eta + damping * (target - log_eta)
-        new_K, new_k, new_S, new_kl, failed = problem.run(np.exp(proposal))
+    pending: IntArray = np.flatnonzero(best_error > 0.5 * tolerance)
+    while n_passes < max_passes and len(pending):
+        part, old = problem.select(pending), log_eta[pending]
+        marginals = part.marginals(K[pending], k[pending], S[pending])
+        target = _sweep(part, bound[pending] * (1.0 - 0.5 * tolerance), marginals, active[pending], old)
+        proposal = old + damping[pending] * (target - old)
+        new_K, new_k, new_S, new_kl, failed = part.run(np.exp(proposal))
         n_passes += 1
         n_recoveries += int(np.sum(failed >= 0))
         valid = (failed < 0) & np.isfinite(new_kl).all(-1)
-        new_error = np.where(valid, _error(new_kl, bound, active, tolerance), np.inf)
+        new_error = np.where(valid, _error(new_kl, bound[pending], active[pending], tolerance), np.inf)
         # a sweep that made things worse has overshot: the marginals moved too far for its equations to hold
-        accepted = valid & (new_error < 4.0 * best_error)
-        damping = np.where((new_error < error)[:, None], np.minimum(1.0, 1.3 * damping), np.maximum(0.02, 0.5 * damping))
-        log_eta[accepted], error[accepted] = proposal[accepted], new_error[accepted]
-        K[accepted], k[accepted], S[accepted] = new_K[accepted], new_k[accepted], new_S[accepted]
-        better = new_error < best_error
-        best_log_eta[better], best_error[better] = proposal[better], new_error[better]
-    best_log_eta, extra = _enforce(problem, bound, best_log_eta)
-    K, k, S, kl, _ = problem.run(np.exp(best_log_eta))
+        accepted = valid & (new_error < 4.0 * best_error[pending])
+        faster, slower = np.minimum(1.0, 1.3 * damping[pending]), np.maximum(0.02, 0.5 * damping[pending])
+        damping[pending] = np.where((new_error < error[pending])[:, None], faster, slower)
+        moved = pending[accepted]
+        log_eta[moved], error[moved] = proposal[accepted], new_error[accepted]
+        K[moved], k[moved], S[moved] = new_K[accepted], new_k[accepted], new_S[accepted]
+        better = new_error < best_error[pending]
+        best_log_eta[pending[better]], best_error[pending[better]] = proposal[better], new_error[better]
+        pending = pending[best_error[pending] > 0.5 * tolerance]
+    best_log_eta, (K, k, S, kl, _), extra = _enforce(problem, bound, best_log_eta)
     converged = _error(kl, bound, active, tolerance) <= 0.5 * tolerance
-    return PerStepSolution(
-        K, k, S, kl, np.exp(best_log_eta), active, converged, n_passes + extra + 1, n_recoveries
-    )
+    return WhitenedSolution(K, k, S, kl, np.exp(best_log_eta), active, converged, n_passes + extra, n_recoveries)
 
 
 def _error(kl: FloatArray, bound: FloatArray, active: BoolArray, tolerance: float) -> FloatArray:
@@ -103,9 +81,7 @@ def _sweep(
     result = log_eta.copy()
     V, v = np.zeros((M, dx, dx)), np.zeros((M, dx))
     for t in reversed(range(T)):
-        F, Ft = problem.F[:, t], np.swapaxes(problem.F[:, t], -1, -2)
-        Q = symmetrize(problem.C[:, t] + problem.discount * Ft @ V @ F)
-        q = problem.c[:, t] + problem.discount * matvec(Ft, matvec(V, problem.f[:, t]) + v)
+        Q, q = problem.action_value(t, V, v)
         curvature, basis = np.linalg.eigh(Q[:, dx:, dx:])
         basis_t = np.swapaxes(basis, -1, -2)
         slope = basis_t @ Q[:, dx:, :dx]
@@ -137,14 +113,15 @@ def _solve_scalar(curvature: FloatArray, moment: FloatArray, target: FloatArray)
     return np.log(floor + np.exp(high))
 
 
-def _enforce(problem: WhitenedProblem, bound: FloatArray, log_eta: FloatArray) -> tuple[FloatArray, int]:
+def _enforce(problem: WhitenedProblem, bound: FloatArray, log_eta: FloatArray) -> tuple[FloatArray, PassResult, int]:
     """Grow all dual variables of a condition until no bound is exceeded."""
     growth, n_passes = 1e-3, 0
     while True:
-        _, _, _, kl, failed = problem.run(np.exp(log_eta))
+        result = problem.run(np.exp(log_eta))
+        kl, failed = result[3:]
         n_passes += 1
         exceeded = (failed >= 0) | ~np.all(kl <= bound, -1)
         if not np.any(exceeded) or growth > 1e3:
-            return log_eta, n_passes
+            return log_eta, result, n_passes
         log_eta = log_eta + np.where(exceeded, growth, 0.0)[:, None]
         growth *= 2.0

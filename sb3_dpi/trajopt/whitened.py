@@ -18,10 +18,35 @@ from sb3_dpi.trajopt.types import (
     FloatArray,
     GaussianMarginals,
     GaussianState,
+    IntArray,
     LinearGaussianController,
     LinearGaussianDynamics,
     QuadraticCost,
 )
+
+
+@dataclass(frozen=True)
+class WhitenedSolution:
+    """Controller in whitened coordinates with its dual variables."""
+
+    K: FloatArray
+    """``[M, T, du, dx]``"""
+    k: FloatArray
+    """``[M, T, du]``"""
+    S: FloatArray
+    """``[M, T, du, du]``"""
+    kl: FloatArray
+    """``[M, T]``"""
+    eta: FloatArray
+    """``[M]``, or ``[M, T]`` where every time step has its own"""
+    active: BoolArray
+    """of the same shape"""
+    converged: BoolArray
+    """``[M]``"""
+    n_passes: int
+    """backward-forward passes"""
+    n_recoveries: int
+    """passes that were not positive definite"""
 
 
 @dataclass(frozen=True)
@@ -65,8 +90,8 @@ class WhitenedProblem:
         :param discount: gamma
         :return: the problem in whitened coordinates
         """
-        horizon, dx, dz = dynamics.F.shape[-3:]
-        lower = np.linalg.cholesky(reference.cov)
+        dx, dz = dynamics.F.shape[-2:]
+        lower = np.asarray(np.linalg.cholesky(reference.cov), dtype=np.float64)
         G = np.zeros((*reference.K.shape[:-2], dz, dz))
         G[..., :dx, :dx] = np.eye(dx)
         G[..., dx:, :dx], G[..., dx:, dx:] = reference.K, lower
@@ -89,6 +114,17 @@ class WhitenedProblem:
             discount=discount,
         )
 
+    def select(self, conditions: IntArray) -> "WhitenedProblem":
+        """The problem of some conditions only.
+
+        :param conditions: indices, each once and in order
+        :return: their problem
+        """
+        if len(conditions) == self.n_conditions:
+            return self
+        arrays = {name: value[conditions] for name, value in vars(self).items() if name != "discount"}
+        return WhitenedProblem(**arrays, discount=self.discount)
+
     @property
     def n_conditions(self) -> int:
         """Number of conditions M."""
@@ -99,44 +135,62 @@ class WhitenedProblem:
         """Number of time steps T."""
         return self.F.shape[1]
 
-    def run(self, eta: FloatArray, conditions: FloatArray | slice = slice(None)) -> PassResult:
+    def run(self, eta: FloatArray, conditions: IntArray | None = None) -> PassResult:
         """One backward and forward pass.
 
         :param eta: dual variable of the selected conditions, ``[M']`` or ``[M', T]``
-        :param conditions: indices of the conditions to run
+        :param conditions: indices of the conditions to run, each once and in order; None runs all
         :return: K, k, S, kl, failed as in ``kernels``
         """
-        sub = conditions
-        shape = self.F[sub].shape[:2]
-        full_eta = np.ascontiguousarray(np.broadcast_to(eta if eta.ndim == 2 else eta[:, None], shape))
-        arrays = (self.F[sub], self.f[sub], self.noise[sub], self.C[sub], self.c[sub], self.mean0[sub], self.cov0[sub])
-        return lqr_pass(*arrays, full_eta, self.discount)
+        full_eta = np.ascontiguousarray(np.broadcast_to(eta if eta.ndim == 2 else eta[:, None], (len(eta), self.horizon)))
+        part = self if conditions is None else self.select(conditions)
+        return lqr_pass(part.F, part.f, part.noise, part.C, part.c, part.mean0, part.cov0, full_eta, self.discount)
 
     def scale(self) -> FloatArray:
         """Size of the cost of each condition, ``[M]``, at least the smallest normal number."""
         size = np.abs(self.C).max((1, 2, 3)) + np.abs(self.c).max((1, 2))
         return np.maximum(size, np.finfo(np.float64).tiny * 1e20)
 
-    def action_matters(self) -> BoolArray:
+    def action_matters(self, K: FloatArray | None = None, k: FloatArray | None = None) -> BoolArray:
         """Whether the cost depends on the action at each time step, ``[M, T]``.
 
         Where the reference's own action value has neither slope nor curvature in the action at any time step, the
-        reference is optimal at every dual variable.
+        reference is optimal at every dual variable. Later improvements may give an earlier action something to do, so
+        that single time steps are to be judged by the value of a minimiser of the Lagrangian.
 
+        :param K: gains of a minimiser of the Lagrangian, ``[M, T, du, dx]``; None for the reference
+        :param k: its offsets, ``[M, T, du]``
         :return: true where it matters beyond rounding
         """
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._action_matters(K, k)
+
+    def _action_matters(self, K: FloatArray | None, k: FloatArray | None) -> BoolArray:
         V, v = np.zeros_like(self.cov0), np.zeros_like(self.mean0)
         dx = self.mean0.shape[-1]
         matters = np.zeros(self.F.shape[:2], dtype=bool)
+        scale = self.scale()
         for t in reversed(range(self.horizon)):
-            F, Ft = self.F[:, t], np.swapaxes(self.F[:, t], -1, -2)
-            Q = symmetrize(self.C[:, t] + self.discount * Ft @ V @ F)
-            q = self.c[:, t] + self.discount * matvec(Ft, matvec(V, self.f[:, t]) + v)
+            Q, q = self.action_value(t, V, v)
             size = np.abs(Q).max((1, 2)) + np.abs(q).max(1)
             sensitivity = np.abs(Q[:, dx:]).max((1, 2)) + np.abs(q[:, dx:]).max(1)
-            matters[:, t] = sensitivity > 1e-13 * np.maximum(size, self.scale())
+            matters[:, t] = ~(sensitivity <= 1e-13 * np.maximum(size, scale))
             V, v = Q[:, :dx, :dx], q[:, :dx]
+            if K is not None and k is not None:
+                V, v = symmetrize(V + Q[:, :dx, dx:] @ K[:, t]), v + matvec(Q[:, :dx, dx:], k[:, t])
         return matters
+
+    def action_value(self, t: int, V: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """One backward step of the Riccati recursion.
+
+        :param t: time step
+        :param V: value at t + 1, ``[M, dx, dx]``
+        :param v: ``[M, dx]``
+        :return: Q ``[M, dz, dz]`` and q ``[M, dz]`` at t
+        """
+        F, Ft = self.F[:, t], np.swapaxes(self.F[:, t], -1, -2)
+        Q = symmetrize(self.C[:, t] + self.discount * Ft @ V @ F)
+        return Q, self.c[:, t] + self.discount * matvec(Ft, matvec(V, self.f[:, t]) + v)
 
     def marginals(self, K: FloatArray, k: FloatArray, S: FloatArray) -> GaussianMarginals:
         """State-action marginals of a controller in whitened coordinates.

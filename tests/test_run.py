@@ -1,0 +1,504 @@
+"""MDGPS trains: every choice of its arguments, several environments, normalisation, time limits and early terminations."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from dummy_envs import (
+    CONDITIONS,
+    HORIZON,
+    ITERATION,
+    POINT_MASS_ID,
+    POINT_MASS_LIMIT,
+    SAMPLES,
+    PointMass,
+    limited,
+    parameter_sum,
+    small_mdgps,
+    vec_env,
+)
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_dpi import MDGPS
+from sb3_dpi.common.dual_policy_algorithm import DEFAULT_HORIZON
+from sb3_dpi.common.local_models import LocalModel
+from sb3_dpi.mdgps.mdgps import CStep
+from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
+
+
+def logged(model: MDGPS, key: str) -> float:
+    """A scalar of the last iteration."""
+    return float(model.logger.name_to_value[key])
+
+
+def check_learned(model: MDGPS, iterations: int) -> None:
+    assert model.n_iterations == iterations
+    assert np.isfinite(parameter_sum(model))
+    assert isinstance(model.predict(np.zeros(2, np.float32))[0], np.ndarray)
+
+
+# ---------------------------------------------------------------------- what a user calls
+
+
+def test_string_environment_without_further_argument() -> None:
+    model = MDGPS("MlpPolicy", POINT_MASS_ID).learn(1)
+    assert isinstance(model, MDGPS)
+    assert model.num_timesteps == model.n_conditions * model.samples_per_condition * POINT_MASS_LIMIT
+
+
+def test_it_learns_a_double_integrator() -> None:
+    """From a few hundred steps, what no random search finds: the return comes close to the regulator's."""
+    env = limited(20)
+    model = small_mdgps(env, horizon=20, n_conditions=4, samples_per_condition=5, imitation_steps=300, kl_step=1.0, replay=2)
+    before, _ = evaluate_policy(model, Monitor(limited(20)), 10)
+    model.policy_kwargs = {}
+    model.learn(8 * 400)
+    after, _ = evaluate_policy(model, Monitor(limited(20)), 10)
+    assert isinstance(before, float) and isinstance(after, float)
+    assert after > before + 2.0
+
+
+@pytest.mark.parametrize("total", [1e2, 100, np.float64(100)])
+def test_total_timesteps_may_be_a_float(total: Any) -> None:
+    model = small_mdgps().learn(total)
+    assert model.num_timesteps == 3 * ITERATION, "a lower bound, and the last iteration is completed"
+
+
+def test_progress_bar() -> None:
+    assert small_mdgps().learn(1e2, progress_bar=True).num_timesteps == 3 * ITERATION  # type: ignore[arg-type]
+
+
+def test_log_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    small_mdgps(verbose=1).learn(3 * ITERATION, log_interval=None)  # type: ignore[arg-type]
+    assert "total_timesteps" not in capsys.readouterr().out
+    small_mdgps(verbose=1).learn(4 * ITERATION, log_interval=2)
+    assert capsys.readouterr().out.count("total_timesteps") == 2
+
+
+# ---------------------------------------------------------------------- choices by name
+
+
+CHOICES: list[dict[str, Any]] = [
+    {"sampling": "local", "conditions": "fixed"},
+    {"sampling": "local", "conditions": "fixed", "initial_controller": "lqr"},
+    {"conditions": "fresh"},
+    {"conditions": "fixed"},
+    {"conditions": "random"},
+    {"step_rule": "classic"},
+    {"step_rule": "global"},
+    {"step_rule": "classic", "conditions": "fixed"},
+    {"step_rule": "global", "conditions": "fixed"},
+    {"dynamics": "niw"},
+    {"dynamics": "niw", "conditions": "fixed", "replay": 2},
+    {"dynamics": "nearest"},
+    {"dynamics": "gmm"},
+    {"dynamics": {"prior": "niw", "window": 5, "cov_count": 2.0}},
+    {"dynamics": {"prior": "nearest", "neighbours": 10}},
+    {"dynamics": {"prior": "gmm", "max_clusters": 2}},
+    {"linearization": "jacobian"},
+    {"linearization": "niw"},
+    {"linearization": "nearest"},
+    {"linearization": "gmm"},
+    {"linearization": {"prior": "nearest", "neighbours": 10}},
+    {"cost": {"local_window": 2}},
+    {"cost": {"ridge": 1e-2}},
+    {"initial_controller": "lqr"},
+    {"initial_controller": "pd"},
+    {"initial_controller": {"kind": "lqr", "stiffness": 2.0}},
+    {"initial_controller": {"kind": "pd", "position_gains": 2.0, "positions": [0], "velocities": [1]}},
+    {"kl_per_time_step": True},
+    {"replay": 1},
+    {"replay": 3},
+    {"gamma": 1.0},
+    {"gamma": 0.5},
+    {"horizon": 2},
+    {"n_conditions": 1},
+    {"samples_per_condition": 7},
+    {"batch_size": 3},
+]
+
+
+@pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_choices(options: dict[str, Any]) -> None:
+    model = small_mdgps(**options)
+    before = parameter_sum(model)
+    model.learn(3 * model.n_steps)
+    check_learned(model, 3)
+    assert parameter_sum(model) != before
+    assert logged(model, "trajopt/kl") > 0.0
+
+
+def test_known_cost_is_used() -> None:
+    """The planner must read ``cost_fn`` and not the rewards: it says the opposite of them here."""
+
+    def push_right(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        return -10.0 * next_obs[:, 1] + 0.5 * (action**2).sum(-1)
+
+    model = small_mdgps(cost_fn=push_right, imitation_steps=200, kl_step=3.0)
+    model.learn(4 * ITERATION)
+    actions, _ = model.predict(np.random.default_rng(0).uniform(-0.5, 0.5, (20, 2)).astype(np.float32), deterministic=True)
+    assert actions.mean() > 0.3
+    rewarded = small_mdgps(imitation_steps=200, kl_step=3.0).learn(4 * ITERATION)
+    assert rewarded.predict(np.array([0.0, 1.0], np.float32), deterministic=True)[0] < 0.0
+
+
+@pytest.mark.parametrize("kind", ["lqr", "pd"])
+def test_initial_controllers_hold_the_first_state(kind: str) -> None:
+    """Controllers sample the first iteration: they brake, while the untrained policy does not."""
+    options = {"stiffness": 10.0} if kind == "lqr" else {"position_gains": 5.0, "velocity_gains_mult": 1.0}
+
+    def drift(initial_controller: Any) -> float:
+        model = small_mdgps(initial_controller=initial_controller, horizon=40)
+        model.learn(1)
+        states = model.rollout_buffer.trajectories().states
+        return float(np.mean(np.abs(states[:, :, -1, 0] - states[:, :, 0, 0])))
+
+    assert drift({"kind": kind, "init_var": 0.01, **options}) < 0.7 * drift("policy")
+
+
+def test_initial_controllers_on_torques() -> None:
+    options = {"kind": "lqr", "positions": [6, 7], "velocities": [6, 7]}
+    with pytest.raises(ValueError, match="must be different entries"):
+        small_mdgps("Reacher-v5", initial_controller=options).learn(1)
+    model = small_mdgps("Reacher-v5", initial_controller={"kind": "pd", "positions": [0, 1], "velocities": [6, 7]})
+    assert model.learn(1).n_iterations == 1
+
+
+def test_local_sampling_runs_the_controllers() -> None:
+    """After the first iteration the actions are those of the controllers of their own conditions."""
+    model = small_mdgps(sampling="local", conditions="fixed", min_std=1e-3, kl_step=20.0)
+    model.learn(ITERATION)
+    assert model.previous is not None
+    p = model.previous.controller
+    model.previous = CStep(model.previous.model, LinearGaussianController(p.K, p.k, 1e-12 * np.ones_like(p.cov)))
+    model._last_obs = None
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(1, reset_num_timesteps=False)
+    sampled = model.rollout_buffer.trajectories()
+    expected = np.einsum("mtux,mntx->mntu", p.K, sampled.states[:, :, :-1]) + p.k[:, None]
+    np.testing.assert_allclose(sampled.actions, expected, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- conditions
+
+
+def seeds_of(model: MDGPS) -> list[int | None]:
+    assert model.env is not None
+    env = model.env.get_attr("unwrapped")[0]
+    return [seed for seed in env.seeds if seed is not None and seed >= 2**16]
+
+
+@pytest.mark.parametrize("conditions", ["fixed", "fresh", "random"])
+def test_conditions_are_reset_seeds(conditions: str) -> None:
+    model = small_mdgps(conditions=conditions)
+    model.learn(2 * ITERATION)
+    seeds = seeds_of(model)
+    n = CONDITIONS * SAMPLES
+    assert len(seeds) == 2 * n
+    first, second = seeds[:n], seeds[n:]
+    distinct = {"fixed": (2, 2, 2), "fresh": (2, 2, 4), "random": (4, 4, 8)}[conditions]
+    assert (len(set(first)), len(set(second)), len(set(seeds))) == distinct
+    states = model.rollout_buffer.trajectories().states[:, :, 0]
+    same_start = np.allclose(states[:, 0], states[:, 1])
+    assert same_start == (conditions != "random")
+    assert not np.allclose(states[0], states[1])
+
+
+@pytest.mark.parametrize("n_envs", [2, 3, 8])
+def test_random_conditions_are_distinct_in_every_iteration(n_envs: int) -> None:
+    model = small_mdgps(vec_env(n_envs), conditions="random")
+    model.learn(3 * model.n_steps * n_envs)
+    assert model.env is not None
+    used = [seed for env in model.env.get_attr("unwrapped") for seed in env.seeds if seed is not None and seed >= 2**16]
+    assert len(used) == len(set(used))
+
+
+# ---------------------------------------------------------------------- step rules
+
+
+def stage(policy_costs: list[float], controller_costs: list[float], offset: float = 0.0) -> CStep:
+    """A model of two conditions and one step whose cost is ``offset + u``, so that costs of controllers can be chosen."""
+    n = len(policy_costs)
+
+    def controller(means: list[float]) -> LinearGaussianController:
+        return LinearGaussianController(np.zeros((n, 1, 1, 1)), np.array(means)[:, None, None], np.full((n, 1, 1, 1), 0.1))
+
+    dynamics = LinearGaussianDynamics(np.zeros((n, 1, 1, 2)), np.zeros((n, 1, 1)), np.ones((n, 1, 1, 1)))
+    cost = QuadraticCost(np.zeros((n, 1, 2, 2)), np.tile([0.0, 1.0], (n, 1, 1)), np.full((n, 1), offset))
+    initial = GaussianState(np.zeros((n, 1)), np.ones((n, 1, 1)))
+    model = LocalModel(dynamics, cost, controller(policy_costs), initial, np.ones(n, dtype=int))
+    return CStep(model, controller(controller_costs))
+
+
+STEP_RULES = [
+    # l_{k-1}^{k-1,pi} = (10, 10), l_{k-1}^k = (6, 6); now l_k^{k,pi} = (8, 9), l_k^k = (7, 7)
+    ("global", "fixed", [4.0 / (2 * 2.0), 4.0 / (2 * 3.0)]),
+    ("classic", "fixed", [4.0 / (2 * 1.0), 4.0 / (2 * 1.0)]),
+    ("global", "fresh", [4.0 / (2 * 2.5)] * 2),
+    ("fixed", "fixed", [1.0, 1.0]),
+]
+
+
+@pytest.mark.parametrize("rule, conditions, expected", STEP_RULES)
+def test_step_rules(rule: str, conditions: str, expected: list[float]) -> None:
+    """Section 4.2: epsilon' = epsilon (l_{k-1}^k - l_{k-1}^{k-1,pi}) / 2 (l_{k-1}^k - l_k)."""
+    model = small_mdgps(step_rule=rule, conditions=conditions, step_limits=(0.01, 100.0), gamma=1.0)
+    model.learn(ITERATION)  # attaches a logger
+    model.step_multiplier = np.ones(2)
+    model.previous = stage([10.0, 10.0], [6.0, 6.0])
+    model._adjust_step(stage([7.0, 8.0], [0.0, 0.0], offset=1.0).model)
+    np.testing.assert_allclose(model.step_multiplier, expected, rtol=1e-6)
+    assert logged(model, "trajopt/predicted_improvement") == pytest.approx(4.0)
+    assert logged(model, "trajopt/actual_improvement") == pytest.approx(1.5)
+
+
+def test_step_rule_stays_within_its_limits() -> None:
+    model = small_mdgps(step_rule="global", conditions="fixed", step_limits=(0.25, 2.0), gamma=1.0)
+    model.learn(ITERATION)
+    model.step_multiplier = np.ones(2)
+    for _ in range(3):
+        model.previous = stage([10.0, 10.0], [6.0, 6.0])
+        # better than predicted, and far worse
+        model._adjust_step(stage([5.0, 1000.0], [0.0, 0.0]).model)
+    np.testing.assert_allclose(model.step_multiplier, [2.0, 0.25])
+
+
+def test_kl_is_bounded_by_its_step() -> None:
+    for per_time_step in (False, True):
+        model = small_mdgps(kl_step=0.05, kl_per_time_step=per_time_step)
+        model.learn(2 * ITERATION)
+        assert 0.9 * 0.05 <= logged(model, "trajopt/kl") <= 1.001 * 0.05
+        assert logged(model, "trajopt/kl_step") == pytest.approx(0.05)
+        assert logged(model, "trajopt/unconverged") == 0
+
+
+def test_schedules() -> None:
+    options: dict[str, Any] = {
+        "learning_rate": LinearSchedule(1e-2, 1e-3, 1.0),
+        "kl_step": lambda progress: 0.1 + 0.2 * progress,
+        "min_std": LinearSchedule(0.4, 0.3, 1.0),
+    }
+    model = small_mdgps(**options)
+    model.learn(2 * ITERATION)
+    # SB3 updates the progress after the rollout: half is left at the first iteration, nothing at the second
+    assert logged(model, "train/learning_rate") == pytest.approx(1e-3)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert logged(model, "trajopt/kl_step") == pytest.approx(0.1)
+    assert 0.3 - 1e-6 <= logged(model, "train/std") < 0.4
+    first = small_mdgps(**options)
+    first.learn(2 * ITERATION, callback=lambda variables, _: variables["self"].num_timesteps <= ITERATION)
+    assert logged(first, "trajopt/kl_step") == pytest.approx(0.2)
+    assert logged(first, "train/learning_rate") == pytest.approx(5.5e-3)
+
+
+# ---------------------------------------------------------------------- replay
+
+
+def test_replay_keeps_iterations() -> None:
+    model = small_mdgps(replay=2)
+    sizes = []
+    fit_model = model.fit_model
+    model.fit_model = lambda trajectories: sizes.append(len(trajectories.alive)) or fit_model(trajectories)  # type: ignore
+    model.learn(4 * ITERATION)
+    assert sizes == [CONDITIONS * n for n in (1, 2, 3, 3)]
+    assert len(model.past) == 2
+
+
+def test_memory_does_not_grow() -> None:
+    model = small_mdgps(replay=2)
+
+    def size() -> int:
+        kept = sum(part.states.nbytes + part.actions.nbytes for part in model.past)
+        assert model.previous is not None
+        return kept + model.previous.model.dynamics.F.nbytes + model.previous.controller.K.nbytes
+
+    model.learn(3 * ITERATION)
+    after_three = size()
+    model.learn(6 * ITERATION, reset_num_timesteps=False)
+    assert size() == after_three
+
+
+# ---------------------------------------------------------------------- several environments, normalisation
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3, 8])
+def test_several_environments(n_envs: int) -> None:
+    """The number of trajectories is rounded up to a multiple of the environments."""
+    model = small_mdgps(vec_env(n_envs), n_conditions=3, samples_per_condition=2)
+    model.learn(2 * HORIZON * 6)
+    n_batches = -(-6 // n_envs)
+    assert model.n_steps == n_batches * HORIZON
+    assert model.num_timesteps == 2 * n_batches * n_envs * HORIZON
+    alive = model.rollout_buffer.trajectories().alive
+    assert alive[:, :, 0].sum() == n_batches * n_envs
+    assert np.all(alive[:, :, 0].sum(1) >= 2), "no condition gets fewer samples than asked for"
+    check_learned(model, 2)
+
+
+def test_subprocesses() -> None:
+    env = SubprocVecEnv([PointMass] * 3, start_method="fork")
+    try:
+        model = small_mdgps(env)
+        model.learn(2 * model.n_steps * 3)
+        check_learned(model, 2)
+        # an environment is as good as another: the same seeds give the same first states
+        np.testing.assert_allclose(
+            model.rollout_buffer.trajectories().states[:, 0, 0], model.rollout_buffer.trajectories().states[:, 1, 0]
+        )
+    finally:
+        env.close()
+
+
+def test_vec_normalize() -> None:
+    """The planner works on the original numbers, the policy on the normalised ones."""
+    env = VecNormalize(vec_env(2), gamma=0.99)
+    env.obs_rms.mean, env.obs_rms.var, env.obs_rms.count = np.array([5.0, -5.0]), np.array([4.0, 9.0]), 1e9
+    model = small_mdgps(env)
+    model.learn(3 * ITERATION)
+    trajectories = model.rollout_buffer.trajectories()
+    assert np.all(np.abs(trajectories.states[:, :, 0]) <= 1.0)
+    np.testing.assert_allclose(trajectories.observations, trajectories.states, atol=1e-6)
+    expected = -np.sum(trajectories.states[:, :, :-1] ** 2, -1) - 0.1 * trajectories.executed_actions[..., 0] ** 2
+    np.testing.assert_allclose(trajectories.rewards, expected, atol=1e-5)
+    check_learned(model, 3)
+
+
+def test_vec_normalize_keeps_true_terminal_observations() -> None:
+    """Also where the normalised ones are clipped."""
+    env = VecNormalize(vec_env(2, lambda: PointMass(death=(3, 9))), clip_obs=0.5)
+    model = small_mdgps(env)
+    model.learn(2 * ITERATION)
+    check_dynamics(model)
+
+
+def check_dynamics(model: MDGPS) -> None:
+    """Every living transition, terminal ones included, obeys the point mass."""
+    trajectories = model.rollout_buffer.trajectories()
+    x, u = trajectories.states[:, :, :-1], trajectories.executed_actions
+    expected = x + 0.1 * np.stack([x[..., 1], 2.0 * u[..., 0]], -1)
+    alive = trajectories.alive
+    assert alive.any()
+    np.testing.assert_allclose(trajectories.states[:, :, 1:][alive], expected[alive], atol=1e-5)
+
+
+# ---------------------------------------------------------------------- horizons and time limits
+
+
+def test_horizon_is_the_time_limit_by_default() -> None:
+    model = small_mdgps(limited(7), horizon=None)
+    model.learn(1)
+    assert model.num_timesteps == 7 * CONDITIONS * SAMPLES
+    assert not model.rollout_buffer.terminated.any(), "a time limit is no death"
+    check_dynamics(model)
+    infos = list(model.ep_info_buffer or [])
+    assert [info["l"] for info in infos] == [7] * 4
+
+
+def test_horizon_without_a_time_limit() -> None:
+    model = small_mdgps(PointMass(), horizon=None)
+    assert model.learn(1).num_timesteps == DEFAULT_HORIZON * CONDITIONS * SAMPLES
+
+
+def test_horizon_shorter_than_the_episode() -> None:
+    model = small_mdgps(limited(50), horizon=5)
+    model.learn(2 * 20)
+    assert model.num_timesteps == 40
+    check_learned(model, 2)
+    check_dynamics(model)
+    assert np.all(model.rollout_buffer.trajectories().alive)
+
+
+def test_time_limit_inside_of_a_horizon() -> None:
+    """Truncation cuts the plan where nothing says how long episodes are, but is no death."""
+
+    class Truncating(PointMass):
+        def step(self, action: np.ndarray) -> Any:
+            obs, reward, terminated, _, info = super().step(action)
+            return obs, reward, terminated, self.t >= 6, info
+
+    model = small_mdgps(Truncating())
+    model.learn(1)
+    trajectories = model.rollout_buffer.trajectories()
+    assert np.all(trajectories.alive.sum(-1) == 6)
+    assert not trajectories.terminated.any()
+    assert logged(model, "trajopt/planned_steps") == 6
+    check_dynamics(model)
+    assert model.previous is not None and np.all(model.previous.model.cost.const[:, 6:] == 0.0)
+
+
+# ---------------------------------------------------------------------- early termination
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_early_termination(n_envs: int) -> None:
+    """Deaths are masked, cut from the plan, and every real step counts."""
+    model = small_mdgps(vec_env(n_envs, lambda: PointMass(death=(3, 12))), samples_per_condition=6)
+    steps = []
+    model.learn(300, callback=lambda variables, _: steps.append(len(variables["dones"])) or True)
+    assert model.num_timesteps == sum(steps)
+    check_learned(model, model.n_iterations)
+    trajectories = model.rollout_buffer.trajectories()
+    lengths = trajectories.alive.sum(-1)
+    assert lengths.min() < HORIZON and lengths.min() >= 3
+    assert np.all(trajectories.alive == (np.arange(HORIZON) < lengths[..., None])), "no life after death"
+    ends = np.take_along_axis(trajectories.terminated, lengths[..., None] - 1, -1)[..., 0]
+    assert np.all(ends[lengths < HORIZON]) and trajectories.terminated.sum() == ends.sum()
+    check_dynamics(model)
+    assert model.previous is not None
+    expected = (trajectories.alive.sum(1) >= model.min_samples).sum(-1)
+    np.testing.assert_array_equal(model.previous.model.lengths, expected)
+    assert logged(model, "trajopt/planned_steps") == pytest.approx(expected.mean())
+
+
+def test_deaths_end_a_batch_early() -> None:
+    env = PointMass(death=(4, 5))
+    model = small_mdgps(env)
+    model.learn(1)
+    assert model.num_timesteps == env.n_steps == 4 * CONDITIONS * SAMPLES
+    assert logged(model, "trajopt/planned_steps") == 4
+
+
+def test_a_death_is_worse_than_what_life_would_have_brought() -> None:
+    class Cliff(PointMass):
+        """Dies beyond .3, where it is rewarded for going."""
+
+        def step(self, action: np.ndarray) -> Any:
+            obs, _, _, _, info = super().step(action)
+            return obs, 1.0 + 0.1 * float(self.state[1]), bool(self.state[0] > 1.5), False, info
+
+    model = small_mdgps(
+        Cliff(), horizon=30, n_conditions=4, samples_per_condition=5, imitation_steps=200, kl_step=1.0, conditions="random"
+    )
+    model.learn(8 * 600)
+    alive = model.rollout_buffer.trajectories().alive
+    assert alive[:, :, -1].mean() > 0.5
+
+
+def test_nothing_left_to_plan_is_an_error() -> None:
+    model = small_mdgps(PointMass(death=(1, 12)), samples_per_condition=2, min_samples=2)
+    model.min_samples = 3
+    with pytest.raises(ValueError, match="3 living samples that a fit needs: raise samples_per_condition"):
+        model.learn(1)
+
+
+def test_one_condition_without_a_plan_does_not_stop_the_others() -> None:
+    model = small_mdgps(conditions="fixed", samples_per_condition=4)
+    model.learn(1)
+    buffer = model.rollout_buffer
+    buffer.alive.reshape(-1, HORIZON)[::2] = False  # trajectories of condition 0
+    buffer.alive.reshape(-1, HORIZON)[0, 0] = True
+    model.train()
+    check_learned(model, 2)
+    assert model.previous is not None
+    np.testing.assert_array_equal(model.previous.model.lengths, [0, HORIZON])
+
+
+def test_gymnasium_tasks() -> None:
+    model = small_mdgps(gym.make("InvertedPendulum-v5"), samples_per_condition=4)
+    model.learn(300)
+    assert np.isfinite(parameter_sum(model))
