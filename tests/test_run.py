@@ -437,8 +437,9 @@ def test_time_limit_inside_of_a_horizon() -> None:
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_early_termination(n_envs: int) -> None:
     """Deaths are masked, cut from the plan, and every real step counts."""
-    model = small_mdgps(vec_env(n_envs, lambda: PointMass(death=(3, 12))), samples_per_condition=6)
-    steps = []
+    env = vec_env(n_envs, lambda: PointMass(death=(3, 12)))
+    model = small_mdgps(env, samples_per_condition=6, conditions="random")
+    steps: list[int] = []
     model.learn(300, callback=lambda variables, _: steps.append(len(variables["dones"])) or True)
     assert model.num_timesteps == sum(steps)
     check_learned(model, model.n_iterations)
@@ -447,7 +448,8 @@ def test_early_termination(n_envs: int) -> None:
     assert lengths.min() < HORIZON and lengths.min() >= 3
     assert np.all(trajectories.alive == (np.arange(HORIZON) < lengths[..., None])), "no life after death"
     ends = np.take_along_axis(trajectories.terminated, lengths[..., None] - 1, -1)[..., 0]
-    assert np.all(ends[lengths < HORIZON]) and trajectories.terminated.sum() == ends.sum()
+    assert np.all(ends[lengths < HORIZON])
+    assert (trajectories.terminated & trajectories.alive).sum() == ends.sum()
     check_dynamics(model)
     assert model.previous is not None
     expected = (trajectories.alive.sum(1) >= model.min_samples).sum(-1)

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from sb3_dpi.common.actor import export_actor
 from sb3_dpi.common.choices import check_choice
@@ -216,13 +216,13 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self._last_obs = env.reset()  # type: ignore[assignment]
         obs = self._original_obs(self._last_obs)
         states = self._state_view(obs)
-        self._check_finite_step(states, np.zeros(env.num_envs), 0)
+        self._check_finite_step(obs, states, np.zeros(env.num_envs), 0)
         act = self._make_sampler(trajectory_ids % self.n_conditions, states, rollout_buffer.horizon)
         alive = np.ones(env.num_envs, dtype=bool)
         returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
         for t in range(rollout_buffer.horizon):
             actions = act(t, self._last_obs, states)
-            new_obs, rewards, dones, infos = env.step(self.policy.unscale_action(np.clip(actions, -1.0, 1.0)))
+            new_obs, rewards, dones, infos = env.step(self._to_env_units(actions))
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
@@ -235,7 +235,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             if dones.any():
                 next_obs, terminated = self._before_reset(obs_after, dones, infos)
                 next_states = self._state_view(next_obs)
-            self._check_finite_step(next_states, raw_rewards, t)
+            self._check_finite_step(next_obs, next_states, raw_rewards, t)
             rollout_buffer.add_step(obs, states, actions, raw_rewards, alive, terminated, next_states)
             returns, lengths = returns + alive * raw_rewards, lengths + alive
             ending = alive if t == rollout_buffer.horizon - 1 else alive & dones
@@ -278,7 +278,15 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))  # type: ignore[union-attr]
 
     def _original_obs(self, obs: Any) -> Observations:
-        return obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
+        if self._vec_normalize_env is None:
+            return obs
+        original = self._vec_normalize_env.get_original_obs()
+        wrapper: Any = self.env
+        while wrapper is not self._vec_normalize_env:  # SB3 puts the transposition of images around VecNormalize
+            if isinstance(wrapper, VecTransposeImage):
+                original = wrapper.transpose_observations(original)
+            wrapper = wrapper.venv
+        return original
 
     def _policy_inputs(self, observations: Observations) -> Observations:
         """Observations ``[n, ...]`` as the policy sees them, with the present statistics of VecNormalize."""
@@ -301,14 +309,22 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             terminated[i] = not infos[i].get("TimeLimit.truncated", False)
         return obs, terminated
 
-    def _check_finite_step(self, states: FloatArray, rewards: np.ndarray, t: int) -> None:
-        if np.isfinite(states.sum() + rewards.sum()):
+    def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
+        clipped = np.clip(actions, -1.0, 1.0).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        return self.policy.unscale_action(clipped)
+
+    def _check_finite_step(self, obs: Observations, states: FloatArray, rewards: np.ndarray, t: int) -> None:
+        hidden = [a for a in obs.values() if a.dtype.kind == "f"] if isinstance(obs, dict) else []
+        if np.isfinite(states.sum() + rewards.sum() + sum(float(array.sum(dtype=np.float64)) for array in hidden)):
             return
-        bad = ~(np.isfinite(states).all(-1) & np.isfinite(rewards))
-        if not bad.any():
+        fine = np.isfinite(states).all(-1)
+        for array in hidden:
+            fine &= np.isfinite(array.reshape(len(array), -1)).all(-1)
+        bad = ~(fine & np.isfinite(rewards))
+        if not bad.any():  # finite numbers whose sum is not
             return
         i = int(np.argmax(bad))
-        what = "observation" if not np.isfinite(states[i]).all() else "reward"
+        what = "reward" if fine[i] else "observation"
         raise ValueError(
             f"Environment {i} returned a {what} that is not finite at step {t} of its trajectory (after {self.num_timesteps} "
             "steps in all). The model is as before this rollout and can be saved; fix the environment, or end its episodes "

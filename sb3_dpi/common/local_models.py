@@ -437,6 +437,8 @@ def held_out_error(
     """
     kept = weights.copy()
     kept[:, held_out] = 0.0
+    if not kept.any():
+        return float("nan")
     fit = fit_regression(points, kept, n_inputs, settings, np.random.default_rng(0))
     truth, inputs = points[:, held_out : held_out + 1, :, n_inputs:], points[:, held_out : held_out + 1, :, :n_inputs]
     planned = np.arange(points.shape[2]) < lengths[:, None, None]

@@ -223,7 +223,7 @@ class MDGPS(DualPolicyAlgorithm):
         latest, held_out = slice(0, self.n_conditions), self.n_iterations % weights.shape[1]
         error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
         self.logger.record("trajopt/held_out_error", error)
-        bounds = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
+        bounds = self.action_space.low.ravel(), self.action_space.high.ravel()  # type: ignore[attr-defined]
         cost = fit_local_cost(trajectories, lengths, self.gamma, CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds)
         return LocalModel(dynamics, cost, self._linearize(trajectories), initial, lengths)
 

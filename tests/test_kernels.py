@@ -1,0 +1,121 @@
+"""The backward-forward pass: loops against numpy, both against the general LQR functions, and failures."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from problems import random_pd
+from sb3_dpi.trajopt import kernels
+from sb3_dpi.trajopt.lqr import controller_kl, forward_marginals, lqr_backward
+from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
+
+
+def random_arguments(
+    rng: np.random.Generator, n_conditions: int, horizon: int, dx: int, du: int, shift: float = 5.0
+) -> list[np.ndarray]:
+    shape = (n_conditions, horizon)
+    F = rng.normal(size=(*shape, dx, dx + du)) / np.sqrt(dx)
+    C = rng.normal(size=(*shape, dx + du, dx + du)) / np.sqrt(dx)
+    return [
+        F,
+        rng.normal(size=(*shape, dx)),
+        random_pd(rng, shape, dx),
+        0.2 * (C + np.swapaxes(C, -1, -2)),
+        rng.normal(size=(*shape, dx + du)),
+        rng.normal(size=(n_conditions, dx)),
+        random_pd(rng, (n_conditions,), dx),
+        shift + rng.uniform(0.0, 1.0, shape) * 10.0 ** (horizon / 10),
+    ]
+
+
+def assert_same(first: kernels.PassResult, second: kernels.PassResult) -> None:
+    np.testing.assert_array_equal(first[4], second[4])
+    solved = first[4] < 0
+    for one, two in zip(first[:4], second[:4], strict=True):
+        np.testing.assert_allclose(one[solved], two[solved], rtol=1e-8, atol=1e-10)
+
+
+def load_without_numba(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    spec = importlib.util.spec_from_file_location("kernels_without_numba", kernels.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("n_conditions", "horizon", "dx", "du"), [(1, 1, 1, 1), (3, 5, 4, 2), (2, 4, 2, 2), (2, 6, 7, 3)])
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_loops_equal_numpy(n_conditions: int, horizon: int, dx: int, du: int, discount: float) -> None:
+    arguments = random_arguments(np.random.default_rng(0), n_conditions, horizon, dx, du)
+    result = kernels.pass_loops(*arguments, discount)
+    assert np.all(result[4] < 0)
+    assert_same(kernels.pass_numpy(*arguments, discount), result)
+
+
+@pytest.mark.compiled
+def test_loops_equal_numpy_at_full_size() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        arguments = random_arguments(rng, 4, 20, 26, 7)
+        assert_same(kernels.pass_numpy(*arguments, 0.99), kernels.pass_loops(*arguments, 0.99))
+
+
+@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
+@pytest.mark.parametrize("discount", [1.0, 0.8])
+def test_pass_is_the_lqr_of_the_penalised_cost(name: str, discount: float) -> None:
+    arguments = random_arguments(np.random.default_rng(2), 2, 6, 4, 2)
+    F, f, noise, C, c, mean0, cov0, eta = arguments
+    K, k, S, kl, _ = getattr(kernels, name)(*arguments, discount)
+    # -log N(w; 0, I) costs eta per nat: LQR adds eta to Cww, and its entropy has the temperature eta
+    shifted = C.copy()
+    shifted[..., 4:, 4:] += eta[..., None, None] * np.eye(2)
+    dynamics = LinearGaussianDynamics(F, f, noise)
+    expected = lqr_backward(dynamics, QuadraticCost(shifted, c, np.zeros_like(eta)), discount).controller
+    np.testing.assert_allclose(K, expected.K, rtol=1e-9)
+    np.testing.assert_allclose(k, expected.k, rtol=1e-9)
+    np.testing.assert_allclose(S, eta[..., None, None] * expected.cov, rtol=1e-9)
+    controller = LinearGaussianController(K, k, S)
+    reference = LinearGaussianController(0.0 * K, 0.0 * k, np.broadcast_to(np.eye(2), S.shape))
+    marginals = forward_marginals(controller, dynamics, GaussianState(mean0, cov0))
+    np.testing.assert_allclose(kl, controller_kl(controller, reference, marginals), rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
+def test_failures_name_the_time_step_and_spare_other_conditions(name: str) -> None:
+    arguments = random_arguments(np.random.default_rng(3), 4, 5, 3, 2)
+    alone = [array[:1].copy() for array in arguments]
+    arguments[3][1, 3, -1, -1] = -1e6
+    arguments[3][2, 2] = np.inf
+    arguments[3][3, 0, -1, -1] = -1e9
+    result = getattr(kernels, name)(*arguments, 1.0)
+    assert result[4].tolist() == [-1, 3, 2, 0]
+    for mixed, single in zip(result[:4], getattr(kernels, name)(*alone, 1.0)[:4], strict=True):
+        np.testing.assert_allclose(mixed[0], single[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
+def test_overflow_of_the_state_is_not_hidden(name: str) -> None:
+    arguments = random_arguments(np.random.default_rng(4), 2, 8, 2, 1)
+    arguments[0][1, :, :, :2] = 1e60 * np.eye(2)
+    arguments[3][1], arguments[4][1, 1:] = 0.0, 0.0
+    arguments[3][1, -1, 0, 2] = arguments[3][1, -1, 2, 0] = 1.0
+    kl, failed = getattr(kernels, name)(*arguments, 1.0)[3:]
+    assert np.isfinite(kl[0]).all() and failed[0] == -1
+    assert failed[1] >= 0 or not np.isfinite(kl[1]).all()
+
+
+def test_numpy_is_used_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = load_without_numba(monkeypatch)
+    assert not alone.COMPILED
+    assert alone.lqr_pass is alone.pass_numpy
+    arguments = random_arguments(np.random.default_rng(5), 2, 4, 3, 2)
+    assert_same(alone.pass_numpy(*arguments, 0.9), alone.pass_loops(*arguments, 0.9))
+
+
+def test_compiled_loops_are_used_with_numba() -> None:
+    assert kernels.lqr_pass is (kernels.pass_loops if kernels.COMPILED else kernels.pass_numpy)
+    assert kernels.COMPILED == hasattr(kernels.pass_loops, "py_func")
