@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from problems import random_pd
+
 from sb3_dpi.trajopt.cost import anchor, fit_cost, fit_quadratic, project_psd, quadratic_features
 from sb3_dpi.trajopt.types import QuadraticCost
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from problems import random_pd
+
 from sb3_dpi.trajopt.dynamics import (
     LinearGaussianFit,
     Standardizer,

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-
 from problems import random_pd
+
 from sb3_dpi.trajopt import kernels
 from sb3_dpi.trajopt.lqr import controller_kl, forward_marginals, lqr_backward
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost

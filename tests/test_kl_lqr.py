@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from problems import Problem, dense_expected_cost, hard, pick, random_pd, well_conditioned
 from scipy.optimize import minimize
 
-from problems import Problem, dense_expected_cost, hard, pick, random_pd, well_conditioned
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
 from sb3_dpi.trajopt.lqr import controller_kl, expected_cost, forward_marginals, lqr_backward
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
@@ -279,9 +279,7 @@ def test_conditions_equal_each_alone(per_time_step: bool) -> None:
     together = solve_kl_constrained(*batched.parts, epsilon, discount=0.97, per_time_step=per_time_step)
     for index in np.ndindex(2, 3):
         parts = [pick(part, *index) for part in batched.parts]
-        alone: KLConstrainedSolution = solve_kl_constrained(
-            *parts, epsilon[index], discount=0.97, per_time_step=per_time_step
-        )
+        alone: KLConstrainedSolution = solve_kl_constrained(*parts, epsilon[index], discount=0.97, per_time_step=per_time_step)
         np.testing.assert_allclose(together.eta[index], alone.eta, rtol=1e-6)
         np.testing.assert_allclose(together.kl[index], alone.kl, rtol=1e-6)
         for name, array in vars(alone.controller).items():
@@ -298,6 +296,10 @@ def test_too_few_passes_still_keep_the_bound() -> None:
         assert solution.kl.sum() <= 1e-6
     steps = solve_kl_constrained(*problem.parts, 0.3, max_passes=6, per_time_step=True)
     assert np.all(steps.kl <= 0.3)
+    convex = well_conditioned(np.random.default_rng(13), batch=(2,))
+    far = solve_kl_constrained(*convex.parts, 0.3, eta=np.full((2, 7), 1e-3), max_passes=1, per_time_step=True)
+    assert not far.converged.any()
+    assert np.all(far.kl <= 0.3)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
@@ -327,7 +329,9 @@ def test_a_reference_without_variance_is_refused() -> None:
     problem = well_conditioned(np.random.default_rng(16), batch=(3,))
     cov = problem.reference.cov.copy()
     cov[1, 4] = 0.0
-    with pytest.raises(KLConstraintError, match="reference's covariance is not positive definite in condition 1 at time step 4"):
+    with pytest.raises(
+        KLConstraintError, match="reference's covariance is not positive definite in condition 1 at time step 4"
+    ):
         solve_kl_constrained(problem.dynamics, problem.cost, replace(problem.reference, cov=cov), problem.initial, 1.0)
 
 
@@ -340,7 +344,7 @@ def test_overflow_is_an_error_that_names_condition_and_time_step() -> None:
     zeros = np.zeros((3, horizon, 1))
     reference = LinearGaussianController(zeros[..., None], zeros, np.ones((3, horizon, 1, 1)))
     initial = GaussianState(np.ones((3, 1)), np.ones((3, 1, 1)))
-    with pytest.raises(KLConstraintError, match="no dual variable .* condition 1 .*shorten the horizon") as caught:
+    with pytest.raises(KLConstraintError, match=r"no dual variable .* condition 1 .*shorten the horizon") as caught:
         solve_kl_constrained(dynamics, cost, reference, initial, 1.0)
     assert caught.value.condition == 1
     assert 0 < caught.value.time_step < horizon - 100

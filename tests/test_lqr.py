@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from problems import Problem, dense_expected_cost, joint_gaussian, pick, random_pd, stacked_cost, well_conditioned
+
 from sb3_dpi.trajopt.lqr import (
     NotPositiveDefiniteError,
     controller_kl,

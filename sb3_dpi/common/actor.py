@@ -49,8 +49,7 @@ def _numpy_layers(policy: BoundedGaussianPolicy) -> list[Callable[[np.ndarray], 
     layers: list[Callable[[np.ndarray], np.ndarray]] = []
     for module in [*policy.mlp_extractor.policy_net, policy.action_net]:
         if isinstance(module, nn.Linear):
-            reads_features = not layers and isinstance(extractor, StandardizedExtractor)
-            layers.append(_affine(module, extractor if reads_features else None))
+            layers.append(_affine(module, extractor if not layers else None))
         elif type(module) in _ACTIVATIONS:
             layers.append(_ACTIVATIONS[type(module)])
         else:
@@ -58,9 +57,11 @@ def _numpy_layers(policy: BoundedGaussianPolicy) -> list[Callable[[np.ndarray], 
     return layers
 
 
-def _affine(module: nn.Linear, extractor: StandardizedExtractor | None) -> Callable[[np.ndarray], np.ndarray]:
+def _affine(module: nn.Linear, extractor: nn.Module | None) -> Callable[[np.ndarray], np.ndarray]:
     weight, bias = module.weight.detach().double(), module.bias.detach().double()
-    if extractor is not None:  # standardisation is affine: it costs nothing once folded into the first layer
+    if isinstance(
+        extractor, StandardizedExtractor
+    ):  # standardisation is affine: it costs nothing once folded into the first layer
         weight = weight / extractor.obs_std
         bias = bias - weight @ extractor.obs_mean.double()
     folded, offset = np.ascontiguousarray(weight.float().cpu().numpy().T), bias.float().cpu().numpy()
@@ -70,6 +71,6 @@ def _affine(module: nn.Linear, extractor: StandardizedExtractor | None) -> Calla
 def _torch_actor(policy: BoundedGaussianPolicy) -> Actor:
     def mean(observations: Observations) -> np.ndarray:
         with th.no_grad():
-            return policy.action_mean(obs_as_tensor(observations, policy.device)).cpu().numpy()  # type: ignore[arg-type]
+            return policy.action_mean(obs_as_tensor(observations, policy.device)).cpu().numpy()
 
     return mean

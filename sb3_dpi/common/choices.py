@@ -24,7 +24,7 @@ def parse_choice(name: str, value: str | dict[str, Any], choices: tuple[str, ...
     :return: name and options
     :raises ValueError: if the name is unknown or missing
     """
-    options = {"kind": value} if isinstance(value, str) else dict(value)
-    kind = options.pop("kind", None)
+    options: dict[str, Any] = {"kind": value} if isinstance(value, str) else dict(value)
+    kind = str(options.pop("kind", None))
     check_choice(name, kind, choices)
     return kind, options

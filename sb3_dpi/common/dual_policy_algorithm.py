@@ -70,7 +70,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         "CnnPolicy": BoundedGaussianCnnPolicy,
         "MultiInputPolicy": BoundedGaussianMultiInputPolicy,
     }
-    policy: BoundedGaussianPolicy  # type: ignore[assignment]
+    policy: BoundedGaussianPolicy
     rollout_buffer: TrajectoryBuffer
 
     def __init__(
@@ -275,7 +275,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         normalizer = self._vec_normalize_env
         if normalizer is None or not normalizer.norm_obs:
             return np.ones(self._state_dim)
-        return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))  # type: ignore[union-attr]
+        assert not isinstance(normalizer.obs_rms, dict)
+        return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))
 
     def _original_obs(self, obs: Any) -> Observations:
         if self._vec_normalize_env is None:
@@ -317,7 +318,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         hidden = [a for a in obs.values() if a.dtype.kind == "f"] if isinstance(obs, dict) else []
         if np.isfinite(states.sum() + rewards.sum() + sum(float(array.sum(dtype=np.float64)) for array in hidden)):
             return
-        fine = np.isfinite(states).all(-1)
+        fine = np.all(np.isfinite(states), axis=(1,))
         for array in hidden:
             fine &= np.isfinite(array.reshape(len(array), -1)).all(-1)
         bad = ~(fine & np.isfinite(rewards))
@@ -415,4 +416,3 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-

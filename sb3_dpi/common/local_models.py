@@ -56,8 +56,10 @@ class LocalModel:
         :param n_conditions: how many
         :return: their model
         """
-        parts = (_first(part, n_conditions) for part in (self.dynamics, self.cost, self.policy, self.initial))
-        return LocalModel(*parts, self.lengths[:n_conditions])
+        n = n_conditions
+        return LocalModel(
+            _first(self.dynamics, n), _first(self.cost, n), _first(self.policy, n), _first(self.initial, n), self.lengths[:n]
+        )
 
     def take(self, controller: LinearGaussianController) -> LinearGaussianController:
         """Restrict a controller to the conditions of this model.
@@ -293,7 +295,7 @@ def policy_mean(policy: BoundedGaussianPolicy, inputs: Observations, chunk: int 
     with th.no_grad():
         for start in range(0, n, chunk):
             part = map_observations(lambda array, i=start: array[i : i + chunk], inputs)  # type: ignore[misc]
-            parts.append(policy.action_mean(obs_as_tensor(part, policy.device)).double().cpu().numpy())  # type: ignore[arg-type]
+            parts.append(policy.action_mean(obs_as_tensor(part, policy.device)).double().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -314,9 +316,7 @@ def policy_mean_and_jacobian(
     return mean.detach().double().cpu().numpy(), jacobian * input_scale
 
 
-def average_jacobians(
-    states: FloatArray, means: FloatArray, jacobians: FloatArray, weights: FloatArray
-) -> LinearGaussianFit:
+def average_jacobians(states: FloatArray, means: FloatArray, jacobians: FloatArray, weights: FloatArray) -> LinearGaussianFit:
     """Linearise a policy by averaging its Jacobians over the samples of each time step.
 
     :param states: ``[M, N, T, dx]``

@@ -31,10 +31,10 @@ def make_state_view(observation_space: spaces.Space) -> tuple[Callable[[Observat
         items = observation_space.spaces
         keys = [STATE_KEY] if STATE_KEY in items else [key for key, space in items.items() if is_vector_space(space)]
         if keys and all(isinstance(items[key], spaces.Box) for key in keys):
-            sizes = [int(np.prod(items[key].shape)) for key in keys]  # type: ignore[arg-type]
+            sizes = [int(np.prod(items[key].shape or ())) for key in keys]
 
             def pick(obs: Observations) -> FloatArray:
-                parts = [np.asarray(obs[key], np.float64) for key in keys]  # type: ignore[call-overload]
+                parts = [np.asarray(obs[key], np.float64) for key in keys]
                 return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
             return pick, sum(sizes)

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
 
 STATE_KEY = "state"
 """Key of a dictionary observation that the planner sees and the policy does not."""
@@ -108,12 +109,12 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
         new_mean, new_std = (th.as_tensor(array, dtype=th.float32, device=self.device) for array in (mean, std))
         with th.no_grad():
             for extractor, reader in pairs:
-                if not isinstance(extractor, StandardizedExtractor):
-                    return
+                assert isinstance(extractor, StandardizedExtractor) and isinstance(reader, nn.Linear)
                 if extractor.is_set:
-                    reader.bias += reader.weight @ ((new_mean - extractor.obs_mean) / extractor.obs_std)
-                    reader.weight *= new_std / extractor.obs_std
+                    reader.bias.add_(reader.weight @ ((new_mean - extractor.obs_mean) / extractor.obs_std))
+                    reader.weight.mul_(new_std / extractor.obs_std)
             for extractor, _ in pairs:
+                assert isinstance(extractor, StandardizedExtractor)
                 extractor.obs_mean.copy_(new_mean)
                 extractor.obs_std.copy_(new_std)
                 extractor.is_set.fill_(True)

@@ -80,7 +80,7 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     first = parts[0].observations
     observations: Observations
     if isinstance(first, dict):
-        observations = {key: join([part.observations[key] for part in parts]) for key in first}  # type: ignore[call-overload]
+        observations = {key: join([part.observations[key] for part in parts]) for key in first}
     else:
         observations = join([np.asarray(part.observations) for part in parts])
     names = ("states", "actions", "rewards", "alive", "terminated")
@@ -132,7 +132,7 @@ class TrajectoryBuffer(RolloutBuffer):
     def reset(self) -> None:
         """Forget everything collected."""
         n_steps, n_envs = self.buffer_size, self.n_envs
-        self.observations = self._allocate(n_steps)  # type: ignore[assignment]
+        self.observations = self._allocate(n_steps)
         self.final_observations = self._allocate(self.n_batches)
         self.states = np.zeros((n_steps, n_envs, self.state_dim))
         self.next_states = np.zeros((n_steps, n_envs, self.state_dim))
@@ -253,9 +253,7 @@ class TrajectoryBuffer(RolloutBuffer):
 
         for start in range(0, len(indices), size):
             chosen = indices[start : start + size]
-            rest = [
-                pick(getattr(self, name), chosen) for name in ("actions", "values", "log_probs", "advantages", "returns")
-            ]
+            rest = [pick(getattr(self, name), chosen) for name in ("actions", "values", "log_probs", "advantages", "returns")]
             if isinstance(self.observations, dict):
                 observations = {key: pick(array, chosen) for key, array in self.observations.items()}
                 yield DictRolloutBufferSamples(observations, *rest)
@@ -266,6 +264,6 @@ class TrajectoryBuffer(RolloutBuffer):
 def _write(target: Any, index: Any, value: Observations) -> None:
     if isinstance(target, dict):
         for key, array in target.items():
-            array[index] = value[key]  # type: ignore[call-overload]
+            array[index] = value[key]
     else:
         target[index] = value

@@ -158,7 +158,7 @@ class MDGPS(DualPolicyAlgorithm):
         )
         self.sampling = sampling
         self.initial_controller = initial_controller
-        self.kl_step = kl_step
+        self.kl_step = FloatSchedule(kl_step)
         self.kl_per_time_step = kl_per_time_step
         self.step_rule = step_rule
         self.step_limits = step_limits
@@ -168,7 +168,7 @@ class MDGPS(DualPolicyAlgorithm):
         self.cost_fn = cost_fn
         self.imitation_steps = imitation_steps
         self.batch_size = batch_size
-        self.min_std = min_std
+        self.min_std = FloatSchedule(min_std)
         self.min_samples = min_samples
         self._check_arguments()
         # learned: what the next iteration starts from (created here, so that it survives save and load)
@@ -199,11 +199,6 @@ class MDGPS(DualPolicyAlgorithm):
         low, high = self.step_limits
         if not 0 < low <= 1 <= high:
             raise ValueError(f"step_limits must enclose 1, like (0.1, 3.0), got {self.step_limits}")
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.kl_step = FloatSchedule(self.kl_step)
-        self.min_std = FloatSchedule(self.min_std)
 
     def fit_model(self, trajectories: Trajectories) -> LocalModel:
         """Fit dynamics, cost and the policy's linearisation around the trajectories (Algorithm 4, lines 3 and 4).

@@ -287,5 +287,5 @@ def fit_linear_gaussian(
     return LinearGaussianFit(
         coef=coef,
         bias=out_mean + out_std * bias - matvec(coef, np.broadcast_to(in_mean, (*coef.shape[:-2], n_inputs))),
-        cov=residual * out_std[:, None] * out_std,
+        cov=residual * np.outer(out_std, out_std),
     )
