@@ -207,7 +207,9 @@ def main() -> None:
     console, settings = Console(), make_settings()
     console.print(f"numba {'compiles the kernels' if COMPILED else 'is not used: install the extra [fast]'}")
     console.print(make_table(settings, [measure(setting, args.repetitions) for setting in settings]))
-    times = (5, max(args.iterations, 6))
+    # from the first of these on, replay is full
+    first = max(5, *(setting.arguments.get("replay", 4) + 1 for setting in settings))
+    times = (first, max(args.iterations, first + 1))
     table = Table("", *(f"after {n} iterations" for n in times), title="Memory, MiB: Python and numpy (whole process)")
     for setting in settings:
         table.add_row(setting.name, *(f"{held:.1f} ({resident:.0f})" for held, resident in memory(setting, times)))

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_dpi import MDGPS
 
@@ -30,6 +30,8 @@ class PointMass(gym.Env[np.ndarray, np.ndarray]):
     :param broken: what is not finite (``"reward"``, ``"observation"``, or ``"reset"``), and after which step of all
     :param bad: what stands there instead
     """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
         self,
@@ -93,16 +95,18 @@ class DictPointMass(PointMass):
 
     def __init__(self, keys: Sequence[str] = ("state", "position"), broken_key: str | None = None) -> None:
         super().__init__()
-        boxes = {key: spaces.Box(-np.inf, np.inf, (2 if key == "state" else 1,), np.float32) for key in keys}
+        boxes: dict[str, spaces.Space] = {
+            key: spaces.Box(-np.inf, np.inf, (2 if key == "state" else 1,), np.float32) for key in keys
+        }
         if "image" in boxes:
             boxes["image"] = spaces.Box(0, 255, IMAGE_SHAPE, np.uint8)
         self.keys, self.broken_key = tuple(keys), broken_key
-        self.observation_space = spaces.Dict(boxes)  # type: ignore[arg-type]
+        self.observation_space = spaces.Dict(boxes)
 
     def observation(self) -> Any:
         """:return: dictionary"""
         grey = np.uint8(np.clip(128 + 60 * self.state[0], 0, 255))
-        every = {
+        every: dict[str, Any] = {
             "state": self.state.astype(np.float32),
             "position": self.state[:1].astype(np.float32),
             "velocity": self.state[1:].astype(np.float32),
@@ -147,7 +151,7 @@ class Matrix(PointMass):
 def register() -> None:
     """Register the point mass with a time limit."""
     if POINT_MASS_ID not in gym.registry:
-        gym.register(POINT_MASS_ID, entry_point=PointMass, max_episode_steps=POINT_MASS_LIMIT)
+        gym.register(POINT_MASS_ID, entry_point="dummy_envs:PointMass", max_episode_steps=POINT_MASS_LIMIT)
 
 
 def vec_env(n_envs: int = 1, make: Callable[[], gym.Env] = PointMass) -> DummyVecEnv:
@@ -158,6 +162,14 @@ def vec_env(n_envs: int = 1, make: Callable[[], gym.Env] = PointMass) -> DummyVe
 def limited(max_episode_steps: int, **kwargs: Any) -> gym.Env:
     """:return: a point mass with a time limit"""
     return gym.wrappers.TimeLimit(PointMass(**kwargs), max_episode_steps)
+
+
+def normalized(env: VecEnv, mean: Sequence[float], var: Sequence[float], **kwargs: Any) -> VecNormalize:
+    """:return: observations normalised by statistics that hardly move"""
+    wrapped = VecNormalize(env, **kwargs)
+    statistics: Any = wrapped.obs_rms
+    statistics.mean, statistics.var, statistics.count = np.array(mean), np.array(var), 1e9
+    return wrapped
 
 
 def small_mdgps(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MDGPS:

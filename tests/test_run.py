@@ -15,6 +15,7 @@ from dummy_envs import (
     SAMPLES,
     PointMass,
     limited,
+    normalized,
     parameter_sum,
     small_mdgps,
     vec_env,
@@ -296,6 +297,21 @@ def test_schedules() -> None:
     assert logged(first, "train/learning_rate") == pytest.approx(5.5e-3)
 
 
+def test_a_schedule_may_end_at_zero() -> None:
+    """The last iteration has no progress remaining."""
+    model = small_mdgps(kl_step=LinearSchedule(0.3, 0.0, 1.0), learning_rate=LinearSchedule(1e-2, 0.0, 1.0))
+    model.learn(2 * ITERATION)
+    check_learned(model, 2)
+
+
+def test_progress_is_never_negative() -> None:
+    """The last iteration is completed beyond the total: no schedule expects that."""
+    model = small_mdgps(learning_rate=lambda progress: 1e-2 * progress, kl_step=lambda progress: 0.1 + 0.2 * progress)
+    model.learn(1)
+    assert logged(model, "train/learning_rate") == 0.0
+    assert logged(model, "trajopt/kl_step") == pytest.approx(0.1)
+
+
 # ---------------------------------------------------------------------- replay
 
 
@@ -356,13 +372,11 @@ def test_subprocesses() -> None:
 
 def test_vec_normalize() -> None:
     """The planner works on the original numbers, the policy on the normalised ones."""
-    env = VecNormalize(vec_env(2), gamma=0.99)
-    env.obs_rms.mean, env.obs_rms.var, env.obs_rms.count = np.array([5.0, -5.0]), np.array([4.0, 9.0]), 1e9
-    model = small_mdgps(env)
+    model = small_mdgps(normalized(vec_env(2), [5.0, -5.0], [4.0, 9.0]))
     model.learn(3 * ITERATION)
     trajectories = model.rollout_buffer.trajectories()
     assert np.all(np.abs(trajectories.states[:, :, 0]) <= 1.0)
-    np.testing.assert_allclose(trajectories.observations, trajectories.states, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(trajectories.observations), trajectories.states, atol=1e-6)
     expected = -np.sum(trajectories.states[:, :, :-1] ** 2, -1) - 0.1 * trajectories.executed_actions[..., 0] ** 2
     np.testing.assert_allclose(trajectories.rewards, expected, atol=1e-5)
     check_learned(model, 3)
@@ -395,8 +409,11 @@ def test_horizon_is_the_time_limit_by_default() -> None:
     assert model.num_timesteps == 7 * CONDITIONS * SAMPLES
     assert not model.rollout_buffer.terminated.any(), "a time limit is no death"
     check_dynamics(model)
+    assert model.rollout_buffer.horizon == 7
     infos = list(model.ep_info_buffer or [])
     assert [info["l"] for info in infos] == [7] * 4
+    registered = small_mdgps(POINT_MASS_ID, horizon=None)
+    assert registered.rollout_buffer.horizon == POINT_MASS_LIMIT
 
 
 def test_horizon_without_a_time_limit() -> None:
@@ -439,9 +456,8 @@ def test_early_termination(n_envs: int) -> None:
     """Deaths are masked, cut from the plan, and every real step counts."""
     env = vec_env(n_envs, lambda: PointMass(death=(3, 12)))
     model = small_mdgps(env, samples_per_condition=6, conditions="random")
-    steps: list[int] = []
-    model.learn(300, callback=lambda variables, _: steps.append(len(variables["dones"])) or True)
-    assert model.num_timesteps == sum(steps)
+    model.learn(300)
+    assert model.num_timesteps == sum(inner.n_steps for inner in env.get_attr("unwrapped"))
     check_learned(model, model.n_iterations)
     trajectories = model.rollout_buffer.trajectories()
     lengths = trajectories.alive.sum(-1)

@@ -19,6 +19,9 @@ from sb3_dpi.trajopt.lqr import matvec, symmetrize
 from sb3_dpi.trajopt.types import BoolArray, FloatArray, GaussianMarginals, IntArray
 from sb3_dpi.trajopt.whitened import WhitenedProblem, WhitenedSolution
 
+_PATIENCE = 30
+"""passes without progress after which a condition is given up"""
+
 
 def search_per_step(
     problem: WhitenedProblem, bound: FloatArray, eta: FloatArray, tolerance: float, max_passes: int
@@ -39,6 +42,7 @@ def search_per_step(
     error, best_log_eta = _error(kl, bound, active, tolerance), log_eta.copy()
     best_error = error.copy()
     n_passes, n_recoveries = 1, 0
+    last_better = np.ones(len(eta), dtype=int)
     pending: IntArray = np.flatnonzero(best_error > 0.5 * tolerance)
     while n_passes < max_passes and len(pending):
         part, old = problem.select(pending), log_eta[pending]
@@ -59,7 +63,8 @@ def search_per_step(
         K[moved], k[moved], S[moved] = new_K[accepted], new_k[accepted], new_S[accepted]
         better = new_error < best_error[pending]
         best_log_eta[pending[better]], best_error[pending[better]] = proposal[better], new_error[better]
-        pending = pending[best_error[pending] > 0.5 * tolerance]
+        last_better[pending[better]] = n_passes
+        pending = pending[(best_error[pending] > 0.5 * tolerance) & (n_passes - last_better[pending] < _PATIENCE)]
     best_log_eta, (K, k, S, kl, _), extra = _enforce(problem, bound, best_log_eta)
     converged = _error(kl, bound, active, tolerance) <= 0.5 * tolerance
     return WhitenedSolution(K, k, S, kl, np.exp(best_log_eta), active, converged, n_passes + extra, n_recoveries)
@@ -102,7 +107,8 @@ def _solve_scalar(curvature: FloatArray, moment: FloatArray, target: FloatArray)
     floor = np.maximum(0.0, -curvature[:, 0])
     scale = np.maximum(np.abs(curvature).max(-1) + np.sqrt(moment.sum(-1)), 1e-280)
     low, high = np.log(scale) - 60.0, np.log(scale) + 40.0
-    for _ in range(60):
+    # to 1e-4 in log eta: far below the tolerance of the KL
+    for _ in range(20):
         middle = 0.5 * (low + high)
         eta = (floor + np.exp(middle))[:, None]
         with np.errstate(all="ignore"):

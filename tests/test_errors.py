@@ -1,0 +1,179 @@
+"""What a user gets wrong is answered by an error that says what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, limited, parameter_sum, small_mdgps, vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_dpi import MDGPS
+from sb3_dpi.common.choices import check_choice, parse_choice
+from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
+
+# ---------------------------------------------------------------------- arguments
+
+ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"dynamics": "linear"}, "Unknown dynamics 'linear': choose one of 'niw', 'nearest', 'gmm'"),
+    ({"dynamics": {"prior": "linear"}}, "Unknown dynamics 'linear': choose one of 'niw', 'nearest', 'gmm'"),
+    ({"dynamics": {"prior": "niw", "windows": 3}}, "Unknown setting of dynamics 'windows': choose one of .*'window'"),
+    ({"linearization": "finite"}, "Unknown linearization 'finite': choose one of .*'niw', 'nearest', 'gmm'"),
+    ({"linearization": {"prior": "auto"}}, "Unknown linearization 'auto'"),
+    ({"step_rule": "adaptive"}, "Unknown step_rule 'adaptive': choose one of 'classic', 'global', 'fixed'"),
+    ({"conditions": "random_seeds"}, "Unknown conditions 'random_seeds': choose one of 'fresh', 'fixed', 'random'"),
+    ({"sampling": "on"}, "Unknown sampling 'on': choose one of 'global', 'local'"),
+    ({"initial_controller": "zero"}, "Unknown initial_controller 'zero': choose one of 'policy', 'lqr', 'pd'"),
+    ({"initial_controller": {"stiffness": 2.0}}, "Unknown initial_controller .*None.*: choose one of 'policy', 'lqr', 'pd'"),
+    ({"cost": {"window": 2}}, "Unknown setting of cost 'window': choose one of 'ridge', 'local_window', 'local_ridge'"),
+    ({"sampling": "local"}, 'belong to their conditions: set conditions="fixed"'),
+    ({"samples_per_condition": 1}, "at least min_samples=2 trajectories of each condition.*raise samples_per_condition"),
+    ({"samples_per_condition": 3, "min_samples": 4}, "min_samples=4.*samples_per_condition=3 gives fewer"),
+    ({"samples_per_condition": 0}, "samples_per_condition must be at least 1, got 0"),
+    ({"n_conditions": 0}, "n_conditions must be at least 1, got 0"),
+    ({"step_limits": (2.0, 3.0)}, r"step_limits must enclose 1, like \(0.1, 3.0\)"),
+    ({"horizon": 1}, "horizon must be at least 2, got 1"),
+    ({"horizon": 0}, "horizon must be at least 2, got 0"),
+]
+
+
+@pytest.mark.parametrize("options, message", ARGUMENTS, ids=lambda x: str(x)[:40])
+def test_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_mdgps(**options)
+
+
+def test_unknown_argument_of_an_initial_controller() -> None:
+    with pytest.raises(TypeError, match="stiff"):
+        small_mdgps(initial_controller={"kind": "lqr", "stiff": 1.0}).learn(1)
+
+
+def test_unknown_keyword() -> None:
+    with pytest.raises(TypeError, match="n_steps"):
+        MDGPS("MlpPolicy", PointMass(), n_steps=100)  # type: ignore[call-arg]
+
+
+def test_choices() -> None:
+    assert parse_choice("kind", "a", ("a", "b")) == ("a", {})
+    options = {"kind": "b", "x": 1}
+    assert parse_choice("kind", options, ("a", "b")) == ("b", {"x": 1})
+    assert options == {"kind": "b", "x": 1}, "what the user gave is left alone"
+    with pytest.raises(ValueError, match="Unknown thing 'c': choose one of 'a', 'b'"):
+        check_choice("thing", "c", ("a", "b"))
+
+
+def test_horizon_beyond_the_time_limit() -> None:
+    message = r"horizon=13 is longer than the environment's episodes \(12 steps\): use at most 12, or None for the time limit"
+    with pytest.raises(ValueError, match=message):
+        small_mdgps(limited(12), horizon=13)
+    assert small_mdgps(limited(12), horizon=12).n_steps == 12 * 4
+
+
+def test_jacobian_where_policy_and_planner_see_different_things() -> None:
+    model = small_mdgps(DictPointMass(), "MultiInputPolicy", linearization="jacobian")
+    with pytest.raises(ValueError, match=r"needs a policy that observes the planner's state.*\"auto\""):
+        model.learn(1)
+
+
+# ---------------------------------------------------------------------- environments
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_not_finite(what: str, bad: float, tmp_path: Path) -> None:
+    """Environment and step are named, and the model is as before the rollout."""
+    env = PointMass()
+    model = small_mdgps(env, replay=2)
+    model.learn(ITERATION)
+    before = parameter_sum(model)
+    env.broken, env.bad = (what, ITERATION + 24), bad
+    message = f"Environment 0 returned a {what} that is not finite at step 3 .*after {ITERATION + 24} steps"
+    with pytest.raises(ValueError, match=message):
+        model.learn(ITERATION, reset_num_timesteps=False)
+    assert parameter_sum(model) == before
+    model.save(tmp_path / "model")
+    env.broken = None
+    for survivor in (model, MDGPS.load(tmp_path / "model", env=PointMass())):
+        survivor.learn(ITERATION, reset_num_timesteps=False)
+        assert survivor.n_iterations == 2 and np.isfinite(parameter_sum(survivor))
+
+
+def test_not_finite_after_a_reset() -> None:
+    with pytest.raises(ValueError, match="observation that is not finite at step 0"):
+        small_mdgps(PointMass(broken=("reset", 10))).learn(1)
+
+
+def test_the_environment_that_is_not_finite_is_named() -> None:
+    envs = [PointMass(), PointMass(), PointMass(broken=("reward", 5))]
+    makers = iter(envs)
+    with pytest.raises(ValueError, match=r"Environment 2 returned a reward .*step 4 .*after 15 steps"):
+        small_mdgps(vec_env(3, lambda: next(makers))).learn(1)
+
+
+def test_not_finite_with_vec_normalize() -> None:
+    """The statistics of VecNormalize must not be poisoned for good."""
+    inner = PointMass()
+    env = VecNormalize(vec_env(1, lambda: inner))
+    model = small_mdgps(env)
+    model.learn(ITERATION)
+    inner.broken = ("observation", ITERATION + 5)
+    with pytest.raises(ValueError, match="observation that is not finite"):
+        model.learn(ITERATION, reset_num_timesteps=False)
+    inner.broken = None
+    model.learn(ITERATION, reset_num_timesteps=False)
+    assert np.isfinite(parameter_sum(model))
+
+
+def test_huge_numbers_are_finite() -> None:
+    """Although their sum is not."""
+    model, states, rewards = small_mdgps(vec_env(2)), np.zeros((2, 2)), np.full(2, 1.7e308)
+    with np.errstate(over="ignore"):
+        model._check_finite_step(states.astype(np.float32), states, rewards, 0)
+    rewards[1] = np.inf
+    with pytest.raises(ValueError, match="Environment 1 returned a reward"):
+        model._check_finite_step(states.astype(np.float32), states, rewards, 0)
+
+
+def test_an_algorithm_is_its_three_steps() -> None:
+    class Unfinished(DualPolicyAlgorithm):
+        pass
+
+    model = Unfinished("MlpPolicy", PointMass(), 1e-3, 10, 1, 1, "fresh", 0, 0.99, device="cpu")
+    model._setup_model()
+    with pytest.raises(NotImplementedError):
+        model.learn(1)
+    trajectories = model.rollout_buffer.trajectories()
+    assert trajectories.alive.all(), "collection needs none of them"
+    for step in (lambda: model.improve_expert(None, trajectories), lambda: model.imitate(None, trajectories)):
+        with pytest.raises(NotImplementedError):
+            step()
+
+
+def test_what_only_the_policy_sees_must_be_finite_too() -> None:
+    with pytest.raises(ValueError, match="observation that is not finite"):
+        small_mdgps(DictPointMass(broken_key="position"), "MultiInputPolicy").learn(1)
+
+
+def test_deaths_that_leave_too_few_samples() -> None:
+    model = small_mdgps(PointMass(death=(1, 12)), min_samples=2)
+    model.min_samples = 5
+    with pytest.raises(
+        ValueError, match="No time step has the 5 living samples that a fit needs: raise samples_per_condition"
+    ):
+        model.learn(1)
+    model.min_samples = 2
+    assert model.learn(1).n_iterations == 1, "what raised can be mended"
+
+
+def test_pixels_alone() -> None:
+    message = r'planner needs a vector and found none .*dictionary whose key "state" is a vector'
+    for policy in ("CnnPolicy", "MlpPolicy"):
+        with pytest.raises(ValueError, match=message):
+            small_mdgps(ImagePointMass(), policy)
+    with pytest.raises(ValueError, match=message):
+        small_mdgps(DictPointMass(("image",)), "MultiInputPolicy")
+
+
+def test_nothing_but_the_state() -> None:
+    with pytest.raises(ValueError, match='nothing but "state", which the policy may not see: add other keys'):
+        small_mdgps(DictPointMass(("state",)), "MultiInputPolicy")
