@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_dpi.common.actor import _numpy_layers, export_actor
+from sb3_dpi.common.actor import export_actor, plain_layers
 from sb3_dpi.common.local_models import policy_mean, policy_mean_and_jacobian
 from sb3_dpi.common.policies import BoundedGaussianMultiInputPolicy, BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories
@@ -47,7 +47,7 @@ def test_exported_to_numpy(net_arch: Any, activation: type[nn.Module], extractor
     if extractor == "set":
         policy.set_standardization(MEAN, STD)
         observations = (MEAN + STD * OBSERVATIONS).astype(np.float32)
-    assert _numpy_layers(policy) is not None, "no torch behind it"
+    assert plain_layers(policy) is not None, "no torch behind it"
     actions = export_actor(policy)(observations)
     assert actions.dtype == np.float32
     np.testing.assert_allclose(actions, by_torch(policy, observations), rtol=1e-4, atol=1e-4)
@@ -57,7 +57,7 @@ def test_exported_to_numpy(net_arch: Any, activation: type[nn.Module], extractor
 @pytest.mark.parametrize("activation", [nn.ELU, nn.LeakyReLU, nn.Sigmoid])
 def test_other_networks_fall_back(activation: type[nn.Module]) -> None:
     policy = make_policy(net_arch=[8], activation_fn=activation)
-    assert _numpy_layers(policy) is None
+    assert plain_layers(policy) is None
     np.testing.assert_allclose(export_actor(policy)(OBSERVATIONS), by_torch(policy, OBSERVATIONS), atol=1e-6)
 
 
@@ -67,7 +67,7 @@ def test_other_extractors_fall_back() -> None:
             return 2.0 * super().forward(observations)
 
     policy = make_policy(features_extractor_class=Doubling)
-    assert _numpy_layers(policy) is None
+    assert plain_layers(policy) is None
     np.testing.assert_allclose(export_actor(policy)(OBSERVATIONS), by_torch(policy, OBSERVATIONS), atol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_images_fall_back() -> None:
     space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     policy = make_policy(space, net_arch=[4])
     images = RNG.integers(0, 256, (3, 1, 36, 36)).astype(np.uint8)
-    assert _numpy_layers(policy) is None
+    assert plain_layers(policy) is None
     np.testing.assert_allclose(export_actor(policy)(images), by_torch(policy, images), atol=1e-6)
 
 

@@ -1,5 +1,6 @@
 """MDGPS trains: every choice of its arguments, several environments, normalisation, time limits and early terminations."""
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -162,6 +163,37 @@ def test_initial_controllers_hold_the_first_state(kind: str) -> None:
     assert drift({"kind": kind, "init_var": 0.01, **options}) < 0.7 * drift("policy")
 
 
+def test_the_policy_learns_the_initial_controllers_first() -> None:
+    """With next to no step beyond them, it is what it imitates."""
+    controller = {"kind": "pd", "velocity_gains_mult": 1.0, "init_var": 0.09}
+    options: dict[str, Any] = {"imitation_steps": 500, "learning_rate": 1e-2, "kl_step": 1e-5}
+    model = small_mdgps(initial_controller=controller, n_conditions=1, samples_per_condition=8, **options)
+    model.learn(1)
+    x = model.rollout_buffer.trajectories().states[0]
+    expected = -(x - x[:, :1]).sum(-1)
+    assert np.std(expected) > 0.1
+    actions = model.predict(x.reshape(-1, 2).astype(np.float32), deterministic=True)[0]
+    np.testing.assert_allclose(actions.reshape(expected.shape), np.clip(expected, -1.0, 1.0), atol=0.1)
+
+
+def test_s_step() -> None:
+    """Two controllers that disagree: the mean weighted by precision, the covariance in closed form (appendix B.2)."""
+    model = small_mdgps(imitation_steps=400, learning_rate=1e-2, min_std=0.01)
+    model.learn(1)
+    sampled = model.rollout_buffer.trajectories()
+    nowhere = np.zeros_like(sampled.states)
+    sampled = replace(sampled, states=nowhere, observations=nowhere.astype(np.float32))
+    T = sampled.alive.shape[2]
+    means, variances = np.array([1.0, 0.0]), np.array([0.25, 1.0])
+    expert = LinearGaussianController(
+        np.zeros((2, T, 1, 2)), np.tile(means[:, None, None], (1, T, 1)), np.tile(variances[:, None, None, None], (1, T, 1, 1))
+    )
+    model.imitate(expert, sampled)
+    action, _ = model.predict(np.zeros(2, np.float32), deterministic=True)
+    np.testing.assert_allclose(action, 0.8, atol=0.05)
+    assert float(model.policy.log_std.exp()) == pytest.approx(1.0 / np.sqrt((4.0 + 1.0) / 2.0), rel=1e-5)
+
+
 def test_initial_controllers_on_torques() -> None:
     options = {"kind": "lqr", "positions": [6, 7], "velocities": [6, 7]}
     with pytest.raises(ValueError, match="must be different entries"):
@@ -295,6 +327,12 @@ def test_schedules() -> None:
     first.learn(2 * ITERATION, callback=lambda variables, _: variables["self"].num_timesteps <= ITERATION)
     assert logged(first, "trajopt/kl_step") == pytest.approx(0.2)
     assert logged(first, "train/learning_rate") == pytest.approx(5.5e-3)
+
+
+def test_smallest_standard_deviation() -> None:
+    model = small_mdgps(min_std=0.9)
+    model.learn(1)
+    assert float(model.policy.log_std.exp()) == pytest.approx(0.9)
 
 
 def test_a_schedule_may_end_at_zero() -> None:

@@ -44,12 +44,9 @@ def fill(buffer: TrajectoryBuffer, lengths: np.ndarray, space: Any = VECTOR) -> 
                 np.tile(label[:, None], (1, DX)),
                 np.tile(label[:, None], (1, DU)) / 1000.0,
                 label,
-                alive,
-                died,
-                np.tile(label[:, None] + np.where(ending, 1.5, 1.0)[:, None], (1, DX)),
             )
             if ending.any():
-                buffer.end_trajectories(ending, observe(space, label + 1.5))
+                buffer.end_trajectories(ending, died, observe(space, label + 1.5), np.tile(label[:, None] + 1.5, (1, DX)))
             alive = alive & ~ending
             if not alive.any():
                 break
@@ -103,6 +100,16 @@ def test_properties() -> None:
     assert wild.executed_actions.min() == -1.0 and wild.executed_actions.max() == 1.0 < wild.actions.max()
     with pytest.raises(AttributeError):
         sampled.alive = sampled.alive  # type: ignore[misc]
+
+
+def test_last_batch() -> None:
+    """Returns and lengths as a Monitor would report them."""
+    lengths = np.array([3, 2, 3, 1])
+    buffer = make_buffer(2, 2, 3, 2)
+    fill(buffer, lengths)
+    returns, found = buffer.last_batch()
+    np.testing.assert_array_equal(found, lengths[2:])
+    np.testing.assert_array_equal(returns, [200.0 + 201.0 + 202.0, 300.0])
 
 
 def test_reset_forgets() -> None:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
-from sb3_dpi.trajopt.types import BoolArray, FloatArray
+from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
 
 Observations = np.ndarray | dict[str, np.ndarray]
 
@@ -135,12 +135,13 @@ class TrajectoryBuffer(RolloutBuffer):
         self.observations = self._allocate(n_steps)
         self.final_observations = self._allocate(self.n_batches)
         self.states = np.zeros((n_steps, n_envs, self.state_dim))
-        self.next_states = np.zeros((n_steps, n_envs, self.state_dim))
+        self.final_states = np.zeros((self.n_batches, n_envs, self.state_dim))
         self.actions = np.zeros((n_steps, n_envs, self.action_dim), dtype=np.float32)
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
             setattr(self, name, np.zeros((n_steps, n_envs), dtype=np.float32))
         self.alive = np.zeros((n_steps, n_envs), dtype=bool)
         self.terminated = np.zeros((n_steps, n_envs), dtype=bool)
+        self.episode_starts[:: self.horizon] = 1.0
         self.pos, self.full, self.generator_ready = 0, False, False
 
     def _allocate(self, length: int) -> Any:
@@ -149,49 +150,49 @@ class TrajectoryBuffer(RolloutBuffer):
             return {key: np.zeros((length, self.n_envs, *space.shape), space.dtype) for key, space in items}  # type: ignore
         return np.zeros((length, self.n_envs, *self.obs_shape), self.observation_space.dtype)
 
-    def add_step(
-        self,
-        obs: Observations,
-        states: FloatArray,
-        actions: np.ndarray,
-        rewards: np.ndarray,
-        alive: BoolArray,
-        terminated: BoolArray,
-        next_states: FloatArray,
-    ) -> None:
-        """Store one step of all environments.
+    def add_step(self, obs: Observations, states: FloatArray, actions: np.ndarray, rewards: np.ndarray) -> None:
+        """Store one step of all environments; it belongs to a trajectory once ``end_trajectories`` says so.
 
         :param obs: observations, not normalised, ``[n_envs, ...]``
         :param states: what the planner sees, ``[n_envs, dx]``
         :param actions: in units of the bounds, not clipped, ``[n_envs, du]``
         :param rewards: not normalised, ``[n_envs]``
-        :param alive: whether this step belongs to the trajectory, ``[n_envs]``
-        :param terminated: whether it ended the episode by death, ``[n_envs]``
-        :param next_states: the states that followed, terminal ones included, ``[n_envs, dx]``
         """
         pos = self.pos
         _write(self.observations, pos, obs)
-        self.states[pos], self.next_states[pos] = states, next_states
-        self.actions[pos], self.rewards[pos] = actions, rewards
-        self.alive[pos], self.terminated[pos] = alive, terminated
-        self.episode_starts[pos] = pos % self.horizon == 0
-        self.pos += 1
-        self.full = self.pos == self.buffer_size
+        self.states[pos] = states
+        self.actions[pos] = actions
+        self.rewards[pos] = rewards
+        self.pos = pos + 1
 
-    def end_trajectories(self, which: BoolArray, final_obs: Observations) -> None:
-        """Store the observation that followed the last step of some trajectories.
+    def end_trajectories(
+        self, which: BoolArray, terminated: BoolArray, final_obs: Observations, final_states: FloatArray
+    ) -> None:
+        """End some trajectories of this batch with the step just stored.
 
-        :param which: environments whose trajectory ends with the step just stored, ``[n_envs]``
-        :param final_obs: observations, not normalised, terminal ones included, ``[n_envs, ...]``
+        :param which: environments whose trajectory ends, ``[n_envs]``
+        :param terminated: whether this step ended the episode by death, ``[n_envs]``
+        :param final_obs: observations that followed, not normalised, terminal ones included, ``[n_envs, ...]``
+        :param final_states: what the planner sees of them, ``[n_envs, dx]``
         """
-        batch = (self.pos - 1) // self.horizon
-        index = (batch, np.flatnonzero(which))
-        _write(self.final_observations, index, map_observations(lambda array: array[index[1]], final_obs))
+        batch, ending = (self.pos - 1) // self.horizon, np.flatnonzero(which)
+        self.alive[batch * self.horizon : self.pos, ending] = True
+        self.terminated[self.pos - 1, ending] = terminated[ending]
+        self.final_states[batch, ending] = final_states[ending]
+        _write(self.final_observations, (batch, ending), map_observations(lambda array: array[ending], final_obs))
 
     def end_batch(self) -> None:
         """Go on to the next batch of trajectories; what is left of the horizon stays dead."""
         self.pos = -(-self.pos // self.horizon) * self.horizon
         self.full = self.pos == self.buffer_size
+
+    def last_batch(self) -> tuple[FloatArray, IntArray]:
+        """What a Monitor would say of the trajectories of the batch that has just ended.
+
+        :return: undiscounted returns and lengths, ``[n_envs]``
+        """
+        rows = slice(self.pos - self.horizon, self.pos)
+        return np.where(self.alive[rows], self.rewards[rows], 0.0).sum(0), self.alive[rows].sum(0)
 
     def trajectories(self) -> Trajectories:
         """Read the buffer by condition, sample and time.
@@ -205,21 +206,18 @@ class TrajectoryBuffer(RolloutBuffer):
         def with_final(array: np.ndarray, final: np.ndarray) -> np.ndarray:
             folded = self._fold(array)
             folded = np.concatenate([folded, np.zeros_like(folded[:, :, :1])], 2)
-            folded[following] = final
+            folded[following] = self._fold(final, 1)[ends[0], ends[1], 0]
             return folded
-
-        def with_final_obs(array: np.ndarray, final: np.ndarray) -> np.ndarray:
-            return with_final(array, self._fold(final, 1)[ends[0], ends[1], 0])
 
         observations: Any
         if isinstance(self.observations, dict):
             items = self.observations.items()
-            observations = {key: with_final_obs(array, self.final_observations[key]) for key, array in items}
+            observations = {key: with_final(array, self.final_observations[key]) for key, array in items}
         else:
-            observations = with_final_obs(self.observations, self.final_observations)
+            observations = with_final(self.observations, self.final_observations)
         return Trajectories(
             observations=observations,
-            states=with_final(self.states, self._fold(self.next_states)[ends]),
+            states=with_final(self.states, self.final_states),
             actions=self._fold(self.actions).astype(np.float64),
             rewards=self._fold(self.rewards).astype(np.float64),
             alive=alive,

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_dpi.common.choices import check_choice, parse_choice
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm, Sampler
@@ -26,6 +26,7 @@ from sb3_dpi.common.local_models import (
     transition_points,
 )
 from sb3_dpi.common.policies import BoundedGaussianPolicy
+from sb3_dpi.common.regression import regress_mean
 from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.models.known_cost import CostFunction
 from sb3_dpi.trajopt.controllers import lqr_hold_controller, pd_controller
@@ -229,7 +230,9 @@ class MDGPS(DualPolicyAlgorithm):
         :param trajectories: of this iteration and those that are kept
         :return: the local controllers p of all conditions
         """
-        self._adjust_step(model.first(self.n_conditions))
+        latest = model.first(self.n_conditions)
+        cost_linearized = total_cost(latest, latest.policy, self.gamma)
+        self._adjust_step(latest, cost_linearized)
         epsilon = self.kl_step(self._current_progress_remaining) * self._for_all(self.step_multiplier, model)
         bound = epsilon * np.maximum(model.lengths, 1)
         if self.kl_per_time_step:
@@ -245,9 +248,8 @@ class MDGPS(DualPolicyAlgorithm):
             per_time_step=self.kl_per_time_step,
         )
         self.eta = solution.eta[: self.n_conditions].reshape(self.n_conditions, -1).mean(-1)
-        latest = model.first(self.n_conditions)
         self.previous = CStep(latest, latest.take(solution.controller))
-        self._log_c_step(self.previous, solution, trajectories)
+        self._log_c_step(self.previous, cost_linearized, solution, trajectories)
         return solution.controller
 
     def imitate(self, expert: LinearGaussianController, trajectories: Trajectories) -> None:
@@ -274,20 +276,10 @@ class MDGPS(DualPolicyAlgorithm):
         """Precision-weighted regression of the policy's mean on the controllers' means."""
         # the scale of the precisions would only act as a change of the learning rate
         unit = float(np.trace(precisions.mean(0))) / targets.shape[1]
-        observations = obs_as_tensor(inputs, self.device)
-        target = th.as_tensor(targets, dtype=th.float32, device=self.device)
-        precision = th.as_tensor(precisions / unit, dtype=th.float32, device=self.device)
-        n, losses = len(targets), []
-        for _ in range(self.imitation_steps):
-            chosen = th.as_tensor(self._rng.integers(n, size=min(self.batch_size, n)), device=self.device)
-            batch = map_observations(lambda tensor, i=chosen: tensor[i], observations)  # type: ignore[misc, arg-type]
-            error = self.policy.action_mean(batch) - target[chosen]  # type: ignore[arg-type]
-            loss = 0.5 * (error[:, None] @ precision[chosen] @ error[:, :, None]).mean()
-            self.policy.optimizer.zero_grad()
-            loss.backward()
-            self.policy.optimizer.step()
-            losses.append(loss.detach())
-        self.logger.record("train/loss", float(th.stack(losses[-20:]).mean()))
+        n = len(targets)
+        minibatches = self._rng.integers(n, size=(self.imitation_steps, min(self.batch_size, n)))
+        losses = regress_mean(self.policy, inputs, targets, precisions / unit, minibatches)
+        self.logger.record("train/loss", float(losses[-20:].mean()))
 
     def _imitate_initial_controllers(self, trajectories: Trajectories, x0: FloatArray, lengths: np.ndarray) -> None:
         controller = self._initial_controllers(x0, trajectories.alive.shape[2])
@@ -327,14 +319,19 @@ class MDGPS(DualPolicyAlgorithm):
         )
         return as_controller(fit, np.exp(self.policy.log_std.detach().double().cpu().numpy()))
 
-    def _adjust_step(self, model: LocalModel) -> None:
-        """Adjust epsilon to how well the last C-step's prediction held (section 4.2, appendix B.3)."""
+    def _adjust_step(self, model: LocalModel, actual: FloatArray | None = None) -> None:
+        """Adjust epsilon to how well the last C-step's prediction held (section 4.2, appendix B.3).
+
+        :param model: of the latest conditions
+        :param actual: cost of the linearised policy under it, l_k^{k, pi}; None computes it
+        """
         if self.previous is None:
             return
         last = self.previous
         before = total_cost(last.model, last.model.policy, self.gamma)  # l_{k-1}^{k-1, pi}
         predicted = total_cost(last.model, last.controller, self.gamma)  # l_{k-1}^k
-        actual = total_cost(model, model.policy, self.gamma)  # l_k^{k, pi}
+        if actual is None:
+            actual = total_cost(model, model.policy, self.gamma)
         self.logger.record("trajopt/predicted_improvement", float(np.mean(before - predicted)))
         self.logger.record("trajopt/actual_improvement", float(np.mean(before - actual)))
         if self.step_rule == "fixed":
@@ -355,14 +352,16 @@ class MDGPS(DualPolicyAlgorithm):
             return np.full(n, np.exp(np.log(values).mean()))
         return np.tile(values, -(-n // len(values)))[:n]
 
-    def _log_c_step(self, step: CStep, solution: KLConstrainedSolution, trajectories: Trajectories) -> None:
+    def _log_c_step(
+        self, step: CStep, cost_linearized: FloatArray, solution: KLConstrainedSolution, trajectories: Trajectories
+    ) -> None:
         n, sampled = self.n_conditions, trajectories.returns[: self.n_conditions]
         kl_step = self.kl_step(self._current_progress_remaining) * float(self.step_multiplier.mean())
         self.logger.record("trajopt/kl", float(np.sum(solution.kl[:n]) / max(step.model.lengths.sum(), 1)))
         self.logger.record("trajopt/eta", float(np.mean(self.eta)))  # type: ignore[arg-type]
         self.logger.record("trajopt/kl_step", kl_step)
         self.logger.record("trajopt/cost_local", float(total_cost(step.model, step.controller, self.gamma).mean()))
-        self.logger.record("trajopt/cost_linearized", float(total_cost(step.model, step.model.policy, self.gamma).mean()))
+        self.logger.record("trajopt/cost_linearized", float(cost_linearized.mean()))
         self.logger.record("trajopt/cost_global", float(-np.nanmean(sampled)))
         self.logger.record("trajopt/planned_steps", float(step.model.lengths.mean()))
         self.logger.record("trajopt/lqr_passes", solution.n_passes)
