@@ -1,17 +1,23 @@
 """The loop that the algorithms of dual policy iteration share."""
 
+import copy
+import io
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_dpi.common.actor import export_actor
 from sb3_dpi.common.choices import check_choice
@@ -34,6 +40,10 @@ DEFAULT_HORIZON = 200
 CONDITIONS = ("fresh", "fixed", "random")
 FORMAT_VERSION = 1
 """Version of saved files; raised when older code could not read them."""
+
+
+class NotFiniteError(ValueError):
+    """An environment returned an observation or reward that is not finite."""
 
 
 class DualPolicyAlgorithm(OnPolicyAlgorithm):
@@ -128,6 +138,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self.n_iterations = 0
         self.past: tuple[Trajectories, ...] = ()
         self.condition_base: int | None = None
+        self._resolved_horizon: int | None = None
 
     def _setup_model(self) -> None:
         self._check_saved_format()
@@ -158,6 +169,25 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
                 "sb3_dpi.common.policies.BoundedGaussianPolicy, or use one of " + ", ".join(self.policy_aliases)
             )
 
+    @classmethod
+    def load(
+        cls: type[SelfDualPolicyAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfDualPolicyAlgorithm:
+        start = path.tell() if isinstance(path, io.BufferedIOBase) else 0
+        data, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
+        if isinstance(path, io.BufferedIOBase):
+            path.seek(start)
+        if data is not None and "algorithm_name" not in data:
+            raise ValueError(f"This file holds a model of another algorithm: it cannot be loaded with {cls.__name__}.load")
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
     def _check_saved_format(self) -> None:
         if self.algorithm_name != type(self).__name__:
             raise ValueError(
@@ -169,14 +199,18 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
                 f"This file has format {self.format_version}, newer than the format {FORMAT_VERSION} that this version of "
                 "sb3_dpi reads: upgrade sb3_dpi"
             )
+        self.format_version = FORMAT_VERSION
 
     def _resolve_horizon(self) -> int:
         limit = None
         if self.env is not None:
             spec = self.env.get_attr("spec", [0])[0]
             limit = spec.max_episode_steps if spec is not None else None
+            if limit is None and self.env.has_attr("_max_episode_steps"):  # a TimeLimit around an environment without an id
+                limit = self.env.get_attr("_max_episode_steps", [0])[0]
         if self.horizon is None:
-            return limit or DEFAULT_HORIZON
+            # a model that was loaded without environment keeps the horizon it was trained with
+            return limit or (self._resolved_horizon if self.env is None else None) or DEFAULT_HORIZON
         if self.horizon < 2:
             raise ValueError(f"horizon must be at least 2, got {self.horizon}")
         if limit is not None and self.horizon > limit:
@@ -208,9 +242,16 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self._actor = export_actor(self.policy)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        for first in range(0, rollout_buffer.n_batches * env.num_envs, env.num_envs):
-            if not self._collect_batch(env, callback, rollout_buffer, np.arange(first, first + env.num_envs)):
-                return False
+        normalizer = self._vec_normalize_env
+        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
+        try:
+            for first in range(0, rollout_buffer.n_batches * env.num_envs, env.num_envs):
+                if not self._collect_batch(env, callback, rollout_buffer, np.arange(first, first + env.num_envs)):
+                    return False
+        except NotFiniteError:
+            if normalizer is not None and statistics is not None:  # what is not finite would stay in its running statistics
+                normalizer.obs_rms, normalizer.ret_rms = statistics
+            raise
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -228,7 +269,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         alive = np.ones(env.num_envs, dtype=bool)
         for t in range(rollout_buffer.horizon):
             actions = act(t, self._last_obs, states)
-            new_obs, rewards, dones, infos = env.step(self._to_env_units(actions))
+            new_obs, rewards, dones, infos = self._step(env, self._to_env_units(actions))
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
@@ -260,6 +301,23 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         returns, lengths = rollout_buffer.last_batch()
         self._update_info_buffer([{"episode": {"r": returns[i], "l": lengths[i]}} for i in np.flatnonzero(cut)])
 
+    def _step(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """``env.step`` with terminal observations that VecNormalize has not clipped."""
+        normalizer = self._vec_normalize_env
+        if normalizer is None or not normalizer.norm_obs:
+            return env.step(actions)
+        clip, normalizer.clip_obs = normalizer.clip_obs, np.inf
+        try:
+            new_obs, rewards, dones, infos = env.step(actions)
+        finally:
+            normalizer.clip_obs = clip
+        if isinstance(new_obs, dict):
+            keys = normalizer.norm_obs_keys or ()
+            clipped: Any = {key: np.clip(a, -clip, clip) if key in keys else a for key, a in new_obs.items()}
+        else:
+            clipped = np.clip(new_obs, -clip, clip)
+        return clipped, rewards, dones, infos
+
     def _reset_seed(self, trajectory_id: int) -> int:
         assert self.condition_base is not None
         if self.conditions == "random":
@@ -284,6 +342,10 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             return np.ones(self._state_dim)
         assert not isinstance(normalizer.obs_rms, dict)
         return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))
+
+    def _input_limit(self) -> float:
+        normalizer = self._vec_normalize_env
+        return np.inf if normalizer is None or not normalizer.norm_obs else normalizer.clip_obs
 
     def _original_obs(self, obs: Any) -> Observations:
         if self._vec_normalize_env is None:
@@ -337,13 +399,18 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             return
         i = int(np.argmax(bad))
         what = "reward" if fine[i] else "observation"
-        raise ValueError(
+        raise NotFiniteError(
             f"Environment {i} returned a {what} that is not finite at step {t} of its trajectory (after {self.num_timesteps} "
             "steps in all). The model is as before this rollout and can be saved; fix the environment, or end its episodes "
             "before it diverges"
         )
 
     # ------------------------------------------------------------------ learning
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # the last iteration is completed beyond the total, which no schedule expects
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def train(self) -> None:
         """One iteration of dual policy iteration on the trajectories in the buffer."""

@@ -239,7 +239,7 @@ def initial_state(trajectories: Trajectories) -> GaussianState:
     mean = np.sum(weights[..., None] * first, 1) / total
     centred = (first - mean[:, None]) * weights[..., None]
     cov = np.swapaxes(centred, 1, 2) @ centred / total[..., None]
-    scale = np.maximum(trajectories.states.reshape(-1, first.shape[-1]).var(0), 1e-12)
+    scale = np.maximum(trajectories.states[:, :, :-1][trajectories.alive].var(0), 1e-12)
     return GaussianState(mean, cov + 1e-6 * np.diag(scale))
 
 
@@ -250,6 +250,7 @@ def linearize_policy(
     input_scale: FloatArray | None,
     method: str | dict[str, Any],
     rng: np.random.Generator,
+    input_limit: float = np.inf,
 ) -> LinearGaussianFit:
     """Linearise a policy around the samples of each condition and time step (MDGPS, section 3.1).
 
@@ -260,6 +261,7 @@ def linearize_policy(
         something else
     :param method: ``"jacobian"``, ``"auto"``, or the settings of a regression
     :param rng: of the regression
+    :param input_limit: where the policy's inputs are clipped
     :return: mean actions on states
     :raises ValueError: if the Jacobian is asked for where policy and planner see different things
     """
@@ -274,6 +276,8 @@ def linearize_policy(
     if method == "jacobian" or (method == "auto" and input_scale is not None):
         assert input_scale is not None
         means, jacobians = policy_mean_and_jacobian(policy, np.asarray(flat), input_scale)
+        flat_array = np.asarray(flat).reshape(len(jacobians), 1, -1)
+        jacobians = jacobians * (np.abs(flat_array) < input_limit)  # a clipped input does not react
         jacobians = jacobians.reshape(*shape, *jacobians.shape[1:])
         return average_jacobians(states, means.reshape(*shape, -1), jacobians, trajectories.weights)
     means = policy_mean(policy, flat).reshape(*shape, -1)

@@ -35,6 +35,8 @@ from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController
 
 SelfMDGPS = TypeVar("SelfMDGPS", bound="MDGPS")
 
+MIN_KL_STEP = 1e-6
+"""A schedule may end at zero, a trust region may not."""
 STEP_RULES = ("classic", "global", "fixed")
 SAMPLING = ("global", "local")
 INITIAL_CONTROLLERS = ("policy", "lqr", "pd")
@@ -179,6 +181,16 @@ class MDGPS(DualPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # arguments may be changed on loading
+        self._check_arguments()
+        self.kl_step, self.min_std = FloatSchedule(self.kl_step), FloatSchedule(self.min_std)
+        if len(self.step_multiplier) != self.n_conditions:
+            self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.n_conditions), None, None, ()
+        if self.previous is not None and self.previous.controller.K.shape[1] != self._resolved_horizon:
+            self.previous = None
+
     def _check_arguments(self) -> None:
         check_choice("sampling", self.sampling, SAMPLING)
         check_choice("step_rule", self.step_rule, STEP_RULES)
@@ -233,7 +245,7 @@ class MDGPS(DualPolicyAlgorithm):
         latest = model.first(self.n_conditions)
         cost_linearized = total_cost(latest, latest.policy, self.gamma)
         self._adjust_step(latest, cost_linearized)
-        epsilon = self.kl_step(self._current_progress_remaining) * self._for_all(self.step_multiplier, model)
+        epsilon = max(self.kl_step(self._current_progress_remaining), MIN_KL_STEP) * self._for_all(self.step_multiplier, model)
         bound = epsilon * np.maximum(model.lengths, 1)
         if self.kl_per_time_step:
             bound = np.repeat(epsilon[:, None], model.cost.const.shape[1], axis=1)
@@ -315,7 +327,13 @@ class MDGPS(DualPolicyAlgorithm):
     def _linearize(self, trajectories: Trajectories) -> LinearGaussianController:
         """The global policy as a time-varying linear-Gaussian controller (section 3.1)."""
         fit = linearize_policy(
-            self.policy, trajectories, self._policy_inputs, self._input_scale(), self.linearization, self._rng
+            self.policy,
+            trajectories,
+            self._policy_inputs,
+            self._input_scale(),
+            self.linearization,
+            self._rng,
+            self._input_limit(),
         )
         return as_controller(fit, np.exp(self.policy.log_std.detach().double().cpu().numpy()))
 
