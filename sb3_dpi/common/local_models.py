@@ -166,7 +166,8 @@ def planned_lengths(trajectories: Trajectories, min_samples: int) -> np.ndarray:
     lengths = np.where(enough.all(-1), enough.shape[-1], np.argmin(enough, -1))
     if not np.any(lengths > 0):
         raise ValueError(
-            f"No time step has the {min_samples} living samples that a fit needs: raise samples_per_condition or lower min_samples"
+            f"No time step has the {min_samples} living samples that a fit needs: raise samples_per_condition or lower "
+            "min_samples"
         )
     return lengths
 
@@ -257,8 +258,8 @@ def linearize_policy(
     :param policy: the global policy
     :param trajectories: sampled
     :param to_inputs: from observations to what the policy sees of them
-    :param input_scale: derivative of the policy's input with respect to the planner's state, ``[dx]``; None where the policy sees
-        something else
+    :param input_scale: derivative of the policy's input with respect to the planner's state, ``[dx]``; None where the
+        policy sees something else
     :param method: ``"jacobian"``, ``"auto"``, or the settings of a regression
     :param rng: of the regression
     :param input_limit: where the policy's inputs are clipped

@@ -43,8 +43,8 @@ class CartPoleBalanceEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32
       taken: ``angle^2 + position^2`` near the balance, at most 5.1 in all.
     - Start: position, velocity and angular velocity uniform in +-.05, angle in +-.1; without control the pole falls,
       mostly within one and a half seconds.
-    - ``info["angle"]``: the pole's angle after the step; ``info["is_success"]``: whether it stayed within .05 rad over the last 50
-      steps.
+    - ``info["angle"]``: the pole's angle after the step; ``info["is_success"]``: whether it stayed within .05 rad over the
+      last 50 steps.
 
     A linear-quadratic regulator returns about -.3, doing nothing about -110.
 
