@@ -1,5 +1,6 @@
 """Spaces of observations and actions: units of the bounds, dictionaries, images, and what the policy may not see."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +22,7 @@ from dummy_envs import (
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
+from sb3_dpi import MDGPS
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 
 BOUNDS = [(-1.0, 1.0), (-3.0, 3.0), (0.0, 10.0), (-0.2, 5.0), (-1.0, 0.5)]
@@ -217,10 +219,26 @@ def test_the_key_state_may_have_any_shape() -> None:
     assert model.predict({"position": np.zeros(1, np.float32)})[0].shape == (1,)
 
 
-@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-def test_dictionaries_need_a_multi_input_policy(policy: str) -> None:
+def test_dictionaries_need_a_multi_input_policy() -> None:
     with pytest.raises(ValueError, match="You must use `MultiInputPolicy`"):
-        small_mdgps(DictPointMass(("image", "state")), policy)
+        small_mdgps(DictPointMass(("image", "state")), "MlpPolicy")
+
+
+def test_cnn_policy_sees_the_image_beside_the_state(tmp_path: Path) -> None:
+    model = small_mdgps(DictPointMass(("image", "state")), "CnnPolicy")
+    model.learn(2 * ITERATION)
+    image = np.full(IMAGE_SHAPE, 50, np.uint8)
+    dark, light = (model.predict({"image": shade}, deterministic=True)[0] for shade in (image, image + 150))
+    assert dark != light
+    seen = model.predict({"image": image, "state": np.ones(2, np.float32)}, deterministic=True)[0]
+    np.testing.assert_array_equal(seen, dark)
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(MDGPS.load(tmp_path / "model").predict({"image": image}, deterministic=True)[0], dark)
+
+
+def test_cnn_policy_sees_one_image_only() -> None:
+    with pytest.raises(ValueError, match=r"CnnPolicy sees one image beside \"state\".* use MultiInputPolicy"):
+        small_mdgps(DictPointMass(("image", "state", "position")), "CnnPolicy")
 
 
 def test_pixels_alone() -> None:

@@ -103,7 +103,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         device: Any = "auto",
     ):
         super().__init__(
-            policy=policy,
+            # SB3 refuses the name with dictionaries; here the planner's "state" may stand beside the image
+            policy=BoundedGaussianCnnPolicy if policy == "CnnPolicy" else policy,
             env=env,
             learning_rate=learning_rate,
             n_steps=0,  # follows from horizon, trajectories and environments in _setup_model

@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
@@ -92,6 +93,21 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
         features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
         return self.action_net(self.mlp_extractor.forward_actor(features))
 
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Convert a numpy observation; a missing ``"state"`` is filled with zeros, for the policy never reads it.
+
+        :param observation: array or dictionary of arrays
+        :return: tensors, and whether the observation was vectorized
+        """
+        known = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else {}
+        if isinstance(observation, dict) and STATE_KEY in known and STATE_KEY not in observation:
+            key, visible = next(iter(observation.items()))
+            space = known[STATE_KEY]
+            n_batch = visible.ndim - len(known[key].shape or ())
+            filler = th.zeros((*visible.shape[:n_batch], *(space.shape or ()))).numpy()
+            observation = {**observation, STATE_KEY: filler}
+        return super().obs_to_tensor(observation)
+
     def set_standardization(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Standardise observations with new statistics; the policy's function stays what it was.
 
@@ -120,10 +136,39 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
                 extractor.is_set.fill_(True)
 
 
-class BoundedGaussianCnnPolicy(BoundedGaussianPolicy):
-    """The same for image observations.
+class StatelessImageExtractor(NatureCNN):
+    """``NatureCNN`` of an image observation, or of the one image beside ``"state"`` in a dictionary.
 
-    :param observation_space: observation space
+    :param observation_space: image space, or dictionary space with one image
+    :param kwargs: as for ``NatureCNN``
+    :raises ValueError: if the policy may see anything but one image
+    """
+
+    def __init__(self, observation_space: spaces.Space, **kwargs: Any):
+        image, key = observation_space, None
+        if isinstance(observation_space, spaces.Dict):
+            visible = [name for name in observation_space.spaces if name != STATE_KEY]
+            if len(visible) != 1 or not is_image_space(observation_space.spaces[visible[0]], check_channels=False):
+                raise ValueError(f'CnnPolicy sees one image beside "{STATE_KEY}", not {visible}: use MultiInputPolicy')
+            key = visible[0]
+            image = observation_space.spaces[key]
+        assert isinstance(image, spaces.Box)
+        super().__init__(image, **kwargs)
+        self.key = key
+
+    def forward(self, observations: Any) -> th.Tensor:
+        """Extract features.
+
+        :param observations: ``[n, ...]``, or a dictionary of such
+        :return: ``[n, features_dim]``
+        """
+        return super().forward(observations if self.key is None else observations[self.key])
+
+
+class BoundedGaussianCnnPolicy(BoundedGaussianPolicy):
+    """The same for one image, beside which the environment may give the planner a ``"state"``.
+
+    :param observation_space: image space, or dictionary space with one image
     :param action_space: action space, a bounded Box
     :param lr_schedule: learning rate schedule
     :param features_extractor_class: features extractor
@@ -135,7 +180,7 @@ class BoundedGaussianCnnPolicy(BoundedGaussianPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        features_extractor_class: type[BaseFeaturesExtractor] = StatelessImageExtractor,
         **kwargs: Any,
     ):
         super().__init__(
@@ -179,18 +224,3 @@ class BoundedGaussianMultiInputPolicy(BoundedGaussianPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
-
-    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
-        """Convert a numpy observation; a missing ``"state"`` is filled with zeros, for the policy never reads it.
-
-        :param observation: dictionary of arrays
-        :return: tensors, and whether the observation was vectorized
-        """
-        assert isinstance(self.observation_space, spaces.Dict)
-        if isinstance(observation, dict) and STATE_KEY in self.observation_space.spaces and STATE_KEY not in observation:
-            key, visible = next(iter(observation.items()))
-            space = self.observation_space.spaces[STATE_KEY]
-            n_batch = visible.ndim - len(self.observation_space.spaces[key].shape or ())
-            filler = th.zeros((*visible.shape[:n_batch], *(space.shape or ()))).numpy()
-            observation = {**observation, STATE_KEY: filler}
-        return super().obs_to_tensor(observation)
