@@ -20,8 +20,10 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_dpi.compare import RunConfig, build_model, load_result, run_all, run_one, schedule, spread, steps_to_threshold
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare import run as run_module
+from sb3_dpi.compare.report import write_csvs
 from sb3_dpi.compare.run import constructor_arguments
 from sb3_dpi.compare.statistics import curve_band
+from sb3_dpi.compare.types import RunResult
 
 NET = {"policy": "MlpPolicy", "n_envs": 1, "policy_kwargs": "dict(net_arch=[8])"}
 HYPERPARAMS: dict[str, dict[str, Any]] = {
@@ -330,3 +332,15 @@ def test_head_to_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "ppo seed 1: done before" in capsys.readouterr().out
     assert {path: json.loads(path.read_text()) for path in out.glob("*/*/done.json")} == done
     assert (out / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_successes_are_stored_where_the_environment_tells_them(make_config: Callable[..., RunConfig], told: bool) -> None:
+    config = make_config()
+    successes = np.array([[True, False]]) if told else None
+    result = RunResult(config, np.array([64]), np.ones((1, 2)), np.full((1, 2), 200), 1.0, 1.0, 1.0, successes)
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    write_csvs([result], None, Path(config.out))
+    with (Path(config.out) / "evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row.get("success") for row in rows] == (["1", "0"] if told else [None, None])

@@ -73,12 +73,16 @@ def summary_table(results: Sequence[RunResult], threshold: float | None) -> Tabl
 
 
 def _episode_rows(results: Sequence[RunResult]) -> Iterator[dict[str, Any]]:
+    told = any(result.successes is not None for result in results)
     for result in results:
         config = result.config
         run = {"name": config.name, "algo": config.algo, "env": config.env_id, "seed": config.seed}
-        for steps, returns, lengths in zip(result.timesteps, result.results, result.lengths, strict=True):
+        for k, (steps, returns, lengths) in enumerate(zip(result.timesteps, result.results, result.lengths, strict=True)):
             for episode, (value, length) in enumerate(zip(returns, lengths, strict=True)):
-                yield {**run, "timesteps": int(steps), "episode": episode, "return": float(value), "length": int(length)}
+                row = {**run, "timesteps": int(steps), "episode": episode, "return": float(value), "length": int(length)}
+                if told:
+                    row["success"] = "" if result.successes is None else int(result.successes[k][episode])
+                yield row
 
 
 def _run_rows(results: Sequence[RunResult], threshold: float | None) -> Iterator[dict[str, Any]]:

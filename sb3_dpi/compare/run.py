@@ -223,7 +223,8 @@ def load_result(config: RunConfig) -> RunResult | None:
     if done.pop("fingerprint") != fingerprint(config):
         return None
     with np.load(config.folder / "evaluations.npz") as stored:
-        return RunResult(config, stored["timesteps"], stored["results"], stored["ep_lengths"], **done)
+        successes = stored["successes"] if "successes" in stored else None
+        return RunResult(config, stored["timesteps"], stored["results"], stored["ep_lengths"], **done, successes=successes)
 
 
 def run_one(config: RunConfig, report: Report = lambda timesteps, mean_return: None) -> RunResult:

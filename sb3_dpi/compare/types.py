@@ -76,6 +76,8 @@ class RunResult:
     """Of training alone"""
     evaluation_seconds: float
     """Wall seconds of all evaluations"""
+    successes: npt.NDArray[np.bool_] | None = None
+    """Success of each episode where the environment tells it, ``[k, episodes]``"""
 
     @property
     def final_return(self) -> float:

@@ -222,7 +222,7 @@ class MDGPS(DualPolicyAlgorithm):
         lengths = planned_lengths(trajectories, self.min_samples)
         initial = initial_state(trajectories)
         if self.n_iterations == 0:
-            self._imitate_initial_controllers(trajectories, initial.mean, lengths)
+            self._imitate_initial_controllers(trajectories, initial.mean)
         settings = RegressionSettings.parse("dynamics", self.dynamics)
         points, weights = transition_points(trajectories), trajectories.weights
         n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
@@ -293,7 +293,7 @@ class MDGPS(DualPolicyAlgorithm):
         losses = regress_mean(self.policy, inputs, targets, precisions / unit, minibatches)
         self.logger.record("train/loss", float(losses[-20:].mean()))
 
-    def _imitate_initial_controllers(self, trajectories: Trajectories, x0: FloatArray, lengths: np.ndarray) -> None:
+    def _imitate_initial_controllers(self, trajectories: Trajectories, x0: FloatArray) -> None:
         controller = self._initial_controllers(x0, trajectories.alive.shape[2])
         if controller is not None:
             self.imitate(controller, trajectories)
