@@ -1,7 +1,7 @@
 """The data of a comparison."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that determines one training run."""
+    """All that determines one training run; where it is stored is not part of it."""
 
     algo: str
-    """Name of the algorithm, as in RL Zoo"""
+    """Name of the algorithm, as in RL Zoo, or ``module:Class``"""
     env_id: str
     """Id of the task in Gymnasium"""
     seed: int
@@ -24,31 +24,48 @@ class RunConfig:
     """Resolved, in RL Zoo's format"""
     source: str = ""
     """Where the hyperparameters come from"""
-    out: str = "compare"
-    """Folder of the comparison"""
     label: str = ""
     """Name of a variant of the algorithm, empty for the algorithm as it is"""
+    task: str = ""
+    """Name of a variant of the environment, empty for the environment as it is"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the task, for training and evaluation alike"""
+    """Arguments of the environment, for training and evaluation alike"""
     device: str = "cpu"
-    n_evaluations: int = 50
-    """Evaluations due over the budget; the one after the end of training comes on top"""
+    eval_every: int = 250
+    """Environment steps between two evaluations at first; see ``evaluation.evaluation_points``"""
     n_eval_episodes: int = 10
 
     @property
+    def algo_name(self) -> str:
+        """The name of the algorithm in paths: of ``module:Class`` the class in lower case."""
+        return self.algo.rpartition(":")[2].lower()
+
+    @property
     def name(self) -> str:
-        """The name in tables and figures."""
-        return self.label or self.algo
+        """The name of the algorithm or its variant in tables and figures."""
+        return self.label or self.algo_name
+
+    @property
+    def task_name(self) -> str:
+        """The name of the task in tables and figures."""
+        return self.task or self.env_id
 
     @property
     def env_name(self) -> str:
-        """The id without what a file name cannot hold, as RL Zoo writes it."""
+        """The id of the environment without what a file name cannot hold, as RL Zoo writes it."""
         return self.env_id.rpartition(":")[2].replace("/", "-")
 
     @property
-    def folder(self) -> Path:
-        """The folder of the run; that of a variant is a log folder of its own, so that RL Zoo finds the algorithm in it."""
-        return Path(self.out) / self.label / self.algo / f"{self.env_name}_{self.seed}"
+    def path(self) -> str:
+        """
+        The folder of the run in that of the comparison.
+
+        Variants have log folders of their own, ``[task/][label/]``, so that RL Zoo finds ``algorithm/environment_number`` there.
+        """
+        return "/".join(part for part in (self.task, self.label, self.algo_name, f"{self.env_name}_{self.seed}") if part)
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.task_name}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -60,26 +77,64 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """One finished run."""
+class Timing:
+    """The seconds of a run."""
 
-    config: RunConfig
+    wall_seconds: float
+    """Of training alone"""
+    cpu_seconds: float
+    """Of training alone, all threads of the process"""
+    evaluation_seconds: float
+    """Wall seconds of all evaluations"""
+    evaluation_cpu_seconds: float
+    """CPU seconds of all evaluations"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of a run in the order of time."""
+
     timesteps: npt.NDArray[np.int64]
     """Environment steps of each evaluation, ``[k]``"""
     results: npt.NDArray[np.float64]
     """Raw episode returns, ``[k, episodes]``"""
     lengths: npt.NDArray[np.int64]
     """Episode lengths, ``[k, episodes]``"""
-    wall_seconds: float
-    """Of training alone"""
-    cpu_seconds: float
-    """Of training alone"""
-    evaluation_seconds: float
-    """Wall seconds of all evaluations"""
     successes: npt.NDArray[np.bool_] | None = None
     """Success of each episode where the environment tells it, ``[k, episodes]``"""
+    wall_seconds: npt.NDArray[np.float64] | None = None
+    """Wall seconds of training until each evaluation, evaluations not counted, ``[k]``"""
+
+    @property
+    def means(self) -> npt.NDArray[np.float64]:
+        """Mean return of each evaluation, ``[k]``."""
+        return self.results.mean(axis=1)
+
+    def arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """
+        Name the arrays as in RL Zoo's ``evaluations.npz``.
+
+        :return: Pairs of name and array, those that are None left out
+        """
+        names = {"lengths": "ep_lengths"}
+        for name, array in vars(self).items():
+            if array is not None:
+                yield names.get(name, name), array
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run."""
+
+    config: RunConfig
+    curve: Curve
+    timing: Timing
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the distributions that the run's key names, and ``sources``, a hash, for an algorithm of this package"""
+    imported: bool = False
+    """Whether it was read from stored baselines"""
 
     @property
     def final_return(self) -> float:
         """Mean return of the evaluation after the end of training."""
-        return float(self.results[-1].mean())
+        return float(self.curve.results[-1].mean())

@@ -1,0 +1,131 @@
+"""What identifies a run: two runs with the same key are the same run, and the second one need not be done.
+
+The key covers the resolved configuration with its seed, the versions of the algorithm's own distribution, of Gymnasium and of
+MuJoCo and, for an algorithm of this package, its sources. ``configuration_key`` leaves the versions out: results that came from
+elsewhere are matched by it, and the versions are compared in words.
+"""
+
+import json
+import subprocess
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from platform import platform, python_version
+from typing import Any
+
+from sb3_dpi.compare.types import RunConfig
+from sb3_dpi.zoo import algorithm_class
+
+PACKAGE = Path(__file__).parents[1]
+OUTSIDE_KEY = ("zoo", "compare")
+"""Folders of this package whose changes leave a run what it was: hyperparameters are in the configuration already"""
+RECORDED = ("sb3_dpi", "stable_baselines3", "sb3_contrib", "gymnasium", "mujoco", "torch", "numpy", "numba")
+
+
+def _digest(content: Any) -> str:
+    return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def sources_hash() -> str:
+    """
+    Identify the sources of this package that a run depends on.
+
+    :return: A hash of all modules outside ``zoo`` and ``compare``, with their names
+    """
+    digest = sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE)
+        if name.parts[0] not in OUTSIDE_KEY:
+            digest.update(f"{name.as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _distributions() -> Any:
+    return packages_distributions()
+
+
+@cache
+def run_versions(algo: str) -> dict[str, str]:
+    """
+    Find the versions that the key of a run covers.
+
+    :param algo: Name of the algorithm or ``module:Class``
+    :return: From distribution to version: the algorithm's own, gymnasium, mujoco; for an algorithm of this package ``sources``,
+        and for one outside any distribution the hash of its module's file under the module's name
+    """
+    found = {name: installed for name in ("gymnasium", "mujoco") if (installed := _installed(name)) is not None}
+    module = algorithm_class(algo).__module__
+    package = module.partition(".")[0]
+    if package == "sb3_dpi":
+        return {**found, "sources": sources_hash()}
+    for name in _distributions().get(package, []):
+        return {**found, name.lower().replace("-", "_"): version(name)}
+    import sys
+
+    path = getattr(sys.modules[module], "__file__", None)
+    return {**found, module: sha256(Path(path).read_bytes()).hexdigest() if path else "unknown"}
+
+
+def _content(config: RunConfig) -> dict[str, Any]:
+    content = config.to_dict()
+    # Names and words, not settings; the budget is n_timesteps of the configuration
+    for key in ("source", "label", "task"):
+        del content[key]
+    content["hyperparams"] = {key: value for key, value in config.hyperparams.items() if key != "n_timesteps"}
+    return content
+
+
+def configuration_key(config: RunConfig) -> str:
+    """
+    Identify the configuration of a run, seed included, whatever the versions.
+
+    :param config: The run
+    :return: A hash
+    """
+    return _digest(_content(config))
+
+
+def run_key(config: RunConfig) -> str:
+    """
+    Identify a run.
+
+    :param config: The run
+    :return: A hash of its configuration and of the versions that its result depends on
+    """
+    return _digest({**_content(config), "versions": run_versions(config.algo)})
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """
+    Describe the installation for the record of a run.
+
+    :return: Python, platform, the versions of all that matters, and the git commit of this package where it is a checkout
+    """
+    found: dict[str, Any] = {"python": python_version(), "platform": platform()}
+    found["packages"] = {name: installed for name in RECORDED if (installed := _installed(name)) is not None}
+    tracked = _git("ls-files", "--error-unmatch", str(PACKAGE / "version.txt"))
+    if tracked is not None:
+        found["git"] = {"commit": _git("rev-parse", "HEAD"), "changed": bool(_git("status", "--porcelain", "-uno"))}
+    return found

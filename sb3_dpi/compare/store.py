@@ -1,0 +1,305 @@
+"""Where runs are kept: a folder per run, found again by content.
+
+A run is written into ``<out>/.unfinished`` and moved to its place in one piece when its record is complete: what stands in its
+place is finished. The record, ``run.json``, holds the run's configuration, key, versions, seconds and the hash of its
+evaluations. Nothing finished is ever deleted: a finished run of another configuration and a folder that cannot be read are set
+aside under ``<out>/set_aside``, from where the first is found again when its configuration comes back.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_dpi.compare.key import configuration_key, provenance, run_key, run_versions
+from sb3_dpi.compare.types import Curve, RunConfig, RunResult, Timing
+
+RECORD = "run.json"
+EVALUATIONS = "evaluations.npz"
+UNFINISHED = ".unfinished"
+SET_ASIDE = "set_aside"
+FORMAT = 1
+
+
+class CorruptRun(ValueError):
+    """A finished run cannot be read; the message names the file."""
+
+
+def make_record(config: RunConfig, timing: Timing, folder: Path) -> dict[str, Any]:
+    """
+    Describe a finished run.
+
+    :param config: The run
+    :param timing: Its seconds
+    :param folder: Where its evaluations are
+    :return: The content of ``run.json``
+    """
+    return {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "key": run_key(config),
+        "configuration_key": configuration_key(config),
+        "versions": run_versions(config.algo),
+        "provenance": provenance(),
+        "timing": asdict(timing),
+        "evaluations_sha256": sha256((folder / EVALUATIONS).read_bytes()).hexdigest(),
+    }
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run on disk."""
+
+    folder: Path
+    config: RunConfig
+    key: str
+    configuration_key: str
+    versions: dict[str, str]
+    timing: Timing
+    evaluations_sha256: str
+    imported: bool = False
+    """Whether it is a copy of a stored baseline, matched by configuration and seed alone"""
+
+
+def read_record(folder: Path) -> StoredRun:
+    """
+    Read the record of a finished run.
+
+    :param folder: Its folder
+    :return: The record
+    :raises CorruptRun: If it cannot be read or is of a newer format
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] > FORMAT:
+            raise CorruptRun(f"{path}: written by a newer version of this package")
+        return StoredRun(
+            folder=folder,
+            config=RunConfig(**record["config"]),
+            key=record["key"],
+            configuration_key=record["configuration_key"],
+            versions=record["versions"],
+            timing=Timing(**record["timing"]),
+            evaluations_sha256=record["evaluations_sha256"],
+            imported=record.get("imported", False),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CorruptRun):
+            raise
+        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def read_result(run: StoredRun, config: RunConfig | None = None) -> RunResult:
+    """
+    Read the evaluations of a finished run.
+
+    :param run: Its record
+    :param config: The configuration to give the result, with its present names; that of the record by default
+    :return: The result
+    :raises CorruptRun: If the evaluations are missing or not what was written
+    """
+    path = run.folder / EVALUATIONS
+    try:
+        if sha256(path.read_bytes()).hexdigest() != run.evaluations_sha256:
+            raise CorruptRun(f"{path}: not what the run wrote (its hash differs from that in {RECORD})")
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError) as error:
+        if isinstance(error, CorruptRun):
+            raise
+        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    lengths = arrays.pop("ep_lengths")
+    return RunResult(config or run.config, Curve(lengths=lengths, **arrays), run.timing, run.versions, run.imported)
+
+
+def find_runs(out: Path) -> Iterator[Path]:
+    """
+    Find the folders of the finished runs of a comparison.
+
+    :param out: Folder of the comparison
+    :return: Folders that hold a record, in the order of their names; those set aside are left out
+    """
+    for root, folders, files in os.walk(out):
+        if RECORD in files:
+            folders.clear()
+            yield Path(root)
+        folders[:] = sorted(name for name in folders if name not in (UNFINISHED, SET_ASIDE))
+
+
+@dataclass
+class Store:
+    """
+    The finished runs of a comparison, and baselines that it may read instead of running them.
+
+    :param out: Folder of the comparison
+    :param baselines: Folders of stored baselines
+    """
+
+    out: Path
+    baselines: Sequence[Path] = ()
+    warnings: list[str] = field(default_factory=list)
+    """What was set aside or differs, in words"""
+
+    def __post_init__(self) -> None:
+        self._by_key: dict[str, Path] = {}
+        self._imported: dict[str, StoredRun] = {}
+        for folder in [*find_runs(self.out / SET_ASIDE), *find_runs(self.out)]:
+            try:
+                self._by_key[read_record(folder).key] = folder
+            except CorruptRun:
+                continue
+        for root in self.baselines:
+            for folder in find_runs(root):
+                run = replace(read_record(folder), imported=True)
+                self._imported.setdefault(run.configuration_key, run)
+
+    def folder(self, config: RunConfig) -> Path:
+        """
+        Find the place of a run.
+
+        :param config: The run
+        :return: Its folder, whether it exists or not
+        """
+        return self.out / config.path
+
+    def log(self, config: RunConfig) -> Path:
+        """
+        Find the log file of a run.
+
+        :param config: The run
+        :return: Beside its folder, so that it outlives a run that failed
+        """
+        folder = self.folder(config)
+        return folder.with_name(f"{folder.name}.log")
+
+    def unfinished(self, config: RunConfig) -> Path:
+        """
+        Find where a run is written while it goes on.
+
+        :param config: The run
+        :return: A folder on the same file system as its place
+        """
+        return self.out / UNFINISHED / config.path.replace("/", "__")
+
+    def load(self, config: RunConfig) -> RunResult | None:
+        """
+        Read a finished run, from its place, from elsewhere in the comparison or from the baselines.
+
+        :param config: The run
+        :return: Its result, or None if it has to be run; a folder that cannot be read is set aside first
+        """
+        folder, key = self.folder(config), run_key(config)
+        if (folder / RECORD).is_file():
+            try:
+                run = read_record(folder)
+                if run.key == key or (run.imported and run.configuration_key == configuration_key(config)):
+                    return self._with_warning(read_result(run, config))
+            except CorruptRun as error:
+                aside = self.set_aside(folder)
+                self.warnings.append(f"{error}; moved to {aside}, and the run is done again")
+        found = self._by_key.get(key)
+        if found is not None and found != folder and (found / RECORD).is_file():
+            try:
+                result = read_result(read_record(found), config)
+            except CorruptRun:
+                pass
+            else:
+                self._copy(found, config)
+                return result
+        imported = self._imported.get(configuration_key(config))
+        if imported is None:
+            return None
+        result = read_result(imported, config)
+        self._copy(imported.folder, config, imported=True)
+        return self._with_warning(result)
+
+    def _with_warning(self, result: RunResult) -> RunResult:
+        differences = version_differences(result.versions, run_versions(result.config.algo)) if result.imported else ""
+        if differences:
+            self.warnings.append(f"{result.config}: the stored baseline ran with {differences}")
+        return result
+
+    def _copy(self, found: Path, config: RunConfig, imported: bool = False) -> None:
+        copy = self.unfinished(config)
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(found, copy)
+        record = json.loads((copy / RECORD).read_text(encoding="utf-8"))
+        record = {**record, "config": config.to_dict(), **({"imported": True} if imported else {})}
+        (copy / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        self.commit(config)
+
+    def commit(self, config: RunConfig) -> None:
+        """
+        Move a run that has just been completed to its place.
+
+        :param config: The run
+        :raises CorruptRun: If it is not complete
+        """
+        source, folder = self.unfinished(config), self.folder(config)
+        run = read_record(source)
+        if folder.exists():
+            self.set_aside(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(folder)
+        self._by_key[run.key] = folder
+
+    def set_aside(self, folder: Path) -> Path:
+        """
+        Move a folder out of the way, keeping it.
+
+        :param folder: The folder of a run
+        :return: Where it is now
+        """
+        target = self.out / SET_ASIDE / folder.relative_to(self.out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while (aside := target.with_name(f"{target.name}.{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        for key, known in list(self._by_key.items()):
+            if known == folder:
+                self._by_key[key] = aside
+        return aside
+
+
+def version_differences(stored: dict[str, str], present: dict[str, str]) -> str:
+    """
+    Put into words how the versions of two runs differ.
+
+    :param stored: Versions of the one
+    :param present: Versions of the other
+    :return: ``"gymnasium 1.2.0 (here 1.4.0)"`` and the like, empty where nothing differs
+    """
+    names = sorted(set(stored) | set(present))
+    return ", ".join(
+        f"{name} {stored.get(name, 'absent')[:12]} (here {present.get(name, 'absent')[:12]})"
+        for name in names
+        if stored.get(name) != present.get(name)
+    )
+
+
+def export_runs(out: Path, target: Path) -> int:
+    """
+    Copy the finished runs of a comparison without models and logs: what a report needs, small enough to be kept in a repository.
+
+    :param out: Folder of the comparison
+    :param target: Folder to copy into, for instance one of stored baselines; what it holds already is replaced by newer runs
+    :return: The number of runs copied
+    """
+    number = 0
+    for number, folder in enumerate(find_runs(out), 1):
+        run = read_record(folder)
+        read_result(run)
+        destination = target / run.config.path
+        settings = Path(run.config.env_name)
+        (destination / settings).mkdir(parents=True, exist_ok=True)
+        for name in (EVALUATIONS, settings / "config.yml", settings / "args.yml", RECORD):
+            shutil.copyfile(folder / name, destination / name)
+    return number
