@@ -24,7 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import MDGPS
-from sb3_dpi.compare.run import constructor_arguments
+from sb3_dpi.compare.build import constructor_arguments
 from sb3_dpi.mdgps import mdgps
 from sb3_dpi.trajopt.kernels import COMPILED
 from sb3_dpi.zoo import resolve_hyperparams

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi.compare.run import constructor_arguments
+from sb3_dpi.compare.build import constructor_arguments
 from sb3_dpi.zoo import algorithm_class, resolve_hyperparams
 
 ENV_ID = "Reacher-v5"

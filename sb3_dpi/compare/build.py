@@ -1,5 +1,6 @@
 """From hyperparameters in RL Zoo's format to environments and an untrained model."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,25 @@ def _evaluate_string(value: Any) -> Any:
     return eval(value, {**names, "HerReplayBuffer": sb3.HerReplayBuffer})
 
 
+def _schedule(key: str, text: str) -> float | LinearSchedule:
+    try:
+        value = float(text.removeprefix("lin_"))
+    except ValueError:
+        raise ValueError(f"{key}: {text!r} is not supported, write a number or lin_NUMBER (falls to zero)") from None
+    # YAML takes 3e-4, without a dot, for a string
+    return LinearSchedule(value, 0.0, 1.0) if text.startswith("lin_") else value
+
+
+def environment_arguments(config: RunConfig) -> dict[str, Any]:
+    """
+    Collect the arguments of a run's environment.
+
+    :param config: The run
+    :return: Those of its hyperparameters, then its own
+    """
+    return {**(_evaluate_string(config.hyperparams.get("env_kwargs")) or {}), **config.env_kwargs}
+
+
 def _action_noise(hyperparams: dict[str, Any], env: VecEnv) -> NormalActionNoise | OrnsteinUhlenbeckActionNoise:
     kind = str(hyperparams["noise_type"]).strip()
     shape = env.action_space.shape
@@ -55,10 +75,11 @@ def constructor_arguments(hyperparams: dict[str, Any]) -> dict[str, Any]:
     if unsupported:
         raise ValueError(f"A comparison does not support the hyperparameters {', '.join(unsupported)}")
     skip = {*ENV_KEYS, *NOISE_KEYS}
-    arguments = {key: value for key, value in hyperparams.items() if key not in skip}
+    # A copy: algorithms write into the dictionaries that they are given, and the configuration must stay what it is
+    arguments = deepcopy({key: value for key, value in hyperparams.items() if key not in skip})
     for key in SCHEDULED_KEYS:
         if isinstance(arguments.get(key), str):
-            arguments[key] = LinearSchedule(float(arguments[key].removeprefix("lin_")), 0.0, 1.0)
+            arguments[key] = _schedule(key, arguments[key])
     for key in STRING_KEYS:
         if key in arguments:
             arguments[key] = _evaluate_string(arguments[key])
@@ -90,7 +111,7 @@ def make_env(config: RunConfig, monitor_dir: str | None = None, evaluation: bool
         seed=config.seed,
         monitor_dir=monitor_dir,
         wrapper_class=_wrapper(hyperparams, "env_wrapper"),
-        env_kwargs={**(_evaluate_string(hyperparams.get("env_kwargs")) or {}), **config.env_kwargs},
+        env_kwargs=environment_arguments(config),
     )
     vec_env_wrapper = _wrapper(hyperparams, "vec_env_wrapper")
     if vec_env_wrapper is not None:

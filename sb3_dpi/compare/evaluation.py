@@ -34,6 +34,9 @@ from sb3_dpi.compare.types import Curve, RunConfig
 EVAL_SEED_OFFSET = 1_000_000
 EVAL_SEEDS_PER_RUN = 100_000
 POINTS_PER_DOUBLING = 20
+POLICY_METHODS = ("_predict", "extract_features", "get_distribution", "_get_action_dist_from_latent")
+ACTOR_METHODS = ("forward", "_predict", "extract_features", "get_action_dist_params")
+KNOWN = ("stable_baselines3", "sb3_contrib", "sb3_dpi")
 
 Report = Callable[[int, float | None], None]
 """Called with the environment steps so far and the mean return of the last evaluation (None before the first)"""
@@ -58,6 +61,15 @@ def evaluation_points(every: int, n_timesteps: int) -> list[int]:
     return points
 
 
+def _is_known(policy: BasePolicy) -> bool:
+    """Tell whether nothing on the way from observation to action was written outside the libraries that are known here."""
+    objects: list[tuple[Any, tuple[str, ...]]] = [(policy, POLICY_METHODS)]
+    if hasattr(policy, "actor"):
+        objects.append((policy.actor, ACTOR_METHODS))
+    methods = [getattr(type(owner), name, None) for owner, names in objects for name in names]
+    return all(method is None or method.__module__.partition(".")[0] in KNOWN for method in methods)
+
+
 def lean_actor(model: BaseAlgorithm) -> Act | None:
     """
     Make a function that does what ``model.predict(deterministic=True)`` does without the overhead around the networks.
@@ -68,7 +80,7 @@ def lean_actor(model: BaseAlgorithm) -> Act | None:
     :return: From a batch of observations to actions, or None for a policy that is not one of SB3's for vectors
     """
     policy = model.policy
-    plain = type(model).predict is BaseAlgorithm.predict and type(policy).predict is BasePolicy.predict
+    plain = type(model).predict is BaseAlgorithm.predict and type(policy).predict is BasePolicy.predict and _is_known(policy)
     space, actions = model.observation_space, model.action_space
     if not plain or not isinstance(space, spaces.Box) or is_image_space(space) or not isinstance(actions, spaces.Box):
         return None
@@ -88,7 +100,7 @@ def lean_actor(model: BaseAlgorithm) -> Act | None:
             hidden = th.as_tensor(observations, device=model.device).float()
             for module in modules:
                 hidden = module(hidden)
-            mean = (hidden.tanh() if squashed else hidden).cpu().numpy()
+            mean = (hidden.tanh() if squashed else hidden).cpu().numpy().reshape(-1, *actions.shape)
         if policy.squash_output:
             return policy.unscale_action(np.clip(mean, -1.0, 1.0))
         return np.clip(mean, actions.low, actions.high)
@@ -134,22 +146,28 @@ def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int) -> Episodes:
     """
     env.seed(seed)
     model.policy.set_training_mode(False)
-    act, envs, episodes = lean_actor(model), _plain_envs(env), Episodes()
-    observations = env.reset()
-    if act is not None and not np.array_equal(act(observations), model.predict(observations, deterministic=True)[0]):
-        act = None
-    if act is None or envs is None:
+    act, envs = lean_actor(model), _plain_envs(env)
+    if act is not None and envs is not None:
+        observations = env.reset()
+        assert isinstance(observations, np.ndarray)
+        if np.array_equal(act(observations), model.predict(observations, deterministic=True)[0]):
+            return _run_lean(act, envs, env, observations)
         env.seed(seed)
+    episodes = Episodes()
 
-        def note_end(locals_: dict[str, Any], _globals: dict[str, Any]) -> None:
-            if locals_["done"] and "episode" in locals_["info"]:
-                _add(episodes, locals_["info"])
+    def note_end(locals_: dict[str, Any], _globals: dict[str, Any]) -> None:
+        if locals_["done"] and "episode" in locals_["info"]:
+            _add(episodes, locals_["info"])
 
-        evaluate_policy(model, env, env.num_envs, callback=note_end)
-        return episodes
-    normalize = env.normalize_obs if isinstance(env, VecNormalize) else None
-    space = env.observation_space
-    raw = np.array(env.get_original_obs() if isinstance(env, VecNormalize) else observations, dtype=space.dtype)
+    evaluate_policy(model, env, env.num_envs, callback=note_end)
+    return episodes
+
+
+def _run_lean(act: Act, envs: list[Any], env: VecEnv, observations: np.ndarray) -> Episodes:
+    episodes, normalize = Episodes(), env if isinstance(env, VecNormalize) else None
+    # Without normalization both names are one array, and the environments write what the networks read
+    raw = observations if normalize is None else normalize.get_original_obs()
+    assert isinstance(raw, np.ndarray)
     living = list(range(len(envs)))
     while living:
         # Rows of ended episodes stay: the sums of a matrix product depend on its shape
@@ -163,7 +181,10 @@ def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int) -> Episodes:
                 _add(episodes, info)
             else:  # a wrapper's end, such as a life lost, is not the end of the episode
                 raw[i] = envs[i].reset()[0]
-        observations = raw if normalize is None else normalize(raw)
+        if normalize is not None:
+            normalized = normalize.normalize_obs(raw)
+            assert isinstance(normalized, np.ndarray)
+            observations = normalized
     return episodes
 
 
@@ -246,5 +267,6 @@ class EvaluationCallback(BaseCallback):
     def _write(self) -> None:
         path = self.folder / "evaluations.npz"
         unfinished = self.folder / "evaluations.tmp.npz"
-        np.savez_compressed(unfinished, **dict(self.curve().arrays()))
+        arrays: dict[str, Any] = dict(self.curve().arrays())
+        np.savez_compressed(unfinished, **arrays)
         os.replace(unfinished, path)

@@ -11,7 +11,7 @@ import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 
-from sb3_dpi.compare.build import build_model
+from sb3_dpi.compare.build import build_model, environment_arguments
 from sb3_dpi.compare.evaluation import EvaluationCallback, Report
 from sb3_dpi.compare.key import provenance, run_versions
 from sb3_dpi.compare.store import RECORD, make_record
@@ -24,7 +24,7 @@ def _write_settings(config: RunConfig, folder: Path, timing: Timing | None) -> N
     hyperparams = {**config.hyperparams, "n_timesteps": config.n_timesteps}
     (inner / "config.yml").write_text(yaml.safe_dump(hyperparams), encoding="utf-8")
     # RL Zoo's enjoy reads env_kwargs from here, and takes them for all there are
-    env_kwargs = {**config.hyperparams.get("env_kwargs", {}), **config.env_kwargs}
+    env_kwargs = environment_arguments(config)
     arguments: dict[str, Any] = {**config.to_dict(), "env": config.env_id, "env_kwargs": env_kwargs or None}
     for key in ("env_id", "hyperparams"):
         del arguments[key]
@@ -33,7 +33,8 @@ def _write_settings(config: RunConfig, folder: Path, timing: Timing | None) -> N
 
 
 def _save(model: BaseAlgorithm, config: RunConfig, folder: Path) -> None:
-    model.save(folder / config.env_name)
+    # With its suffix: save() would take that of an id with a dot in it for one
+    model.save(folder / f"{config.env_name}.zip")
     normalization = model.get_vec_normalize_env()
     if normalization is not None:
         normalization.save(str(folder / config.env_name / "vecnormalize.pkl"))

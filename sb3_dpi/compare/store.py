@@ -157,8 +157,12 @@ class Store:
                 continue
         for root in self.baselines:
             for folder in find_runs(root):
-                run = replace(read_record(folder), imported=True)
-                self._imported.setdefault(run.configuration_key, run)
+                try:
+                    run = replace(read_record(folder), imported=True)
+                except CorruptRun as error:
+                    self.warnings.append(f"{error}; this stored baseline is passed over")
+                else:
+                    self._imported.setdefault(run.configuration_key, run)
 
     def folder(self, config: RunConfig) -> Path:
         """
@@ -216,7 +220,11 @@ class Store:
         imported = self._imported.get(configuration_key(config))
         if imported is None:
             return None
-        result = read_result(imported, config)
+        try:
+            result = read_result(imported, config)
+        except CorruptRun as error:
+            self.warnings.append(f"{error}; this stored baseline is passed over, and the run is done here")
+            return None
         self._copy(imported.folder, config, imported=True)
         return self._with_warning(result)
 

@@ -35,6 +35,11 @@ class RunConfig:
     """Environment steps between two evaluations at first; see ``evaluation.evaluation_points``"""
     n_eval_episodes: int = 10
 
+    def __post_init__(self) -> None:
+        for name in ("seed", "n_timesteps", "eval_every", "n_eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
     @property
     def algo_name(self) -> str:
         """The name of the algorithm in paths: of ``module:Class`` the class in lower case."""
