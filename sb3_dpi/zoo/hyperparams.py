@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from sb3_dpi.zoo.register import ALGORITHMS
+from sb3_dpi.zoo.register import ALGORITHMS, algorithm_class
 
 HYPERPARAMS_FOLDER = Path(__file__).parent / "hyperparams"
 ZOO_HINT = "Install what is missing with: pip install 'sb3_dpi[zoo]'"
@@ -66,26 +66,34 @@ def zoo_entries(algo: str) -> dict[str, dict[str, Any]]:
     Read RL Zoo's hyperparameters of an algorithm, without importing RL Zoo (slow, and it patches Gymnasium).
 
     :param algo: Name of the algorithm in RL Zoo, for instance ``"ppo"``
-    :return: From task id to its entry
+    :return: From task id to its entry; empty for an algorithm that RL Zoo has no entries for
     :raises ImportError: If RL Zoo is not installed
-    :raises ValueError: If RL Zoo has no such algorithm
+    :raises ValueError: If there is no such algorithm
     """
     spec = find_spec("rl_zoo3")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"The hyperparameters of {algo} come from RL Zoo, which is not installed. {ZOO_HINT}")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "hyperparams"
-    path = folder / f"{algo}.yml"
+    path = Path(next(iter(spec.submodule_search_locations))) / "hyperparams" / f"{algo}.yml"
     if not path.is_file():
-        valid = sorted({*ALGORITHMS, *(file.stem for file in folder.glob("*.yml"))})
-        raise ValueError(f"Unknown algorithm {algo!r}, choose one of: {', '.join(valid)}")
+        algorithm_class(algo)
+        return {}
     return _read_entries(path)
+
+
+def _defaults(algo: str) -> ResolvedHyperparams:
+    aliases = list(getattr(algorithm_class(algo), "policy_aliases", {}))
+    # RecurrentPPO calls its policy MlpLstmPolicy
+    for_vectors = [name for name in aliases if name.startswith("Mlp")]
+    policy = for_vectors[0] if for_vectors and "MlpPolicy" not in aliases else "MlpPolicy"
+    return ResolvedHyperparams({**SB3_DEFAULTS, "policy": policy}, "SB3 defaults, observations normalized")
 
 
 def resolve_hyperparams(algo: str, env_id: str) -> ResolvedHyperparams:
     """
     Choose the hyperparameters of an algorithm for a task.
 
-    :param algo: Name of the algorithm, one of this package (``"mdgps"``) or one of RL Zoo (``"ppo"``, ``"trpo"``)
+    :param algo: Name of the algorithm, one of this package (``"mdgps"``) or one of RL Zoo (``"ppo"``, ``"trpo"``), or
+        ``"module:Class"``, which has no entries
     :param env_id: Id of the task in Gymnasium
     :return: The hyperparameters and their source
     :raises ImportError: If they come from RL Zoo and RL Zoo is not installed
@@ -95,10 +103,10 @@ def resolve_hyperparams(algo: str, env_id: str) -> ResolvedHyperparams:
         entries = _read_entries(HYPERPARAMS_FOLDER / f"{algo}.yml")
         key = newest_version(list(entries), env_id) or "default"
         return ResolvedHyperparams(dict(entries[key]), f"sb3_dpi, {key}")
-    entries = zoo_entries(algo)
+    entries = {} if ":" in algo else zoo_entries(algo)
     key_or_none = newest_version(list(entries), env_id)
     if key_or_none is None and "atari" in entries and _ATARI.fullmatch(env_id):
         key_or_none = "atari"
     if key_or_none is None:
-        return ResolvedHyperparams(dict(SB3_DEFAULTS), "SB3 defaults, observations normalized")
+        return _defaults(algo)
     return ResolvedHyperparams(dict(entries[key_or_none]), f"RL Zoo, {key_or_none}")

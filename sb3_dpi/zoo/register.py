@@ -1,29 +1,90 @@
 """The algorithms of this package, by the name that RL Zoo and the command line use."""
 
 import importlib
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
+from difflib import get_close_matches
+from functools import cache
 from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 ALGORITHMS = {"mdgps": "MDGPS"}
 """From name to class in ``sb3_dpi``; the name is also that of the file in ``zoo/hyperparams``"""
+OTHER_NAMES = {"ppo_lstm": "RecurrentPPO"}
+"""Where RL Zoo's name of an algorithm is not that of its class"""
+
+
+def _is_algorithm(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseAlgorithm) and candidate is not BaseAlgorithm
+
+
+@cache
+def _library_algorithms() -> dict[str, Any]:
+    classes = {}
+    for module in map(importlib.import_module, ("stable_baselines3", "sb3_contrib")):
+        classes.update({name: getattr(module, name) for name in module.__all__ if _is_algorithm(getattr(module, name))})
+    named = {name: classes.pop(attribute) for name, attribute in OTHER_NAMES.items() if attribute in classes}
+    return {**{name.lower(): found for name, found in classes.items()}, **named}
+
+
+def closest(name: str, valid: Iterable[str], n: int = 1) -> str:
+    """
+    Suggest what may have been meant.
+
+    :param name: What was written
+    :param valid: What could have been
+    :param n: The largest number of suggestions
+    :return: ``"did you mean 'x'?"``, or an empty string where nothing is close
+    """
+    by_lower_case = {candidate.lower(): candidate for candidate in valid}
+    found = [repr(by_lower_case[match]) for match in get_close_matches(name.lower(), by_lower_case, n)]
+    if len(found) > 1:
+        found = [", ".join(found[:-1]), found[-1]]
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def _unknown_algorithm(name: str) -> ValueError:
+    valid = sorted({*ALGORITHMS, *_library_algorithms()})
+    text = f"Unknown algorithm {name!r}, choose one of: {', '.join(valid)}, or module:Class for one of your own"
+    suggestion = closest(name, valid, 3)
+    return ValueError(f"{text}; {suggestion}" if suggestion else text)
+
+
+def _imported_class(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(
+            f"Unknown algorithm {name!r}: the module {module_name!r} cannot be imported ({error}); "
+            "install it, or run from its folder or with that on PYTHONPATH"
+        ) from error
+    found = getattr(module, attribute, None)
+    if _is_algorithm(found):
+        return found
+    problem = f"has no class {attribute!r}" if found is None else f"has {attribute!r}, but it is no subclass of BaseAlgorithm"
+    valid = [key for key, value in vars(module).items() if _is_algorithm(value)]
+    suggestion = closest(attribute, valid, 3) or (f"it has {', '.join(valid)}" if valid else "")
+    text = f"Unknown algorithm {name!r}: the module {module_name!r} {problem}"
+    raise ValueError(f"{text}; {suggestion}" if suggestion else text)
 
 
 def algorithm_class(name: str) -> Any:
     """
-    Find an algorithm: one of this package, of Stable-Baselines3 or of sb3-contrib.
+    Find an algorithm: one of this package, of Stable-Baselines3, of sb3-contrib or of any module.
 
-    :param name: Its name in lower case, for instance ``"mdgps"`` or ``"ppo"``
+    :param name: Its name as in RL Zoo, for instance ``"mdgps"``, ``"ppo"`` or ``"ppo_lstm"``, or ``"module:Class"``
     :return: The class
-    :raises ValueError: If no such algorithm exists
+    :raises ValueError: If no such algorithm exists; the message offers the closest names
     """
     if name in ALGORITHMS:
         return getattr(importlib.import_module("sb3_dpi"), ALGORITHMS[name])
-    for module_name in ("stable_baselines3", "sb3_contrib"):
-        module = importlib.import_module(module_name)
-        for attribute in module.__all__:
-            if attribute.lower() == name:
-                return getattr(module, attribute)
-    raise ValueError(f"Unknown algorithm {name!r}, choose one of this package ({', '.join(ALGORITHMS)}), ppo, trpo, a2c, ...")
+    if ":" in name:
+        return _imported_class(name)
+    found = _library_algorithms().get(name)
+    if found is None:
+        raise _unknown_algorithm(name)
+    return found
 
 
 def register_algorithms(registry: MutableMapping[str, Any]) -> None:
