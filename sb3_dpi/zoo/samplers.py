@@ -1,0 +1,157 @@
+"""Searches of hyperparameters with Optuna: what is tried for each algorithm of this package, and what came out.
+
+A search space is one function: it asks a trial for values and returns arguments of the constructor. RL Zoo wants two, one that
+samples and one that converts the parameters of a finished trial. Both are this function here, the second on a trial that
+answers with the stored parameters, so that they cannot disagree.
+"""
+
+import math
+import pickle
+import warnings
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial
+
+SearchSpace = Callable[[BaseTrial], dict[str, Any]]
+Sampler = Callable[[BaseTrial, int, int, dict[str, Any]], dict[str, Any]]
+Converter = Callable[[dict[str, Any]], dict[str, Any]]
+
+NET_ARCHS = {"tiny": [32, 32], "small": [64, 64], "medium": [256, 256]}
+
+
+def mdgps(trial: BaseTrial) -> dict[str, Any]:
+    """
+    Search space of MDGPS; ``horizon`` is not in it, for its range depends on the task.
+
+    :param trial: What answers with values
+    :return: Arguments of ``MDGPS``, plain numbers, strings, lists and dictionaries
+    """
+    # The trajectories of an iteration, not the conditions: they are what an iteration costs
+    n_trajectories = trial.suggest_int("n_trajectories", 4, 40, log=True)
+    samples_per_condition = trial.suggest_int("samples_per_condition", 2, 10)
+    n_conditions = max(1, round(n_trajectories / samples_per_condition))
+    gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.001, 0.05, log=True)
+    batch_size = 2 ** trial.suggest_int("batch_size_pow", 6, 9)
+    initial_std = trial.suggest_float("initial_std", 0.2, 1.0)
+    # The derived values, as RL Zoo shows them beside the parameters of the best trial
+    trial.set_user_attr("n_conditions", n_conditions)
+    trial.set_user_attr("gamma", gamma)
+    trial.set_user_attr("batch_size", batch_size)
+    return {
+        "n_conditions": n_conditions,
+        "samples_per_condition": samples_per_condition,
+        "conditions": trial.suggest_categorical("conditions", ["fresh", "random", "fixed"]),
+        "replay": trial.suggest_int("replay", 0, 8),
+        "gamma": gamma,
+        "kl_step": trial.suggest_float("kl_step", 0.03, 3.0, log=True),
+        "step_rule": trial.suggest_categorical("step_rule", ["fixed", "classic", "global"]),
+        "dynamics": trial.suggest_categorical("dynamics", ["nearest", "niw", "gmm"]),
+        "cost": {"local_window": trial.suggest_int("cost_window", 0, 6) or None},
+        "min_std": trial.suggest_float("min_std", 0.05, 0.6, log=True),
+        "imitation_steps": trial.suggest_int("imitation_steps", 50, 1000, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
+        "batch_size": batch_size,
+        "policy_kwargs": {
+            "net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]),
+            "log_std_init": math.log(initial_std),
+        },
+    }
+
+
+SEARCH_SPACES: dict[str, SearchSpace] = {"mdgps": mdgps}
+"""From the name of an algorithm to its search space"""
+
+
+def _sample(
+    space: SearchSpace, trial: BaseTrial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    return space(trial)
+
+
+def _convert(space: SearchSpace, params: dict[str, Any]) -> dict[str, Any]:
+    return space(FixedTrial(params))
+
+
+def register_samplers(samplers: MutableMapping[str, Sampler], converters: MutableMapping[str, Converter]) -> None:
+    """
+    Add the search spaces of this package to RL Zoo.
+
+    :param samplers: ``rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER``, changed in place
+    :param converters: ``rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER``, changed in place
+    """
+    for name, space in SEARCH_SPACES.items():
+        samplers[name] = partial(_sample, space)
+        converters[name] = partial(_convert, space)
+
+
+def _load_study(storage: str, study_name: str) -> optuna.Study:
+    kept: Any = storage
+    if storage.endswith(".log"):
+        # Optuna would create it
+        if not Path(storage).is_file():
+            raise ValueError(f"There is no file {storage}: --storage names the one that the search wrote")
+        kept = JournalStorage(JournalFileBackend(storage))
+    names = optuna.get_all_study_names(kept)
+    if study_name not in names:
+        raise ValueError(f"There is no study {study_name!r} in {storage}, it holds: {', '.join(sorted(names)) or 'none'}")
+    return optuna.load_study(study_name=study_name, storage=kept)
+
+
+def find_trial(storage: str, study_name: str, trial_id: str) -> tuple[FrozenTrial, str]:
+    """
+    Find the trial whose hyperparameters are asked for.
+
+    :param storage: A journal file ``*.log`` or the URL of a database, as for RL Zoo's ``--storage``
+    :param study_name: Name of the study
+    :param trial_id: Number of the trial, or ``"best"``
+    :return: The trial, and the number under which RL Zoo finds it. RL Zoo takes 0 for "no trial" and reads others as an index
+        into the list of trials, so that the first one is reached by its negative index
+    :raises ValueError: If there is no such study or trial
+    """
+    trials = (study := _load_study(storage, study_name)).trials
+    if trial_id == "best":
+        if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials):
+            raise ValueError(f"No trial of study {study_name!r} is finished")
+        trial = study.best_trial
+    else:
+        if not trial_id.isdecimal() or int(trial_id) >= len(trials):
+            raise ValueError(f"--trial-id is 'best' or from 0 to {len(trials) - 1} in study {study_name!r}, got {trial_id!r}")
+        trial = trials[int(trial_id)]
+    if not trial.params:
+        raise ValueError(f"Trial {trial.number} of study {study_name!r} has no parameters (it is {trial.state.name.lower()})")
+    return trial, str(trial.number or -len(trials))
+
+
+def draw_study(report: Path) -> list[Path]:
+    """
+    Draw the history of a study and the importance of its parameters.
+
+    RL Zoo only shows them, only where plotly is installed, and says nothing where it is not.
+
+    :param report: The pickled study that RL Zoo wrote, ``report_*.pkl``
+    :return: The figures, beside the report
+    """
+    from matplotlib import pyplot as plt
+
+    study = pickle.loads(report.read_bytes())
+    drawn = []
+    for name in ("optimization_history", "param_importances"):
+        path = report.with_name(f"{report.stem}_{name}.png")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                axes: Any = getattr(optuna.visualization.matplotlib, f"plot_{name}")(study)
+        except (ImportError, ValueError, RuntimeError) as error:
+            # Older versions of Optuna want scikit-learn
+            print(f"No figure {path.name}: {error}")
+            continue
+        axes.figure.savefig(path, dpi=150, bbox_inches="tight")
+        plt.close(axes.figure)
+        drawn.append(path)
+    return drawn
