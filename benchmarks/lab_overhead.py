@@ -73,7 +73,21 @@ def main(algo: str = "ppo", env: str = "HalfCheetah-v5", steps: str = "100000", 
     seconds: dict[str, list[float]] = {name: [] for name in ("lab", *EVALUATORS)}
     for _ in range(int(repetitions)):
         with tempfile.TemporaryDirectory() as out:
-            lab = ["-m", "sb3_dpi.compare", "run", "--algo", algo, "--env", env, "--steps", steps, "--seeds", "1", "--out", out]
+            lab = [
+                "-m",
+                "sb3_dpi.compare",
+                "run",
+                "--algo",
+                algo,
+                "--env",
+                env,
+                "--steps",
+                steps,
+                "--seeds",
+                "1",
+                "--out",
+                out,
+            ]
             seconds["lab"].append(cpu_seconds([sys.executable, *lab, "--no-report"]))
         for name, evaluate in EVALUATORS.items():
             code = BARE.format(algo=algo, env=env, steps=steps, evaluate=evaluate)

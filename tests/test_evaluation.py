@@ -78,7 +78,13 @@ def trained(cls: Any, make: MakeEnv = make_env, normalize: bool = False, policy:
     if normalize:
         env = VecNormalize(env, clip_obs=0.8)
     on_policy = cls in (PPO, A2C, TRPO, RecurrentPPO)
-    options = {} if cls is A2C else {"n_steps": 32, "batch_size": 32} if on_policy else {"learning_starts": 10}
+    options = (
+        {}
+        if cls is A2C
+        else {"n_steps": 32, "batch_size": 32}
+        if on_policy
+        else {"learning_starts": 10, "train_freq": 4, "buffer_size": 1000}
+    )
     options = {**options, "policy_kwargs": {"net_arch": [8, 8]}, "learning_rate": 0.02, "seed": 0, "device": "cpu", **kwargs}
     return cls(policy, env, **options).learn(40)
 

@@ -14,7 +14,15 @@ import pytest
 ARGUMENTS = [
     *("--algo", "ppo", "a2c", "trpo", "--env", "Pendulum-v1", "--steps", "3000", "--seeds", "4", "--eval-every", "200"),
     *("--threshold", "-1500", "--jobs", "2"),
-    *("--set", "ppo.n_steps=128", "ppo.batch_size=128", "trpo.n_steps=128", "trpo.batch_size=128", "a2c.n_envs=1", "ppo.n_envs=1"),
+    *(
+        "--set",
+        "ppo.n_steps=128",
+        "ppo.batch_size=128",
+        "trpo.n_steps=128",
+        "trpo.batch_size=128",
+        "a2c.n_envs=1",
+        "ppo.n_envs=1",
+    ),
 ]
 
 

@@ -1,20 +1,51 @@
-"""Train algorithms head to head on one task: ``python -m sb3_dpi.compare --algo mdgps trpo ppo --env Reacher-v5 ...``."""
+"""Train algorithms head to head and report what came out: ``python -m sb3_dpi.compare run|report|export --help``."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
 
 import sb3_dpi  # noqa: F401  (registers the environments of this package)
-from sb3_dpi.compare.report import plot_curves, summary_table, write_csvs
+from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
+from sb3_dpi.compare.report import print_table, write_report
 from sb3_dpi.compare.schedule import run_all
-from sb3_dpi.compare.types import RunConfig
-from sb3_dpi.zoo import algorithm_class, resolve_hyperparams
+from sb3_dpi.compare.store import CorruptRun, Store, export_runs
+from sb3_dpi.compare.suite import Suite, load_suite, make_configs, read_tasks, suite_from_arguments, write_tasks
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to run: a suite, or algorithms on environments")
+    what.add_argument("--suite", metavar="NAME|FILE.yml", help="quick, mujoco, dpi, gps, or a YAML file")
+    what.add_argument("--algo", nargs="+", default=[], help="NAME, module:Class, or LABEL=NAME for a variant; comma or space")
+    what.add_argument("--env", nargs="+", default=[], help="ids of the environments")
+    what.add_argument("--env-kwargs", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the environments")
+    what.add_argument("--steps", nargs="+", default=[], metavar="[LABEL:]STEPS", help="budgets (default: n_timesteps)")
+    what.add_argument("--seeds", type=int, help="number of seeds (default: the suite's, else 3)")
+    what.add_argument("--first-seed", type=int, help="the first of them (default: the suite's, else 1)")
+    what.add_argument("--threshold", nargs="+", default=[], metavar="[ENV:]RETURN", help="the return to reach")
+    what.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="LABEL.KEY=VALUE", help="hyperparameters to change (YAML)"
+    )
+    what.add_argument("--eval-every", type=int, help="steps between the first evaluations (default: the suite's, else 250)")
+    how = parser.add_argument_group("how and where")
+    how.add_argument("--out", default="compare", help="folder to write into (default: compare)")
+    how.add_argument("--baselines", nargs="+", default=[], metavar="DIR", help="finished runs to read instead of running them")
+    how.add_argument("--engine", choices=["local", "ray"], default="local", help="processes of this machine, or Ray tasks")
+    how.add_argument("--address", help="Ray cluster (default: a Ray of this machine alone)")
+    how.add_argument("--shared", action="store_true", help="with Ray: all nodes see --out under this path")
+    how.add_argument("--jobs", type=int, help="runs at a time, one thread each (default: all cores)")
+    how.add_argument("--device", default="cpu", help="device of PyTorch (default: cpu)")
+    how.add_argument("--no-report", action="store_true", help="run only")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--baseline", default="trpo", help="algorithm that ratios refer to (default: trpo)")
+    parser.add_argument("--at", type=int, metavar="STEPS", help="environment steps of the frontier (default: all have them)")
+    parser.add_argument("--published", action="store_true", help="draw published curves too, read and not run here")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,132 +55,137 @@ def make_parser() -> argparse.ArgumentParser:
     :return: Its parser
     """
     parser = argparse.ArgumentParser(prog="python -m sb3_dpi.compare", description=__doc__)
-    parser.add_argument("--algo", nargs="+", required=True, help="algorithms: NAME, or LABEL=NAME for a variant of one")
-    parser.add_argument("--env", required=True, help="id of the task")
-    parser.add_argument("--env-kwargs", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the task")
-    parser.add_argument(
-        "--steps", nargs="+", default=[], metavar="[LABEL:]STEPS", help="budget of all or of one (default: n_timesteps)"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
-    parser.add_argument("--first-seed", type=int, default=1, help="the first of them (default: 1)")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="LABEL.KEY=VALUE", help="hyperparameters to change (YAML)"
-    )
-    parser.add_argument("--threshold", type=float, help="the return to reach")
-    parser.add_argument("--out", default="compare", help="folder to write into (default: compare)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time (default: all cores)")
-    parser.add_argument("--device", default="cpu", help="device of PyTorch (default: cpu)")
-    parser.add_argument("--force", action="store_true", help="run again what is finished already")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train what is not finished yet, then report")
+    _add_run(run)
+    _add_report(run)
+    report = commands.add_parser("report", help="tables and figures from stored evaluations")
+    report.add_argument("--out", default="compare", help="folder of the comparison (default: compare)")
+    _add_report(report)
+    export = commands.add_parser("export", help="copy finished runs without models and logs, as baselines for others")
+    export.add_argument("--out", default="compare", help="folder of the comparison (default: compare)")
+    export.add_argument("--to", required=True, help="folder to copy into")
     return parser
 
 
-def parse_value(text: str) -> Any:
+def make_suite(args: argparse.Namespace) -> Suite:
     """
-    Read a value from the command line.
+    Find or make the suite that a command line asks for.
 
-    :param text: YAML; ``1e-3`` is a number too, although YAML takes it for a string
-    :return: The value
+    :param args: The parsed command line of ``run``
+    :return: The suite
+    :raises ValueError: If an argument is wrong
     """
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
+    if args.suite:
+        adhoc = ("algo", "env", "env_kwargs", "steps", "threshold", "set")
+        given = [f"--{name.replace('_', '-')}" for name in adhoc if getattr(args, name)]
+        if given:
+            raise ValueError(f"--suite says what to run; leave out {', '.join(given)}, or change a copy of the suite's file")
+        suite = load_suite(args.suite)
+    else:
+        if not args.algo or not args.env:
+            raise ValueError("Say what to run: --suite NAME, or --algo NAMES --env IDS")
+        suite = suite_from_arguments(
+            algos=args.algo,
+            envs=args.env,
+            steps=args.steps,
+            overrides=args.set,
+            env_kwargs=args.env_kwargs,
+            thresholds=args.threshold,
+        )
+    changes = {"seeds": args.seeds, "first_seed": args.first_seed, "eval_every": args.eval_every}
+    return replace(suite, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _parse_steps(texts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    budgets: dict[str, int] = {}
-    for text in texts:
-        name, _, steps = text.rpartition(":")
-        if name and name not in names:
-            raise ValueError(f"--steps {text}: {name!r} is not among {', '.join(names)}")
-        if name:
-            budgets[name] = int(float(steps))
-        else:
-            budgets = {**dict.fromkeys(names, int(float(steps))), **budgets}
-    return budgets
+def _make_engine(args: argparse.Namespace) -> Engine:
+    if args.engine == "ray":
+        return RayEngine(address=args.address, jobs=args.jobs, shared=args.shared)
+    if args.address or args.shared:
+        raise ValueError("--address and --shared need --engine ray")
+    return LocalEngine(args.jobs or os.cpu_count() or 1)
 
 
-def _parse_overrides(texts: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    overrides: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for text in texts:
-        target, equals, value = text.partition("=")
-        name, dot, key = target.partition(".")
-        if not equals or not dot or name not in names:
-            raise ValueError(f"--set {text}: write LABEL.KEY=VALUE with a label among {', '.join(names)}")
-        overrides[name][key] = parse_value(value)
-    return overrides
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
 
 
-def make_configs(args: argparse.Namespace) -> list[RunConfig]:
+def run(args: argparse.Namespace, console: Console) -> int:
     """
-    Turn the command line into runs.
+    Run what is not finished, then report.
 
     :param args: The parsed command line
-    :return: All runs, every algorithm's first seed first
+    :param console: Where to print
+    :return: Exit status: 0, 1 if a run failed, 130 after Ctrl-C
     :raises ValueError: If an argument is wrong
-    :raises ImportError: If RL Zoo's hyperparameters are needed and RL Zoo is not installed
     """
-    algos = {(label or name): (label, name) for label, _, name in (text.rpartition("=") for text in args.algo)}
-    if any(not name.replace("-", "").replace("_", "").isalnum() for name in algos):
-        raise ValueError(f"--algo {' '.join(args.algo)}: a label has letters, digits, - and _ only")
-    budgets = _parse_steps(args.steps, list(algos))
-    overrides = _parse_overrides(args.set, list(algos))
-    env_kwargs = {key: parse_value(value) for key, _, value in (text.partition("=") for text in args.env_kwargs)}
-    settings = {}
-    for key, (_, algo) in algos.items():
-        algorithm_class(algo)
-        choice = resolve_hyperparams(algo, args.env)
-        changed = "".join(f", {name}={value}" for name, value in overrides[key].items())
-        settings[key] = ({**choice.hyperparams, **overrides[key]}, choice.source + changed)
-    return [
-        RunConfig(
-            algo=algo,
-            env_id=args.env,
-            seed=seed,
-            n_timesteps=budgets.get(key, int(settings[key][0]["n_timesteps"])),
-            hyperparams=settings[key][0],
-            source=settings[key][1],
-            out=args.out,
-            label=label,
-            env_kwargs=env_kwargs,
-            device=args.device,
-        )
-        for seed in range(args.first_seed, args.first_seed + args.seeds)
-        for key, (label, algo) in algos.items()
-    ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """
-    Run a comparison, print its table, write its figure and csv files.
-
-    :param arguments: The command line, that of the process by default
-    :return: Exit status: 0, or 1 if a run failed
-    """
-    parser = make_parser()
-    args = parser.parse_args(arguments)
+    suite, out = make_suite(args), Path(args.out)
+    configs = make_configs(suite, device=args.device)
+    engine = _make_engine(args)
+    _prepare(out)
+    write_tasks(out, suite)
+    store = Store(out, [Path(folder) for folder in args.baselines])
     try:
-        configs = make_configs(args)
-    except (ImportError, ValueError) as error:
-        parser.error(str(error))
-    console = Console()
-    try:
-        results, failed = run_all(configs, args.jobs, args.force, console)
+        results, failed = run_all(configs, store, engine, console)
     except KeyboardInterrupt:
         console.print("Interrupted: the same command goes on with the runs that are not finished.")
         return 130
     for failure in failed:
         console.print(str(failure), style="red", markup=False, soft_wrap=True)
-    if results:
-        out = Path(args.out)
-        console.print(summary_table(results, args.threshold))
-        write_csvs(results, args.threshold, out)
-        plot_curves(results, args.threshold, out / "curves.png")
-        console.print(f"Written to {out}/: curves.png, summary.csv, runs.csv, evaluations.csv and one folder per run")
+    if results and not args.no_report:
+        report(args, console)
     return 1 if failed else 0
+
+
+def report(args: argparse.Namespace, console: Console) -> int:
+    """
+    Write tables and figures.
+
+    :param args: The parsed command line
+    :param console: Where to print
+    :return: Exit status 0
+    :raises ValueError: If there is nothing to report
+    """
+    out = Path(args.out)
+    if not out.is_dir():
+        raise ValueError(f"--out {out}: no such folder")
+    tasks = read_tasks(out)
+    write_report(out, tasks, console=console, published=args.published, baseline=args.baseline, steps=args.at)
+    print_table(console, out, tasks, baseline=args.baseline)
+    return 0
+
+
+def export(args: argparse.Namespace, console: Console) -> int:
+    """
+    Copy finished runs without models.
+
+    :param args: The parsed command line
+    :param console: Where to print
+    :return: Exit status 0
+    """
+    number = export_runs(Path(args.out), Path(args.to))
+    console.print(f"{number} runs copied to {args.to}; use them with --baselines {args.to}", markup=False)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Do what the command line says.
+
+    :param arguments: The command line, that of the process by default
+    :return: Exit status
+    """
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    try:
+        return {"run": run, "report": report, "export": export}[args.command](args, Console())
+    except (CorruptRun, ImportError, OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What identifies a run: two runs with the same key are the same run, and the second one need not be done.
 
-The key covers the resolved configuration with its seed, the versions of the algorithm's own distribution, of Gymnasium and of
-MuJoCo and, for an algorithm of this package, its sources. ``configuration_key`` leaves the versions out: results that came from
-elsewhere are matched by it, and the versions are compared in words.
+The key covers the resolved configuration with its seed, the versions of the algorithm's own distribution, of Gymnasium and
+of MuJoCo and, for an algorithm of this package, its sources. ``configuration_key`` leaves the versions out: results that came
+from elsewhere are matched by it, and the versions are compared in words.
 """
 
 import json
@@ -61,8 +61,8 @@ def run_versions(algo: str) -> dict[str, str]:
     Find the versions that the key of a run covers.
 
     :param algo: Name of the algorithm or ``module:Class``
-    :return: From distribution to version: the algorithm's own, gymnasium, mujoco; for an algorithm of this package ``sources``,
-        and for one outside any distribution the hash of its module's file under the module's name
+    :return: From distribution to version: the algorithm's own, gymnasium, mujoco; for an algorithm of this package
+        ``sources``, and for one outside any distribution the hash of its module's file under the module's name
     """
     found = {name: installed for name in ("gymnasium", "mujoco") if (installed := _installed(name)) is not None}
     module = algorithm_class(algo).__module__

@@ -1,171 +1,101 @@
-"""Run many configurations, one process each, a few at a time, with the progress of all of them shown."""
+"""Run many configurations: those that are finished are read, the others executed, with the progress of all of them shown."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Protocol
+from contextlib import closing
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sb3_dpi.compare.run import load_result
+from sb3_dpi.compare.display import Display, make_display
+from sb3_dpi.compare.engines import Engine, RunFailed
+from sb3_dpi.compare.key import run_key
+from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import RunConfig, RunResult
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+__all__ = ["RunFailed", "run_all"]
 
 
-class RunFailed(RuntimeError):
-    """A run ended with an error; the message names its log file."""
-
-
-class Display(Protocol):
-    """Shows the progress of all runs."""
-
-    def update(self, config: RunConfig, timesteps: int, mean_return: float | None) -> None:
-        """
-        Show the progress of one run.
-
-        :param config: The run
-        :param timesteps: Its environment steps so far
-        :param mean_return: The mean return of its last evaluation, None before the first
-        """
-
-    def finish(self, config: RunConfig, status: str) -> None:
-        """
-        Show the end of one run.
-
-        :param config: The run
-        :param status: How it ended, in one or two words
-        """
-
-
-class LiveDisplay:
-    """
-    One bar per run, for a terminal.
-
-    :param progress: Where to draw
-    :param configs: All runs
-    """
-
-    def __init__(self, progress: Progress, configs: Sequence[RunConfig]) -> None:
-        self.progress = progress
-        self.tasks: dict[str, TaskID] = {
-            str(config.folder): progress.add_task(
-                f"{config.name} seed {config.seed}", total=config.n_timesteps, start=False, last="", status="waiting"
+def _by_key(configs: Sequence[RunConfig]) -> dict[str, list[RunConfig]]:
+    """Group the runs that are the same; they may have different names."""
+    groups: dict[str, list[RunConfig]] = {}
+    folders: dict[str, str] = {}
+    for config in configs:
+        key = run_key(config)
+        if folders.setdefault(config.path, key) != key:
+            raise ValueError(
+                f"{config}: two different runs have the folder {config.path}. Give variants of an algorithm different labels, "
+                "and variants of an environment different task names."
             )
-            for config in configs
-        }
-
-    def update(self, config: RunConfig, timesteps: int, mean_return: float | None) -> None:
-        task = self.tasks[str(config.folder)]
-        self.progress.start_task(task)
-        last = "" if mean_return is None else f"return {mean_return:.1f}"
-        self.progress.update(task, completed=timesteps, last=last, status=f"{timesteps:,} steps")
-
-    def finish(self, config: RunConfig, status: str) -> None:
-        task = self.tasks[str(config.folder)]
-        completed = None if status == "failed" else config.n_timesteps
-        self.progress.update(task, completed=completed, status=status, last="")
-        self.progress.stop_task(task)
+        groups.setdefault(key, []).append(config)
+    return groups
 
 
-class LineDisplay:
-    """
-    A line at the start, at every tenth and at the end of each run, for a file or a pipe.
-
-    :param console: Where to print
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.tenths: dict[str, int] = {}
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def update(self, config: RunConfig, timesteps: int, mean_return: float | None) -> None:
-        tenth = 10 * timesteps // config.n_timesteps
-        if tenth > self.tenths.get(str(config.folder), -1):
-            self.tenths[str(config.folder)] = tenth
-            last = "" if mean_return is None else f", return {mean_return:.1f}"
-            self._print(f"{config.name} seed {config.seed}: {timesteps:,} of {config.n_timesteps:,} steps{last}")
-
-    def finish(self, config: RunConfig, status: str) -> None:
-        self._print(f"{config.name} seed {config.seed}: {status}")
+def _print_warnings(store: Store, printed: int, display: Display) -> int:
+    for warning in store.warnings[printed:]:
+        display.note(f"Warning: {warning}")
+    return len(store.warnings)
 
 
-def _run_in_process(config: RunConfig, display: Display) -> None:
-    log = config.folder.with_name(f"{config.folder.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
-    command = [sys.executable, "-m", "sb3_dpi.compare.worker"]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        ) as process,
-    ):
-        assert process.stdin is not None and process.stdout is not None
-        # A worker that died at once has its reason in the log
-        with suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(json.dumps(config.to_dict()))
-        for line in process.stdout:
-            display.update(config, *json.loads(line))
-    if process.returncode != 0:
-        display.finish(config, "failed")
-        last_line = (log.read_text().strip().splitlines() or ["no message"])[-1]
-        raise RunFailed(f"{config.name} seed {config.seed} failed: {last_line} (all of it in {log})")
-    if log.stat().st_size == 0:
-        log.unlink()
-
-
-def _reuse_or_run(config: RunConfig, display: Display, force: bool) -> RunResult:
-    result = None if force else load_result(config)
-    status = "done before"
-    if result is None:
-        status = "done"
-        _run_in_process(config, display)
-        result = load_result(config)
-        assert result is not None
-    display.finish(config, f"{status}, final return {result.final_return:.2f}")
-    return result
+def _execute(
+    pending: dict[str, RunConfig], store: Store, engine: Engine, display: Display
+) -> tuple[dict[str, RunResult], list[RunFailed]]:
+    results, failures, printed = {}, [], len(store.warnings)
+    with closing(engine.run(list(pending.values()), store, display.update)) as ends:
+        for ended in ends:
+            config, end = ended.config, ended.failure or store.load(ended.config)
+            if end is None:
+                end = RunFailed(config, f"no result in {store.folder(config)}", store.log(config))
+            if isinstance(end, RunFailed):
+                failures.append(end)
+            else:
+                results[config.path] = end
+            display.finish(config, end)
+            printed = _print_warnings(store, printed, display)
+    return results, failures
 
 
 def run_all(
-    configs: Sequence[RunConfig], jobs: int = 1, force: bool = False, console: Console | None = None
+    configs: Sequence[RunConfig], store: Store, engine: Engine, console: Console | None = None
 ) -> tuple[list[RunResult], list[RunFailed]]:
     """
     Run all configurations and wait for them; finished runs are reused, half-written ones done again.
 
-    :param configs: The runs
-    :param jobs: How many processes at a time, each with one thread; at most the number of processor cores is sensible
-    :param force: Whether to run the finished ones again too
-    :param console: Where to show the progress, stdout by default
+    :param configs: The runs; one that occurs twice is run once
+    :param store: Where the finished ones are and the others go
+    :param engine: What executes them
+    :param console: Where to show the progress and the store's warnings, stdout by default
     :return: The results in the order of ``configs``, and the errors of the runs that failed
+    :raises ValueError: If two different runs have the same folder
     """
-    console = console or Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[status]}"),
-        TextColumn("{task.fields[last]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        display: Display = LiveDisplay(progress, configs) if console.is_terminal else LineDisplay(console)
-        executor = ThreadPoolExecutor(max_workers=jobs)
-        try:
-            futures = [executor.submit(_reuse_or_run, config, display, force) for config in configs]
-            errors = [future.exception() for future in futures]
-        finally:
-            # After Ctrl-C the running processes end too: the terminal sends it to the whole group
-            executor.shutdown(cancel_futures=True)
-    for error in errors:
-        if error is not None and not isinstance(error, RunFailed):
-            raise error
-    failed = [error for error in errors if isinstance(error, RunFailed)]
-    return [future.result() for future, error in zip(futures, errors, strict=True) if error is None], failed
+    groups = _by_key(configs)
+    results = {}
+    pending: dict[str, RunConfig] = {}
+    for key, group in groups.items():
+        result = store.load(group[0])
+        if result is None:
+            pending[key] = group[0]
+        else:
+            results[group[0].path] = result
+    with make_display(console or Console(), len(groups), len(groups) - len(pending)) as display:
+        _print_warnings(store, 0, display)
+        if len(pending) < len(groups):
+            display.note(f"{len(groups) - len(pending)} of {len(groups)} runs were finished before")
+        failures: list[RunFailed] = []
+        if pending:
+            done, failures = _execute(pending, store, engine, display)
+            results.update(done)
+        printed = len(store.warnings)
+        results.update(_copies(groups, set(results), store))
+        _print_warnings(store, printed, display)
+    return [results[config.path] for config in configs if config.path in results], failures
+
+
+def _copies(groups: dict[str, list[RunConfig]], done: set[str], store: Store) -> dict[str, RunResult]:
+    """Give the other names of a run a result and a folder too."""
+    others = [c for group in groups.values() for c in group[1:] if group[0].path in done and c.path != group[0].path]
+    if not others:
+        return {}
+    # Another look at the folder, because workers have written there
+    fresh = Store(store.out, store.baselines)
+    results = {config.path: result for config in others if (result := fresh.load(config)) is not None}
+    store.warnings.extend(fresh.warnings)
+    return results

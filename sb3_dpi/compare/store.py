@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import filelock
 import numpy as np
 
 from sb3_dpi.compare.key import configuration_key, provenance, run_key, run_versions
@@ -25,6 +27,8 @@ EVALUATIONS = "evaluations.npz"
 UNFINISHED = ".unfinished"
 SET_ASIDE = "set_aside"
 FORMAT = 1
+SECONDS_TO_PLACE = 10.0
+"""Longer than a copy takes; who holds the lock of a run for longer is training it"""
 
 
 class CorruptRun(ValueError):
@@ -111,12 +115,12 @@ def read_result(run: StoredRun, config: RunConfig | None = None) -> RunResult:
             raise CorruptRun(f"{path}: not what the run wrote (its hash differs from that in {RECORD})")
         with np.load(path) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError) as error:
+        curve = Curve(lengths=arrays.pop("ep_lengths"), **arrays)
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         if isinstance(error, CorruptRun):
             raise
         raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-    lengths = arrays.pop("ep_lengths")
-    return RunResult(config or run.config, Curve(lengths=lengths, **arrays), run.timing, run.versions, run.imported)
+    return RunResult(config or run.config, curve, run.timing, run.versions, run.imported)
 
 
 def find_runs(out: Path) -> Iterator[Path]:
@@ -150,6 +154,7 @@ class Store:
     def __post_init__(self) -> None:
         self._by_key: dict[str, Path] = {}
         self._imported: dict[str, StoredRun] = {}
+        self._locks: dict[Path, filelock.BaseFileLock] = {}
         for folder in [*find_runs(self.out / SET_ASIDE), *find_runs(self.out)]:
             try:
                 self._by_key[read_record(folder).key] = folder
@@ -199,34 +204,30 @@ class Store:
         :param config: The run
         :return: Its result, or None if it has to be run; a folder that cannot be read is set aside first
         """
-        folder, key = self.folder(config), run_key(config)
-        if (folder / RECORD).is_file():
-            try:
-                run = read_record(folder)
-                if run.key == key or (run.imported and run.configuration_key == configuration_key(config)):
-                    return self._with_warning(read_result(run, config))
-            except CorruptRun as error:
-                aside = self.set_aside(folder)
-                self.warnings.append(f"{error}; moved to {aside}, and the run is done again")
-        found = self._by_key.get(key)
+        folder = self.folder(config)
+        try:
+            if self._stands(config):
+                return self._with_warning(read_result(read_record(folder), config))
+        except CorruptRun as error:
+            aside = self.set_aside(folder)
+            self.warnings.append(f"{error}; moved to {aside}, and the run is done again")
+        found = self._by_key.get(run_key(config))
         if found is not None and found != folder and (found / RECORD).is_file():
             try:
                 result = read_result(read_record(found), config)
             except CorruptRun:
                 pass
             else:
-                self._copy(found, config)
-                return result
+                return result if self._place(found, config) else None
         imported = self._imported.get(configuration_key(config))
         if imported is None:
             return None
         try:
-            result = read_result(imported, config)
+            result = replace(read_result(imported, config), imported=True)
         except CorruptRun as error:
             self.warnings.append(f"{error}; this stored baseline is passed over, and the run is done here")
             return None
-        self._copy(imported.folder, config, imported=True)
-        return self._with_warning(result)
+        return self._with_warning(result) if self._place(imported.folder, config, imported=True) else None
 
     def _with_warning(self, result: RunResult) -> RunResult:
         differences = version_differences(result.versions, run_versions(result.config.algo)) if result.imported else ""
@@ -234,14 +235,46 @@ class Store:
             self.warnings.append(f"{result.config}: the stored baseline ran with {differences}")
         return result
 
-    def _copy(self, found: Path, config: RunConfig, imported: bool = False) -> None:
+    def lock(self, config: RunConfig) -> filelock.BaseFileLock:
+        """
+        Find the lock of whoever writes a run: two comparisons may share a folder.
+
+        :param config: The run
+        :return: The same object at every call, which can be entered again by who holds it
+        """
+        unfinished = self.unfinished(config)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        path = unfinished.with_name(f"{unfinished.name}.lock")
+        return self._locks.setdefault(path, filelock.FileLock(path))
+
+    def _place(self, found: Path, config: RunConfig, imported: bool = False) -> bool:
+        """Give a run that was found elsewhere its place; False if another process is busy with it."""
         copy = self.unfinished(config)
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(found, copy)
-        record = json.loads((copy / RECORD).read_text(encoding="utf-8"))
-        record = {**record, "config": config.to_dict(), **({"imported": True} if imported else {})}
-        (copy / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        self.commit(config)
+        try:
+            with self.lock(config).acquire(timeout=SECONDS_TO_PLACE):
+                if self._stands(config):
+                    return True
+                shutil.rmtree(copy, ignore_errors=True)
+                if found.is_relative_to(self.out / SET_ASIDE):
+                    found.rename(copy)
+                else:
+                    shutil.copytree(found, copy)
+                record = json.loads((copy / RECORD).read_text(encoding="utf-8"))
+                present = {**record, "config": config.to_dict(), **({"imported": True} if imported else {})}
+                if present != record:
+                    (copy / RECORD).write_text(json.dumps(present, indent=1), encoding="utf-8")
+                self.commit(config)
+        except filelock.Timeout:
+            return False
+        return True
+
+    def _stands(self, config: RunConfig) -> bool:
+        """Tell whether the place of a run holds it."""
+        folder = self.folder(config)
+        if not (folder / RECORD).is_file():
+            return False
+        run = read_record(folder)
+        return run.key == run_key(config) or (run.imported and run.configuration_key == configuration_key(config))
 
     def commit(self, config: RunConfig) -> None:
         """
@@ -295,14 +328,14 @@ def version_differences(stored: dict[str, str], present: dict[str, str]) -> str:
 
 def export_runs(out: Path, target: Path) -> int:
     """
-    Copy the finished runs of a comparison without models and logs: what a report needs, small enough to be kept in a repository.
+    Copy the finished runs of a comparison without models and logs: what a report needs, small enough for a repository.
 
     :param out: Folder of the comparison
     :param target: Folder to copy into, for instance one of stored baselines; what it holds already is replaced by newer runs
     :return: The number of runs copied
     """
-    number = 0
-    for number, folder in enumerate(find_runs(out), 1):
+    folders = list(find_runs(out))
+    for folder in folders:
         run = read_record(folder)
         read_result(run)
         destination = target / run.config.path
@@ -310,4 +343,4 @@ def export_runs(out: Path, target: Path) -> int:
         (destination / settings).mkdir(parents=True, exist_ok=True)
         for name in (EVALUATIONS, settings / "config.yml", settings / "args.yml", RECORD):
             shutil.copyfile(folder / name, destination / name)
-    return number
+    return len(folders)

@@ -65,7 +65,7 @@ class RunConfig:
         """
         The folder of the run in that of the comparison.
 
-        Variants have log folders of their own, ``[task/][label/]``, so that RL Zoo finds ``algorithm/environment_number`` there.
+        Variants have log folders of their own, ``[task/][label/]``: RL Zoo finds ``algorithm/environment_number`` there.
         """
         return "/".join(part for part in (self.task, self.label, self.algo_name, f"{self.env_name}_{self.seed}") if part)
 

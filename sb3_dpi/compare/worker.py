@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import filelock
 import torch as th
 
 import sb3_dpi
@@ -48,13 +47,11 @@ def _run(config: RunConfig, store: Store, key: str) -> None:
             last = time.perf_counter()
             print(json.dumps([timesteps, mean_return]), file=channel)
 
-    unfinished = store.unfinished(config)
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    # Two comparisons may share a folder: the second one waits here, then finds the run finished
-    with filelock.FileLock(unfinished.with_name(f"{unfinished.name}.lock")):
+    # Another comparison may be busy with the same run in the same folder: wait here, then find it finished
+    with store.lock(config):
         if store.load(config) is None:
             print(f"{time.strftime('%F %X')} {config}, hyperparameters of {config.source}", file=sys.stderr, flush=True)
-            run_one(config, unfinished, report)
+            run_one(config, store.unfinished(config), report)
             store.commit(config)
             print(f"{time.strftime('%F %X')} finished", file=sys.stderr)
 

@@ -1,0 +1,410 @@
+"""Where runs are executed: in processes of this machine, or as Ray tasks on a laptop or a cluster.
+
+A run is always one process, ``python -m sb3_dpi.compare.worker``, whose standard input is held open by the process that wants
+the run: when that one dies, in whatever way, the pipe is closed by the system and the worker ends too.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol, TextIO
+from zipfile import ZIP_DEFLATED, ZipFile
+
+from sb3_dpi.compare.evaluation import Report
+from sb3_dpi.compare.key import run_key
+from sb3_dpi.compare.store import CorruptRun, Store
+from sb3_dpi.compare.types import RunConfig
+
+WORKER = "sb3_dpi.compare.worker"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+LOSSES_PER_RUN = 5
+"""How many nodes may die under one run before it is given up: a run that kills its nodes must not go on for ever"""
+SECONDS_BETWEEN_POLLS = 0.5
+SECONDS_TO_END = 3.0
+"""What the tasks of an interrupted comparison get to remove their temporary folders"""
+GPU_SHARE = 0.25
+"""What a run with a CUDA device asks of a Ray node: its networks are small, but it must land where there is a GPU"""
+
+
+class RunFailed(RuntimeError):
+    """
+    A run ended without a result.
+
+    :param config: The run
+    :param cause: What happened, in one line
+    :param log: Its log file
+    """
+
+    def __init__(self, config: RunConfig, cause: str, log: Path) -> None:
+        super().__init__(f"{config} failed: {cause} (all of it in {log})")
+        self.config = config
+        self.cause = cause
+        self.log = log
+
+
+class Progress(Protocol):
+    """Told the progress of all runs, possibly from several threads; 0 steps mean that the run has just started."""
+
+    def __call__(self, config: RunConfig, timesteps: int, mean_return: float | None) -> None:
+        """
+        Take note of the progress of a run.
+
+        :param config: The run
+        :param timesteps: Its environment steps so far
+        :param mean_return: The mean return of its last evaluation, None before the first
+        """
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a run."""
+
+    config: RunConfig
+    failure: RunFailed | None
+    """None where the result is in the store"""
+
+
+class Engine(Protocol):
+    """Executes runs."""
+
+    def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+        """
+        Execute runs; closing the generator ends those that are not finished.
+
+        :param configs: The runs, each with a folder of its own
+        :param store: Where to keep them
+        :param report: Told the progress
+        :return: The ends of the runs, in the order of time
+        """
+
+
+class Workers:
+    """The worker processes that are alive, so that they can be ended all at once."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._alive: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    def start(self, log: TextIO) -> subprocess.Popen[str]:
+        """
+        Start a worker.
+
+        :param log: Where its stderr goes
+        :return: The process
+        :raises RuntimeError: If all have been ended
+        """
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("The comparison has been interrupted")
+            # A session of its own: Ctrl-C reaches this process alone, which then ends the workers without their tracebacks
+            process = subprocess.Popen(
+                [sys.executable, "-m", WORKER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=_worker_environment(),
+                start_new_session=True,
+            )
+            self._alive = {process, *(other for other in self._alive if other.returncode is None)}
+            return process
+
+    def end(self) -> None:
+        """End all workers; what they have written of an unfinished run is never taken for a result."""
+        with self._lock:
+            self._ended = True
+            for process in self._alive:
+                process.kill()
+
+
+def _worker_environment() -> dict[str, str]:
+    """Let the worker import what this process can: an algorithm ``module:Class`` may be found by this one's path alone."""
+    ray = sys.modules.get("ray")
+    ray_folder = str(Path(ray.__file__).parent) + os.sep if ray is not None and ray.__file__ else None
+    # Ray puts its own copies of other packages on the path of its processes
+    paths = [path or os.getcwd() for path in sys.path if not (ray_folder and path.startswith(ray_folder))]
+    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _cause(returncode: int, log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = lines[-1].strip() if lines else ""
+    if returncode >= 0:
+        return last or f"exit status {returncode}"
+    words = f"killed by signal {-returncode} ({signal.strsignal(-returncode)})"
+    if -returncode == signal.SIGKILL:
+        words += ", as the system does where memory is short"
+    return f"{words}; last line: {last}" if last else words
+
+
+def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, workers: Workers | None = None) -> None:
+    """
+    Execute one run in a process of its own, with one thread.
+
+    :param config: The run
+    :param key: Its key; a machine where it is another one refuses the run
+    :param out: Folder of the comparison that gets the finished run
+    :param log: File that gets what the process prints; what it held before is lost
+    :param report: Told the progress: 0 steps at the start, then at most twice a second
+    :param workers: Where to note the process while it is alive
+    :raises RunFailed: If the process ends with an error or is killed
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    order = json.dumps({"config": config.to_dict(), "out": str(out), "key": key}) + "\n"
+    # Appending: a second comparison in the same folder that waits for this run empties the log, but leaves no hole in it
+    with log.open("a", encoding="utf-8") as errors, (workers or Workers()).start(errors) as process:
+        assert process.stdin is not None and process.stdout is not None
+        report(0, None)
+        try:
+            process.stdin.write(order)
+            process.stdin.flush()
+        except BrokenPipeError:  # it died at once, and its log says why
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        for line in process.stdout:
+            report(*json.loads(line))
+    if process.returncode != 0:
+        raise RunFailed(config, _cause(process.returncode, log), log)
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Processes of this machine, a few at a time."""
+
+    jobs: int = 1
+    """How many; at most the number of processor cores is sensible"""
+
+    def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+        """
+        Execute runs; closing the generator kills those that are not finished.
+
+        :param configs: The runs, each with a folder of its own
+        :param store: Where to keep them
+        :param report: Told the progress, from several threads
+        :return: The ends of the runs, in the order of time
+        """
+        workers = Workers()
+        executor = ThreadPoolExecutor(self.jobs)
+
+        def run_one(config: RunConfig, key: str) -> Ended:
+            log = store.log(config)
+            try:
+                execute(config, key, store.out, log, partial(report, config), workers)
+            except RunFailed as failure:
+                return Ended(config, failure)
+            except OSError as error:
+                return Ended(config, RunFailed(config, f"{type(error).__name__}: {error}", log))
+            return Ended(config, None)
+
+        try:
+            futures = [executor.submit(run_one, config, run_key(config)) for config in configs]
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+            workers.end()
+            executor.shutdown()
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a Ray task sends back."""
+
+    error: str
+    """What happened to the run, empty for nothing"""
+    log: bytes = b""
+    """The text of its log, where the folder is not shared"""
+    files: bytes = b""
+    """The finished run's folder as a zip archive, where the folder is not shared"""
+
+
+def _pack(folder: Path) -> bytes:
+    packed = BytesIO()
+    with ZipFile(packed, "w", ZIP_DEFLATED, compresslevel=1) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    return packed.getvalue()
+
+
+def run_on_node(config: RunConfig, key: str, shared: tuple[str, str] | None, board: Any) -> Returned:
+    """
+    Execute one run as a Ray task.
+
+    :param config: The run
+    :param key: Its key
+    :param shared: Folder of the comparison and log file where all nodes see them; None: run into a temporary folder
+    :param board: Ray actor that is told the progress
+    :return: How it went; an error of the run is data here, because Ray repeats a task only for the loss of its node
+    """
+
+    def report(timesteps: int, mean_return: float | None) -> None:
+        board.put.remote(config.path, timesteps, mean_return)
+
+    with tempfile.TemporaryDirectory(prefix="sb3_dpi-", ignore_cleanup_errors=True) as temporary:
+        out, log = map(Path, shared or (temporary, os.path.join(temporary, "run.log")))
+        try:
+            execute(config, key, out, log, report)
+            error = ""
+        except RunFailed as failure:
+            error = failure.cause
+        if shared:
+            return Returned(error)
+        return Returned(error, log.read_bytes(), b"" if error else _pack(Store(out).folder(config)))
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("The engine 'ray' needs Ray: pip install 'sb3_dpi[ray]'") from error
+    return ray
+
+
+def _start_board(ray: Any) -> Any:
+    """Start the actor that collects the progress, where the driver is: it must not die with another node."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # A local class goes through Ray by value: its process need not import this package
+    class Board:
+        def __init__(self) -> None:
+            self.latest: dict[str, tuple[int, float | None]] = {}
+
+        def put(self, path: str, timesteps: int, mean_return: float | None) -> None:
+            self.latest[path] = (timesteps, mean_return)
+
+        def take(self) -> dict[str, tuple[int, float | None]]:
+            taken, self.latest = self.latest, {}
+            return taken
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Ray tasks, one CPU each; a node that dies has its runs redone elsewhere."""
+
+    address: str | None = None
+    """Of a running cluster (``"auto"``: the one of this machine); None starts Ray on this machine alone"""
+    jobs: int | None = None
+    """How many at a time; None: as many as there are CPUs"""
+    shared: bool = False
+    """Whether all nodes see the comparison's folder under the same path; if not, finished runs come back through Ray"""
+
+    def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+        """
+        Execute runs; closing the generator ends those that are not finished. A Ray that is running in this process already
+        is used and left running.
+
+        :param configs: The runs, each with a folder of its own
+        :param store: Where to keep them
+        :param report: Told the progress
+        :return: The ends of the runs, in the order of time
+        :raises ImportError: If Ray is not installed
+        :raises ConnectionError: If there is no cluster at the address
+        """
+        ray = _import_ray()
+        ours = not ray.is_initialized()
+        if ours:
+            self._start(ray)
+        try:
+            yield from self._run(ray, configs, store, report)
+        finally:
+            if ours:
+                ray.shutdown()
+
+    def _start(self, ray: Any) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Without it a Ray worker that asks for no GPU warns of a change of its defaults to come
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        if self.address is None:
+            ray.init(address="local", num_cpus=self.jobs or os.cpu_count(), include_dashboard=False, **quiet)
+        else:
+            ray.init(address=self.address, **quiet)
+
+    def _run(self, ray: Any, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+        board = _start_board(ray)
+        by_path = {config.path: config for config in configs}
+        waiting, running = deque(configs), dict[Any, RunConfig]()
+        try:
+            while waiting or running:
+                while waiting and (self.jobs is None or len(running) < self.jobs):
+                    config = waiting.popleft()
+                    running[self._submit(ray, config, store, board)] = config
+                done, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_POLLS)
+                # Progress is a comfort: no run fails for want of it
+                with suppress(ray.exceptions.RayError):
+                    for path, latest in ray.get(board.take.remote(), timeout=SECONDS_BETWEEN_POLLS).items():
+                        if by_path[path] in running.values():
+                            report(by_path[path], *latest)
+                for task in done:
+                    config = running.pop(task)
+                    yield Ended(config, self._collect(ray, task, config, store))
+        finally:
+            self._cancel(ray, list(running))
+
+    def _submit(self, ray: Any, config: RunConfig, store: Store, board: Any) -> Any:
+        gpus = GPU_SHARE if config.device.startswith("cuda") else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=LOSSES_PER_RUN, retry_exceptions=False)(run_on_node)
+        shared = (str(store.out.absolute()), str(store.log(config).absolute())) if self.shared else None
+        return task.remote(config, run_key(config), shared, board)
+
+    def _collect(self, ray: Any, task: Any, config: RunConfig, store: Store) -> RunFailed | None:
+        log = store.log(config)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            returned: Returned = ray.get(task)
+        except ray.exceptions.RayError as error:
+            log.write_text(f"{error}\n", encoding="utf-8")
+            lines = str(error).strip().splitlines() or [""]
+            # An error within the task ends with its own line, one about nodes begins with what happened
+            line = lines[-1 if isinstance(error, ray.exceptions.RayTaskError) else 0]
+            return RunFailed(config, f"{type(error).__name__}: {line}", log)
+        try:
+            if not self.shared:
+                log.write_bytes(returned.log)
+            if returned.error:
+                return RunFailed(config, returned.error, log)
+            if not self.shared:
+                _unpack(returned.files, config, store)
+        except (OSError, CorruptRun) as error:
+            return RunFailed(config, f"cannot be stored ({type(error).__name__}: {error})", log)
+        return None
+
+    def _cancel(self, ray: Any, tasks: list[Any]) -> None:
+        if not tasks:
+            return
+        with suppress(ray.exceptions.RayError):
+            for task in tasks:
+                ray.cancel(task)
+            _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_END)
+            for task in tasks:
+                ray.cancel(task, force=True)
+
+
+def _unpack(files: bytes, config: RunConfig, store: Store) -> None:
+    unfinished = store.unfinished(config)
+    # Another comparison in the same folder may have done the run in the meantime
+    with store.lock(config):
+        if store.load(config) is None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with ZipFile(BytesIO(files)) as archive:
+                archive.extractall(unfinished)
+            store.commit(config)
