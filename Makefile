@@ -3,15 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# The head-to-head of `make demo`; for instance: make demo DEMO_SEEDS=5 DEMO_OUT=demo5
-DEMO_ENV ?= Reacher-v5
-DEMO_THRESHOLD ?= -6
+# The head-to-head of `make demo`; for instance: make demo DEMO_SUITE=mujoco DEMO_SEEDS=1 DEMO_OUT=demo1
+DEMO_SUITE ?= quick
 DEMO_SEEDS ?= 3
-DEMO_STEPS ?= mdgps:30000 trpo:150000 ppo:150000
 DEMO_OUT ?= demo
 
 # Tests that say nothing about sb3_dpi/trajopt and sb3_dpi/common: left out while coverage is measured
-UNCOVERED_TESTS := tests/test_zoo.py tests/test_compare.py tests/test_examples.py
+UNCOVERED_TESTS := $(addprefix tests/test_,$(addsuffix .py,build command_line compare_run engines evaluation examples kill \
+	report statistics store suite zoo))
 
 .PHONY: demo test test-slow lint type format bench clean help
 .DEFAULT_GOAL := help
@@ -23,8 +22,7 @@ help: ## list the targets
 demo test test-slow bench: export OMP_NUM_THREADS = 1
 
 demo: $(VENV)/installed-demo ## train MDGPS, TRPO and PPO head to head on Reacher-v5; a second call goes on or reuses
-	$(BIN)/python -m sb3_dpi.compare --algo mdgps trpo ppo --env $(DEMO_ENV) --steps $(DEMO_STEPS) \
-		--seeds $(DEMO_SEEDS) --threshold $(DEMO_THRESHOLD) --out $(DEMO_OUT)
+	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)
 
 # Twice: as users run it, then with numba's compilation off, because coverage does not see compiled code
 test: $(VENV)/installed-tests ## run the tests, then measure coverage

@@ -97,7 +97,14 @@ def make_suite(args: argparse.Namespace) -> Suite:
     return replace(suite, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _make_engine(args: argparse.Namespace) -> Engine:
+def make_engine(args: argparse.Namespace) -> Engine:
+    """
+    Make the engine that a command line asks for.
+
+    :param args: The parsed command line of ``run``
+    :return: The engine
+    :raises ValueError: If an argument does not fit the engine
+    """
     if args.engine == "ray":
         return RayEngine(address=args.address, jobs=args.jobs, shared=args.shared)
     if args.address or args.shared:
@@ -126,7 +133,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
-    engine = _make_engine(args)
+    engine = make_engine(args)
     _prepare(out)
     write_tasks(out, suite)
     store = Store(out, [Path(folder) for folder in args.baselines])

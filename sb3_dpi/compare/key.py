@@ -11,7 +11,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from platform import platform, python_version
+from platform import machine, python_version, system
 from typing import Any
 
 from sb3_dpi.compare.types import RunConfig
@@ -123,7 +123,7 @@ def provenance() -> dict[str, Any]:
 
     :return: Python, platform, the versions of all that matters, and the git commit of this package where it is a checkout
     """
-    found: dict[str, Any] = {"python": python_version(), "platform": platform()}
+    found: dict[str, Any] = {"python": python_version(), "platform": f"{system()} {machine()}"}
     found["packages"] = {name: installed for name in RECORDED if (installed := _installed(name)) is not None}
     tracked = _git("ls-files", "--error-unmatch", str(PACKAGE / "version.txt"))
     if tracked is not None:
