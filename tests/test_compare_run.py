@@ -296,7 +296,7 @@ def test_seconds_of_training_and_of_evaluation_are_apart(tmp_path: Path, monkeyp
     assert timing.wall_seconds > 0 and timing.cpu_seconds > 0
     assert timing.wall_seconds + timing.evaluation_seconds < elapsed
     assert curve.wall_seconds is not None and np.all(np.diff(curve.wall_seconds) > 0) and curve.wall_seconds[0] > 0
-    assert curve.wall_seconds[-1] == pytest.approx(timing.wall_seconds, abs=0.1)
+    assert curve.wall_seconds[-1] == pytest.approx(timing.wall_seconds, abs=0.25)
 
 
 # ---------------------------------------------------------------------- the folder

@@ -174,13 +174,9 @@ def _run_lean(act: Act, envs: list[Any], env: VecEnv, observations: np.ndarray) 
         actions = act(observations)
         for i in living.copy():
             raw[i], _, terminated, truncated, info = envs[i].step(actions[i])
-            if not (terminated or truncated):
-                continue
-            if "episode" in info:
+            if terminated or truncated:
                 living.remove(i)
                 _add(episodes, info)
-            else:  # a wrapper's end, such as a life lost, is not the end of the episode
-                raw[i] = envs[i].reset()[0]
         if normalize is not None:
             normalized = normalize.normalize_obs(raw)
             assert isinstance(normalized, np.ndarray)
