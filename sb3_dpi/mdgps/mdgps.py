@@ -9,25 +9,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_dpi.common.choices import check_choice, parse_choice
-from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm, Sampler
-from sb3_dpi.common.local_models import (
-    CostSettings,
-    LocalModel,
-    RegressionSettings,
-    as_controller,
-    as_dynamics,
-    fit_local_cost,
-    fit_regression,
-    held_out_error,
-    initial_state,
-    linearize_policy,
-    planned_lengths,
-    total_cost,
-    transition_points,
-)
+from sb3_dpi.common.dual_policy_algorithm import Sampler
+from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
+from sb3_dpi.common.local_planning import LocalPlanningAlgorithm
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.regression import regress_mean
-from sb3_dpi.common.trajectories import Trajectories, map_observations
+from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.models.known_cost import CostFunction
 from sb3_dpi.trajopt.controllers import lqr_hold_controller, pd_controller
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, solve_kl_constrained
@@ -40,7 +27,6 @@ MIN_KL_STEP = 1e-6
 STEP_RULES = ("classic", "global", "fixed")
 SAMPLING = ("global", "local")
 INITIAL_CONTROLLERS = ("policy", "lqr", "pd")
-LINEARIZATIONS = ("auto", "jacobian", "niw", "nearest", "gmm")
 
 
 @dataclass(frozen=True)
@@ -53,7 +39,7 @@ class CStep:
     """p, optimised under that model"""
 
 
-class MDGPS(DualPolicyAlgorithm):
+class MDGPS(LocalPlanningAlgorithm):
     """
     Mirror Descent Guided Policy Search (MDGPS), Algorithm 4 of the paper.
 
@@ -152,6 +138,12 @@ class MDGPS(DualPolicyAlgorithm):
             conditions=conditions,
             replay=replay,
             gamma=gamma,
+            dynamics=dynamics,
+            linearization=linearization,
+            cost=cost,
+            cost_fn=cost_fn,
+            min_std=min_std,
+            min_samples=min_samples,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -165,14 +157,8 @@ class MDGPS(DualPolicyAlgorithm):
         self.kl_per_time_step = kl_per_time_step
         self.step_rule = step_rule
         self.step_limits = step_limits
-        self.dynamics = dynamics
-        self.linearization = linearization
-        self.cost = cost
-        self.cost_fn = cost_fn
         self.imitation_steps = imitation_steps
         self.batch_size = batch_size
-        self.min_std = FloatSchedule(min_std)
-        self.min_samples = min_samples
         self._check_arguments()
         # learned: what the next iteration starts from (created here, so that it survives save and load)
         self.step_multiplier: FloatArray = np.ones(n_conditions)
@@ -183,31 +169,21 @@ class MDGPS(DualPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        # arguments may be changed on loading
-        self._check_arguments()
-        self.kl_step, self.min_std = FloatSchedule(self.kl_step), FloatSchedule(self.min_std)
+        self.kl_step = FloatSchedule(self.kl_step)
         if len(self.step_multiplier) != self.n_conditions:
             self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.n_conditions), None, None, ()
         if self.previous is not None and self.previous.controller.K.shape[1] != self._resolved_horizon:
             self.previous = None
 
     def _check_arguments(self) -> None:
+        super()._check_arguments()
         check_choice("sampling", self.sampling, SAMPLING)
         check_choice("step_rule", self.step_rule, STEP_RULES)
         parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
-        RegressionSettings.parse("dynamics", self.dynamics)
-        CostSettings.parse(self.cost)
-        if self.linearization not in LINEARIZATIONS[:2]:
-            RegressionSettings.parse("linearization", self.linearization)
         if self.sampling == "local" and self.conditions != "fixed":
             raise ValueError(
                 'sampling="local" runs the controllers of the last iteration, which belong to their conditions: set '
                 'conditions="fixed"'
-            )
-        if self.samples_per_condition < self.min_samples:
-            raise ValueError(
-                f"A fit needs at least min_samples={self.min_samples} trajectories of each condition, "
-                f"samples_per_condition={self.samples_per_condition} gives fewer: raise samples_per_condition"
             )
         low, high = self.step_limits
         if not 0 < low <= 1 <= high:
@@ -219,21 +195,9 @@ class MDGPS(DualPolicyAlgorithm):
         :param trajectories: of this iteration and those that are kept
         :return: the local models of all conditions
         """
-        lengths = planned_lengths(trajectories, self.min_samples)
-        initial = initial_state(trajectories)
         if self.n_iterations == 0:
-            self._imitate_initial_controllers(trajectories, initial.mean)
-        settings = RegressionSettings.parse("dynamics", self.dynamics)
-        points, weights = transition_points(trajectories), trajectories.weights
-        n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
-        n_same = self.n_conditions if self.conditions == "fixed" else None
-        dynamics = as_dynamics(fit_regression(points, weights, n_inputs, settings, self._rng, n_same))
-        latest, held_out = slice(0, self.n_conditions), self.n_iterations % weights.shape[1]
-        error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
-        self.logger.record("trajopt/held_out_error", error)
-        bounds = self.action_space.low.ravel(), self.action_space.high.ravel()  # type: ignore[attr-defined]
-        cost = fit_local_cost(trajectories, lengths, self.gamma, CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds)
-        return LocalModel(dynamics, cost, self._linearize(trajectories), initial, lengths)
+            self._imitate_initial_controllers(trajectories, initial_state(trajectories).mean)
+        return super().fit_model(trajectories)
 
     def improve_expert(self, model: LocalModel, trajectories: Trajectories) -> LinearGaussianController:
         """C-step: p <- argmin E_p[cost] subject to KL(p || linearised policy) <= epsilon (Algorithm 4, lines 5 and 7).
@@ -270,8 +234,7 @@ class MDGPS(DualPolicyAlgorithm):
         :param expert: local controllers p
         :param trajectories: samples of all conditions
         """
-        lengths = planned_lengths(trajectories, self.min_samples)
-        chosen = trajectories.alive & (np.arange(trajectories.alive.shape[2]) < lengths[:, None, None])
+        chosen = self._planned(trajectories)
         targets = np.swapaxes(
             np.swapaxes(trajectories.states[:, :, :-1], 1, 2) @ np.swapaxes(expert.K, -1, -2) + expert.k[:, :, None], 1, 2
         )
@@ -320,22 +283,6 @@ class MDGPS(DualPolicyAlgorithm):
         noise = self._rng.standard_normal((len(conditions), horizon, k.shape[-1], 1))
         offset = k + (np.linalg.cholesky(controller.cov) @ noise)[..., 0]
         return lambda t, obs, states: (K[:, t] @ states[..., None])[..., 0] + offset[:, t]
-
-    def _inputs_at(self, trajectories: Trajectories, chosen: np.ndarray) -> Any:
-        return self._policy_inputs(map_observations(lambda array: array[:, :, :-1][chosen], trajectories.observations))
-
-    def _linearize(self, trajectories: Trajectories) -> LinearGaussianController:
-        """The global policy as a time-varying linear-Gaussian controller (section 3.1)."""
-        fit = linearize_policy(
-            self.policy,
-            trajectories,
-            self._policy_inputs,
-            self._input_scale(),
-            self.linearization,
-            self._rng,
-            self._input_limit(),
-        )
-        return as_controller(fit, np.exp(self.policy.log_std.detach().double().cpu().numpy()))
 
     def _adjust_step(self, model: LocalModel, actual: FloatArray | None = None) -> None:
         """Adjust epsilon to how well the last C-step's prediction held (section 4.2, appendix B.3).

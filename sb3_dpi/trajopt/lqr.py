@@ -98,16 +98,7 @@ def lqr_backward(
     V, v, v0 = np.empty((*batch, horizon, dx, dx)), np.empty((*batch, horizon, dx)), np.empty((*batch, horizon))
     next_V, next_v, next_v0 = np.zeros((*batch, dx, dx)), np.zeros((*batch, dx)), np.zeros(batch)
     for t in reversed(range(horizon)):
-        F, f = dynamics.F[..., t, :, :], dynamics.f[..., t, :]
-        Ft = np.swapaxes(F, -1, -2)
-        Q[..., t, :, :] = symmetrize(cost.C[..., t, :, :] + discount * Ft @ next_V @ F)
-        q[..., t, :] = cost.c[..., t, :] + discount * matvec(Ft, matvec(next_V, f) + next_v)
-        q0[..., t] = cost.const[..., t] + discount * (
-            next_v0
-            + 0.5 * np.sum(f * matvec(next_V, f), -1)
-            + np.sum(next_v * f, -1)
-            + 0.5 * np.trace(next_V @ dynamics.cov[..., t, :, :], axis1=-2, axis2=-1)
-        )
+        Q[..., t, :, :], q[..., t, :], q0[..., t] = _action_value(dynamics, cost, t, next_V, next_v, next_v0, discount)
         Qxx, Qxu, Quu = Q[..., t, :dx, :dx], Q[..., t, :dx, dx:], Q[..., t, dx:, dx:]
         precision = _inverse_pd(Quu, t)
         cov[..., t, :, :] = temperature * precision
@@ -117,6 +108,59 @@ def lqr_backward(
         next_v = v[..., t, :] = q[..., t, :dx] + matvec(Qxu, k[..., t, :])
         next_v0 = v0[..., t] = q0[..., t] + 0.5 * np.sum(q[..., t, dx:] * k[..., t, :], -1) + 0.5 * temperature * du
     return LQRSolution(LinearGaussianController(K, k, cov), QuadraticCost(Q, q, q0), QuadraticValue(V, v, v0))
+
+
+def _action_value(
+    dynamics: LinearGaussianDynamics,
+    cost: QuadraticCost,
+    t: int,
+    next_V: FloatArray,
+    next_v: FloatArray,
+    next_v0: FloatArray,
+    discount: float,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Q_t(z) = l_t(z) + gamma E[V_{t+1}(x')]: its matrix, vector and constant."""
+    F, f = dynamics.F[..., t, :, :], dynamics.f[..., t, :]
+    Ft = np.swapaxes(F, -1, -2)
+    Q = symmetrize(cost.C[..., t, :, :] + discount * Ft @ next_V @ F)
+    q = cost.c[..., t, :] + discount * matvec(Ft, matvec(next_V, f) + next_v)
+    q0 = cost.const[..., t] + discount * (
+        next_v0
+        + 0.5 * np.sum(f * matvec(next_V, f), -1)
+        + np.sum(next_v * f, -1)
+        + 0.5 * np.trace(next_V @ dynamics.cov[..., t, :, :], axis1=-2, axis2=-1)
+    )
+    return Q, q, q0
+
+
+def evaluate_controller(
+    controller: LinearGaussianController, dynamics: LinearGaussianDynamics, cost: QuadraticCost, discount: float = 1.0
+) -> tuple[QuadraticCost, QuadraticValue]:
+    """Evaluate any linear-Gaussian controller: the cost-to-go of its states, and of an action followed by it.
+
+    :param controller: ``[..., T]`` time steps
+    :param dynamics: of the same batch and time axes
+    :param cost: of the same batch and time axes, definite or not
+    :param discount: gamma, from 0 to 1
+    :return: Q_t(z) and V_t(x) = E[Q_t(x, u)] over the controller's actions; the disadvantage of an action is Q_t - V_t
+    """
+    dx = dynamics.F.shape[-2]
+    batch, horizon = dynamics.F.shape[:-3], dynamics.F.shape[-3]
+    Q, q, q0 = np.empty_like(cost.C), np.empty_like(cost.c), np.empty_like(cost.const)
+    V, v, v0 = np.empty((*batch, horizon, dx, dx)), np.empty((*batch, horizon, dx)), np.empty((*batch, horizon))
+    next_V, next_v, next_v0 = np.zeros((*batch, dx, dx)), np.zeros((*batch, dx)), np.zeros(batch)
+    for t in reversed(range(horizon)):
+        Q_t, q_t, q0_t = _action_value(dynamics, cost, t, next_V, next_v, next_v0, discount)
+        Q[..., t, :, :], q[..., t, :], q0[..., t] = Q_t, q_t, q0_t
+        K, k = controller.K[..., t, :, :], controller.k[..., t, :]
+        Kt = np.swapaxes(K, -1, -2)
+        Qxu, Quu, qu = Q_t[..., :dx, dx:], Q_t[..., dx:, dx:], q_t[..., dx:]
+        mixed = (Qxu + Kt @ Quu) @ K
+        next_V = V[..., t, :, :] = symmetrize(Q_t[..., :dx, :dx] + mixed + Kt @ np.swapaxes(Qxu, -1, -2))
+        next_v = v[..., t, :] = q_t[..., :dx] + matvec(Kt, qu) + matvec(Qxu + Kt @ Quu, k)
+        noise = np.sum(Quu * controller.cov[..., t, :, :], (-1, -2))
+        next_v0 = v0[..., t] = q0_t + np.sum(qu * k, -1) + 0.5 * (np.sum(k * matvec(Quu, k), -1) + noise)
+    return QuadraticCost(Q, q, q0), QuadraticValue(V, v, v0)
 
 
 def _inverse_pd(matrix: FloatArray, time_step: int) -> FloatArray:

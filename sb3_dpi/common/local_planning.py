@@ -1,0 +1,118 @@
+"""The part that algorithms with local linear-Gaussian models share: fitting them around the sampled trajectories."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
+from sb3_dpi.common.local_models import (
+    CostSettings,
+    LocalModel,
+    RegressionSettings,
+    as_controller,
+    as_dynamics,
+    fit_local_cost,
+    fit_regression,
+    held_out_error,
+    initial_state,
+    linearize_policy,
+    planned_lengths,
+    transition_points,
+)
+from sb3_dpi.common.trajectories import Trajectories, map_observations
+from sb3_dpi.models.known_cost import CostFunction
+from sb3_dpi.trajopt.types import LinearGaussianController
+
+LINEARIZATIONS = ("auto", "jacobian", "niw", "nearest", "gmm")
+
+
+class LocalPlanningAlgorithm(DualPolicyAlgorithm):
+    """Dual policy iteration whose model is local: time-varying linear-Gaussian dynamics and a quadratic cost.
+
+    :param dynamics: prior of the dynamics fit: ``"nearest"``, ``"niw"`` or ``"gmm"``, or a dictionary of settings
+        (fields of ``common.local_models.RegressionSettings``)
+    :param linearization: of the policy: ``"jacobian"``, settings of a regression, or ``"auto"``
+    :param cost: settings of the cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``)
+    :param cost_fn: known cost, expanded by automatic differentiation instead of fitted
+    :param min_std: smallest standard deviation of the policy, in units of the action bounds
+    :param min_samples: living trajectories that a time step needs to be planned
+    :param kwargs: arguments of ``DualPolicyAlgorithm``
+    """
+
+    def __init__(
+        self,
+        *,
+        dynamics: str | dict[str, Any],
+        linearization: str | dict[str, Any],
+        cost: dict[str, Any] | None,
+        cost_fn: CostFunction | None,
+        min_std: float | Schedule,
+        min_samples: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.dynamics = dynamics
+        self.linearization = linearization
+        self.cost = cost
+        self.cost_fn = cost_fn
+        self.min_std = FloatSchedule(min_std)
+        self.min_samples = min_samples
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # arguments may be changed on loading
+        self._check_arguments()
+        self.min_std = FloatSchedule(self.min_std)
+
+    def _check_arguments(self) -> None:
+        RegressionSettings.parse("dynamics", self.dynamics)
+        CostSettings.parse(self.cost)
+        if self.linearization not in LINEARIZATIONS[:2]:
+            RegressionSettings.parse("linearization", self.linearization)
+        if self.samples_per_condition < self.min_samples:
+            raise ValueError(
+                f"A fit needs at least min_samples={self.min_samples} trajectories of each condition, "
+                f"samples_per_condition={self.samples_per_condition} gives fewer: raise samples_per_condition"
+            )
+
+    def fit_model(self, trajectories: Trajectories) -> LocalModel:
+        """Fit dynamics, cost and the policy's linearisation around the trajectories.
+
+        :param trajectories: of this iteration and those that are kept
+        :return: the local models of all conditions
+        """
+        lengths = planned_lengths(trajectories, self.min_samples)
+        settings = RegressionSettings.parse("dynamics", self.dynamics)
+        points, weights = transition_points(trajectories), trajectories.weights
+        n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
+        n_same = self.n_conditions if self.conditions == "fixed" else None
+        dynamics = as_dynamics(fit_regression(points, weights, n_inputs, settings, self._rng, n_same))
+        latest, held_out = slice(0, self.n_conditions), self.n_iterations % weights.shape[1]
+        error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
+        self.logger.record("trajopt/held_out_error", error)
+        bounds = self.action_space.low.ravel(), self.action_space.high.ravel()  # type: ignore[attr-defined]
+        cost = fit_local_cost(trajectories, lengths, self.gamma, CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds)
+        return LocalModel(dynamics, cost, self._linearize(trajectories), initial_state(trajectories), lengths)
+
+    def _linearize(self, trajectories: Trajectories) -> LinearGaussianController:
+        """The global policy as a time-varying linear-Gaussian controller (MDGPS, section 3.1)."""
+        fit = linearize_policy(
+            self.policy,
+            trajectories,
+            self._policy_inputs,
+            self._input_scale(),
+            self.linearization,
+            self._rng,
+            self._input_limit(),
+        )
+        return as_controller(fit, np.exp(self.policy.log_std.detach().double().cpu().numpy()))
+
+    def _planned(self, trajectories: Trajectories) -> np.ndarray:
+        """Which samples are alive and planned for, ``[M, N, T]``."""
+        lengths = planned_lengths(trajectories, self.min_samples)
+        return trajectories.alive & (np.arange(trajectories.alive.shape[2]) < lengths[:, None, None])
+
+    def _inputs_at(self, trajectories: Trajectories, chosen: np.ndarray) -> Any:
+        return self._policy_inputs(map_observations(lambda array: array[:, :, :-1][chosen], trajectories.observations))
