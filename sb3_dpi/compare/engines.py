@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 LOSSES_PER_RUN = 5
 """How many nodes may die under one run before it is given up: a run that kills its nodes must not go on for ever"""
 SECONDS_BETWEEN_POLLS = 0.5
+SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_END = 3.0
 """What the tasks of an interrupted comparison get to remove their temporary folders"""
 GPU_SHARE = 0.25
@@ -276,6 +278,19 @@ def _import_ray() -> Any:
     return ray
 
 
+def _check_address(address: str) -> None:
+    """Say in seconds what Ray says after minutes by ending the process: that nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # "auto" and the like: Ray looks itself
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"No Ray cluster answers at {address} ({error}). Give the host:port that `ray start --head` printed."
+        ) from error
+
+
 def _start_board(ray: Any) -> Any:
     """Start the actor that collects the progress, where the driver is: it must not die with another node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -337,6 +352,7 @@ class RayEngine:
         if self.address is None:
             ray.init(address="local", num_cpus=self.jobs or os.cpu_count(), include_dashboard=False, **quiet)
         else:
+            _check_address(self.address)
             ray.init(address=self.address, **quiet)
 
     def _run(self, ray: Any, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:

@@ -1,0 +1,403 @@
+"""The engines of a comparison: reuse, failures, processes and nodes that are killed, what is shown meanwhile."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sb3_dpi.compare.display import LineDisplay, LiveDisplay
+from sb3_dpi.compare.engines import Ended, LocalEngine, Progress, RayEngine, RunFailed
+from sb3_dpi.compare.run import run_one
+from sb3_dpi.compare.schedule import run_all
+from sb3_dpi.compare.store import Store, find_runs
+from sb3_dpi.compare.types import Curve, RunConfig, RunResult, Timing
+
+HYPERPARAMS = {
+    "policy": "MlpPolicy",
+    "n_envs": 1,
+    "policy_kwargs": "dict(net_arch=[8])",
+    "n_steps": 64,
+    "batch_size": 64,
+    "n_epochs": 2,
+}
+MARK = "SB3_DPI_TEST_MARK"
+ENDLESS = 10_000_000
+
+linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+
+def make_config(**changes: Any) -> RunConfig:
+    settings: dict[str, Any] = {"seed": 1, "n_timesteps": 128, "hyperparams": HYPERPARAMS, "eval_every": 64}
+    return RunConfig("ppo", "Pendulum-v1", n_eval_episodes=2, **{**settings, **changes})
+
+
+BAD = make_config(label="bad", hyperparams={**HYPERPARAMS, "no_such_argument": 1})
+GOOD = [make_config(), make_config(seed=2)]
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A variable that all processes started from here inherit: others may run comparisons on this machine."""
+    value = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, value)
+    return value
+
+
+@pytest.fixture
+def node_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the nodes of a Ray on this machine run: one that is killed leaves its folder behind."""
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # a longer path is no place for its sockets
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def workers_alive(mark: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            marked = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
+            if marked and b"sb3_dpi.compare.worker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> float:
+    start = time.perf_counter()
+    while not condition():
+        assert time.perf_counter() - start < seconds, "waited in vain"
+        time.sleep(0.05)
+    return time.perf_counter() - start
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def assert_same(results: Sequence[RunResult], expected: Sequence[RunResult]) -> None:
+    assert [str(result.config) for result in results] == [str(result.config) for result in expected]
+    for result, other in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.curve.timesteps, other.curve.timesteps)
+        np.testing.assert_array_equal(result.curve.results, other.curve.results)
+        np.testing.assert_array_equal(result.curve.lengths, other.curve.lengths)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RunResult], list[RunFailed], Path, str]:
+    out, console = tmp_path_factory.mktemp("local"), quiet()
+    results, failures = run_all([BAD, *GOOD], Store(out), LocalEngine(2), console)
+    return results, failures, out, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+class InProcess:
+    """Executes runs one after the other in this process."""
+
+    def __init__(self) -> None:
+        self.executed: list[str] = []
+
+    def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+        for config in configs:
+            self.executed.append(str(config))
+            report(config, 0, None)
+            if config.label == "bad":
+                yield Ended(config, RunFailed(config, "as planned", store.log(config)))
+                continue
+            run_one(config, store.unfinished(config), lambda steps, mean, config=config: report(config, steps, mean))
+            store.commit(config)
+            yield Ended(config, None)
+
+
+def test_a_failed_run_names_its_log_and_stops_no_other(local: tuple[list[RunResult], list[RunFailed], Path, str]) -> None:
+    results, failures, out, printed = local
+    assert [result.config for result in results] == GOOD
+    assert len(failures) == 1 and failures[0].config == BAD
+    log = Store(out).log(BAD)
+    assert str(failures[0]).startswith("bad on Pendulum-v1, seed 1 failed: TypeError")
+    assert "no_such_argument" in str(failures[0]) and str(log) in str(failures[0])
+    assert "Traceback" in log.read_text()
+    assert "64 steps: return" in Store(out).log(GOOD[0]).read_text()
+    assert "bad on Pendulum-v1, seed 1: started" in printed and "bad on Pendulum-v1, seed 1: failed: TypeError" in printed
+    assert "finished, return" in printed and "2 of 3 runs finished, 1 failed" in printed
+
+
+def test_the_processes_of_the_local_engine_do_what_run_one_does(
+    local: tuple[list[RunResult], list[RunFailed], Path, str], tmp_path: Path
+) -> None:
+    results, failures = run_all(GOOD, Store(tmp_path), InProcess(), quiet())
+    assert not failures
+    assert_same(results, local[0])
+
+
+def test_finished_runs_are_read_half_written_ones_done_again(tmp_path: Path) -> None:
+    store, first = Store(tmp_path), InProcess()
+    run_all(GOOD[:1], store, first, quiet())
+    left_over = store.unfinished(GOOD[1]) / "left_over"
+    left_over.parent.mkdir(parents=True)
+    left_over.touch()
+    second, console = InProcess(), quiet()
+    results, failures = run_all(GOOD[::-1], Store(tmp_path), second, console)
+    assert first.executed == ["ppo on Pendulum-v1, seed 1"] and second.executed == ["ppo on Pendulum-v1, seed 2"]
+    assert [result.config for result in results] == GOOD[::-1] and not failures
+    assert not left_over.exists() and not (store.folder(GOOD[1]) / "left_over").exists()
+    assert "1 of 2 runs were finished before" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_same_run_under_two_names_is_done_once(tmp_path: Path) -> None:
+    engine, again = InProcess(), make_config(label="again")
+    configs = [again, GOOD[0], GOOD[0], BAD]
+    results, failures = run_all(configs, Store(tmp_path), engine, quiet())
+    assert engine.executed == ["again on Pendulum-v1, seed 1", "bad on Pendulum-v1, seed 1"]
+    assert [result.config for result in results] == configs[:3] and len(failures) == 1
+    assert {path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)} == {again.path, GOOD[0].path}
+
+
+def test_two_different_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"different runs have the folder ppo/Pendulum-v1_1.*labels"):
+        run_all([GOOD[0], make_config(n_timesteps=192)], Store(tmp_path), InProcess(), quiet())
+
+
+def test_a_corrupt_run_is_named_and_done_again(tmp_path: Path) -> None:
+    run_all(GOOD[:1], Store(tmp_path), InProcess(), quiet())
+    evaluations = Store(tmp_path).folder(GOOD[0]) / "evaluations.npz"
+    evaluations.write_bytes(evaluations.read_bytes()[:100])
+    engine, console = InProcess(), quiet()
+    results, _ = run_all(GOOD[:1], Store(tmp_path), engine, console)
+    assert len(results) == 1 and len(engine.executed) == 1
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"Warning: {evaluations}" in printed and "set_aside" in printed
+
+
+def test_a_log_that_cannot_be_written_fails_only_its_run(tmp_path: Path) -> None:
+    (tmp_path / "bad").touch()  # where the folder of the label would be
+    store = Store(tmp_path)
+    ends = list(LocalEngine(1).run([BAD], store, lambda config, timesteps, mean_return: None))
+    assert len(ends) == 1 and ends[0].failure is not None and "bad" in ends[0].failure.cause
+
+
+@linux
+def test_kill_of_a_worker_fails_only_its_run(tmp_path: Path, mark: str) -> None:
+    store, victim = Store(tmp_path), make_config(label="victim", n_timesteps=ENDLESS)
+    killed: list[int] = []
+
+    class Killer(LocalEngine):
+        def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+            def kill(config: RunConfig, timesteps: int, mean_return: float | None) -> None:
+                if config == victim and timesteps > 0 and not killed:
+                    (pid,) = (p for p in workers_alive(mark) if Path(f"/proc/{p}/fd/2").resolve() == store.log(victim))
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                report(config, timesteps, mean_return)
+
+            yield from super().run(configs, store, kill)
+
+    results, failures = run_all([victim, GOOD[0]], store, Killer(2), quiet())
+    assert [result.config for result in results] == GOOD[:1]
+    assert len(failures) == len(killed) == 1 and "victim" in str(failures[0]) and "killed by signal 9" in str(failures[0])
+
+
+LAB = """
+import json, sys
+from pathlib import Path
+from sb3_dpi.compare.engines import LocalEngine, RayEngine
+from sb3_dpi.compare.schedule import run_all
+from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.types import RunConfig
+engine = {"local": LocalEngine(2), "ray": RayEngine(jobs=2)}[sys.argv[3]]
+run_all([RunConfig(**config) for config in json.loads(sys.argv[2])], Store(Path(sys.argv[1])), engine)
+"""
+
+
+def start_lab(out: Path, configs: Sequence[RunConfig], engine: str) -> subprocess.Popen[str]:
+    arguments = [str(out), json.dumps([config.to_dict() for config in configs]), engine]
+    return subprocess.Popen([sys.executable, "-u", "-c", LAB, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+@linux
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal.Signals) -> None:
+    store, long = Store(tmp_path), make_config(label="long", n_timesteps=ENDLESS)
+    with start_lab(tmp_path, [long], "local") as lab:
+        assert lab.stdout is not None
+        wait_for(lambda: any(store.unfinished(long).glob("*.monitor.csv")), 60)
+        assert len(workers_alive(mark)) == 1
+        lab.send_signal(end)
+        printed = lab.stdout.read()
+    wait_for(lambda: not workers_alive(mark), 5)
+    assert "long on Pendulum-v1, seed 1: started" in printed and not list(find_runs(tmp_path))
+    assert "Traceback" not in store.log(long).read_text()
+    if end is signal.SIGKILL:
+        # The same folder again: what the killed one left there is in nobody's way
+        short = make_config(label="long")
+        results, failures = run_all([short], Store(tmp_path), LocalEngine(1), quiet())
+        assert len(results) == 1 and not failures
+
+
+def test_ray_gives_the_same_evaluations(local: tuple[list[RunResult], list[RunFailed], Path, str], tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    console = quiet()
+    results, failures = run_all([BAD, *GOOD], Store(tmp_path), RayEngine(jobs=2), console)
+    assert not ray.is_initialized()
+    assert_same(results, local[0])
+    assert [failure.cause for failure in failures] == [failure.cause for failure in local[1]]
+    assert "Traceback" in failures[0].log.read_text() and failures[0].log == Store(tmp_path).log(BAD)
+    assert "64 steps: return" in Store(tmp_path).log(GOOD[0]).read_text()
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "ppo on Pendulum-v1, seed 1: started" in printed and "2 of 3 runs finished, 1 failed" in printed
+    names = [sorted(path.name for path in Store(out).folder(GOOD[0]).rglob("*")) for out in (tmp_path, local[2])]
+    assert names[0] == names[1]
+    engine = InProcess()
+    assert len(run_all(GOOD, Store(tmp_path), engine, quiet())[0]) == 2 and not engine.executed
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"sb3_dpi\[ray\]"):
+        run_all(GOOD, Store(tmp_path), RayEngine(), quiet())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
+def test_an_address_where_nobody_answers_is_named_at_once(tmp_path: Path, address: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConnectionError, match=f"No Ray cluster answers at {address}"):
+        run_all(GOOD, Store(tmp_path), RayEngine(address), quiet())
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.usefixtures("node_folders")
+def test_a_node_that_dies_has_its_runs_redone(tmp_path: Path, mark: str, shared: bool) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    configs = [make_config(seed=seed, n_timesteps=10_000, eval_every=1000) for seed in (1, 2, 3)]
+    expected, _ = run_all(configs, Store(tmp_path / "local"), LocalEngine(2), quiet())
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        raylet = second.all_processes["raylet"][0].process.pid
+        seen: set[str] = set()
+        committed: list[str] = []
+        lost: list[int] = []
+
+        class CountingStore(Store):
+            def commit(self, config: RunConfig) -> None:
+                super().commit(config)
+                committed.append(config.path)
+
+        class Killer(RayEngine):
+            def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+                def kill(config: RunConfig, timesteps: int, mean_return: float | None) -> None:
+                    report(config, timesteps, mean_return)
+                    if timesteps > 0:
+                        seen.add(config.path)
+                    if len(seen) >= 2 and not lost:
+                        lost.extend(pid for pid in workers_alive(mark) if parent(parent(pid)) == raylet)
+                        assert len(lost) == 1
+                        cluster.remove_node(second, allow_graceful=False)
+                        wait_for(lambda: lost[0] not in workers_alive(mark), 10)
+
+                yield from super().run(configs, store, kill)
+
+        console, store = quiet(), CountingStore(tmp_path / "ray")
+        if shared:  # a Ray that the user has started already
+            ray.init(address=cluster.address, log_to_driver=False)
+        results, failures = run_all(configs, store, Killer(cluster.address, shared=shared), console)
+        assert ray.is_initialized() == shared
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert lost and not failures and "its node was lost, started again" in printed
+    assert_same(results, expected)
+    assert sorted(committed) == ([] if shared else sorted(config.path for config in configs))
+    assert len(list(find_runs(tmp_path / "ray"))) == 3 and not (tmp_path / "ray" / "set_aside").exists()
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_lab_with_ray_that_ends_leaves_no_worker(tmp_path: Path, mark: str, node_folders: Path, end: signal.Signals) -> None:
+    pytest.importorskip("ray")
+    with start_lab(tmp_path, [make_config(n_timesteps=ENDLESS)], "ray") as lab:
+        wait_for(lambda: any(node_folders.glob("*/.unfinished/*/*.monitor.csv")), 60)
+        lab.send_signal(end)
+        assert lab.stdout is not None and "started" in lab.stdout.readline()
+    wait_for(lambda: not workers_alive(mark), 15)
+    if end is signal.SIGINT:
+        assert not list(node_folders.glob("sb3_dpi-*"))
+
+
+def result_of(config: RunConfig) -> RunResult:
+    curve = Curve(np.array([128]), np.array([[-150.0, -50.0]]), np.array([[200, 200]]))
+    return RunResult(config, curve, Timing(10.0, 10.0, 2.0, 2.0))
+
+
+def test_lines_are_few() -> None:
+    console, config = quiet(), make_config(n_timesteps=1000)
+    with LineDisplay(console, total=3, finished=1) as display:
+        for steps in (*range(0, 1000), 1040):
+            display.update(config, steps, None if steps < 500 else -200.0)
+        for steps in (0, 150):
+            display.update(config, steps, None)
+        display.finish(config, result_of(config))
+        display.update(BAD, 0, None)
+        display.finish(BAD, RunFailed(BAD, "TypeError: [no] markup", Path("bad.log")))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    name = "ppo on Pendulum-v1, seed 1"
+    assert lines[0] == f"{name}: started"
+    assert lines[1] == f"{name}: 100 of 1,000 steps"
+    assert lines[5] == f"{name}: 500 of 1,000 steps, return -200.0"
+    assert lines[10] == f"{name}: 1,040 of 1,000 steps, return -200.0"
+    assert lines[11:] == [
+        f"{name}: its node was lost, started again",
+        f"{name}: started",
+        f"{name}: 150 of 1,000 steps",
+        f"{name}: finished, return -100.0, 12 s (2 of 3 runs finished)",
+        "bad on Pendulum-v1, seed 1: started",
+        "bad on Pendulum-v1, seed 1: failed: TypeError: [no] markup (2 of 3 runs finished, 1 failed)",
+    ]
+
+
+def test_the_live_display_shows_what_runs_and_costs_little() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    running = [make_config(seed=seed, n_timesteps=100_000) for seed in (1, 2)]
+    with LiveDisplay(console, total=4, finished=1) as display:
+        start = time.perf_counter()
+        for steps in range(0, 20_000, 20):
+            for config in running:
+                display.update(config, steps, -123.4)
+            time.sleep(0.002)
+        seconds = time.perf_counter() - start
+        drawn = console.file.getvalue().count("runs finished")  # type: ignore[attr-defined]
+        display.progress.refresh()
+        before = len(console.file.getvalue())  # type: ignore[attr-defined]
+        assert [task.description for task in display.progress.tasks] == ["all", *map(str, running)]
+        assert display.progress.tasks[0].completed == pytest.approx(1 + 2 * 0.1998)
+        display.finish(running[0], result_of(running[0]))
+        assert [task.description for task in display.progress.tasks] == ["all", str(running[1])]
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 of 4 runs finished" in printed[:before] and "19,980 of 100,000 steps, return -123.4" in printed[:before]
+    assert "ppo on Pendulum-v1, seed 1: finished, return -100.0, 12 s" in printed[before:]
+    assert "2 of 4 runs finished" in printed[before:]
+    # The start and each new bar are drawn at once
+    assert drawn <= 2 * seconds + 4
