@@ -30,6 +30,7 @@ from sb3_dpi.trajopt.types import (
     LinearGaussianController,
     LinearGaussianDynamics,
     QuadraticCost,
+    QuadraticValue,
 )
 
 PRIORS = ("niw", "nearest", "gmm")
@@ -412,6 +413,28 @@ def fit_local_cost(
         cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C), mean)
     keep = (np.arange(cost.const.shape[1]) < lengths[:, None]).astype(np.float64)
     return QuadraticCost(cost.C * keep[..., None, None], cost.c * keep[..., None], cost.const * keep)
+
+
+def fit_local_value(
+    trajectories: Trajectories, values: FloatArray, settings: CostSettings, lengths: np.ndarray
+) -> QuadraticValue:
+    """Quadratic cost-to-go of the state after each time step, fitted to predicted values.
+
+    :param trajectories: sampled
+    :param values: predicted returns of all observations, ``[M, N, T + 1]``
+    :param settings: of the fit
+    :param lengths: planned time steps, ``[M]``
+    :return: ``[M, T]``, of the state at t + 1, positive semi-definite; zero behind ``lengths``
+    """
+    # a dead state is worth nothing, but says nothing about its neighbours that live
+    weights = np.where(trajectories.alive & ~trajectories.terminated, 1.0, 0.0)
+    following = trajectories.states[:, :, 1:]
+    options = (settings.ridge, settings.local_window, settings.local_ridge)
+    fit = fit_cost(
+        np.where(weights[..., None] > 0, following, 0.0), -np.where(weights > 0, values[..., 1:], 0.0), weights, *options
+    )
+    keep = (np.arange(fit.const.shape[1]) < lengths[:, None]).astype(np.float64)
+    return QuadraticValue(fit.C * keep[..., None, None], fit.c * keep[..., None], fit.const * keep)
 
 
 def total_cost(model: LocalModel, controller: LinearGaussianController, gamma: float) -> FloatArray:

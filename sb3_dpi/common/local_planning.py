@@ -93,8 +93,14 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
         self.logger.record("trajopt/held_out_error", error)
         bounds = self.action_space.low.ravel(), self.action_space.high.ravel()  # type: ignore[attr-defined]
-        cost = fit_local_cost(trajectories, lengths, self.gamma, CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds)
+        cost = fit_local_cost(
+            trajectories, lengths, self._planning_discount(), CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds
+        )
         return LocalModel(dynamics, cost, self._linearize(trajectories), initial_state(trajectories), lengths)
+
+    def _planning_discount(self) -> float:
+        """The discount of the plan, by which a death is charged for the rewards that it prevents."""
+        return self.gamma
 
     def _linearize(self, trajectories: Trajectories) -> LinearGaussianController:
         """The global policy as a time-varying linear-Gaussian controller (MDGPS, section 3.1)."""

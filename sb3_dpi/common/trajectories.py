@@ -64,6 +64,22 @@ class Trajectories:
         total = np.sum(np.where(self.alive, self.rewards, 0.0), -1)
         return np.where(self.alive[..., 0], total, np.nan)
 
+    def first(self, n_conditions: int) -> "Trajectories":
+        """Restrict to the first conditions, those of the latest iteration.
+
+        :param n_conditions: how many
+        :return: their trajectories
+        """
+        n = n_conditions
+        return Trajectories(
+            map_observations(lambda array: array[:n], self.observations),
+            self.states[:n],
+            self.actions[:n],
+            self.rewards[:n],
+            self.alive[:n],
+            self.terminated[:n],
+        )
+
 
 def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     """Join trajectories along the conditions; those with fewer samples get empty slots.

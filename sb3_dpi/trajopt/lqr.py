@@ -13,7 +13,8 @@ Shapes (``...`` are conditions): F ``[..., T, dx, dx+du]``, f ``[..., T, dx]``, 
 c ``[..., T, dx+du]``, K ``[..., T, du, dx]``, k ``[..., T, du]``, marginals ``[..., T, dx+du]``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,8 @@ def lqr_backward(
     V, v, v0 = np.empty((*batch, horizon, dx, dx)), np.empty((*batch, horizon, dx)), np.empty((*batch, horizon))
     next_V, next_v, next_v0 = np.zeros((*batch, dx, dx)), np.zeros((*batch, dx)), np.zeros(batch)
     for t in reversed(range(horizon)):
-        Q[..., t, :, :], q[..., t, :], q0[..., t] = _action_value(dynamics, cost, t, next_V, next_v, next_v0, discount)
+        now = add_next_value(_at(cost, t), _at(dynamics, t), QuadraticValue(next_V, next_v, next_v0), discount)
+        Q[..., t, :, :], q[..., t, :], q0[..., t] = now.C, now.c, now.const
         Qxx, Qxu, Quu = Q[..., t, :dx, :dx], Q[..., t, :dx, dx:], Q[..., t, dx:, dx:]
         precision = _inverse_pd(Quu, t)
         cov[..., t, :, :] = temperature * precision
@@ -110,27 +112,35 @@ def lqr_backward(
     return LQRSolution(LinearGaussianController(K, k, cov), QuadraticCost(Q, q, q0), QuadraticValue(V, v, v0))
 
 
-def _action_value(
-    dynamics: LinearGaussianDynamics,
-    cost: QuadraticCost,
-    t: int,
-    next_V: FloatArray,
-    next_v: FloatArray,
-    next_v0: FloatArray,
-    discount: float,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Q_t(z) = l_t(z) + gamma E[V_{t+1}(x')]: its matrix, vector and constant."""
-    F, f = dynamics.F[..., t, :, :], dynamics.f[..., t, :]
-    Ft = np.swapaxes(F, -1, -2)
-    Q = symmetrize(cost.C[..., t, :, :] + discount * Ft @ next_V @ F)
-    q = cost.c[..., t, :] + discount * matvec(Ft, matvec(next_V, f) + next_v)
-    q0 = cost.const[..., t] + discount * (
-        next_v0
-        + 0.5 * np.sum(f * matvec(next_V, f), -1)
-        + np.sum(next_v * f, -1)
-        + 0.5 * np.trace(next_V @ dynamics.cov[..., t, :, :], axis1=-2, axis2=-1)
+def add_next_value(
+    cost: QuadraticCost, dynamics: LinearGaussianDynamics, value: QuadraticValue, weight: FloatArray | float
+) -> QuadraticCost:
+    """Add what a state value says of the next state: l(z) + weight E[V(x')], x' ~ N(F z + f, cov).
+
+    With V a learned value, weight gamma (1 - lambda) and discount gamma lambda, LQR plans over windows of all lengths at
+    once, that of k steps with weight (1 - lambda) lambda^(k-1), each of them closed by the learned value.
+
+    :param cost: ``[...]``, of any leading axes
+    :param dynamics: of the same axes
+    :param value: of the next state, same axes
+    :param weight: number or ``[...]``
+    :return: cost of the same axes
+    """
+    F, f, Ft = dynamics.F, dynamics.f, np.swapaxes(dynamics.F, -1, -2)
+    w = np.asarray(weight, dtype=np.float64)
+    constant = value.const + 0.5 * np.sum(f * matvec(value.V, f), -1) + np.sum(value.v * f, -1)
+    constant = constant + 0.5 * np.sum(value.V * dynamics.cov, (-1, -2))
+    return QuadraticCost(
+        symmetrize(cost.C + w[..., None, None] * (Ft @ value.V @ F)),
+        cost.c + w[..., None] * matvec(Ft, matvec(value.V, f) + value.v),
+        cost.const + w * constant,
     )
-    return Q, q, q0
+
+
+def _at(part: LinearGaussianDynamics | QuadraticCost, t: int) -> Any:
+    """The time step t of dynamics or a cost, whose time axis is the first of their own axes."""
+    axis = part.f.ndim - 2 if isinstance(part, LinearGaussianDynamics) else part.c.ndim - 2
+    return type(part)(*(np.take(getattr(part, field.name), t, axis) for field in fields(part)))
 
 
 def evaluate_controller(
@@ -150,7 +160,8 @@ def evaluate_controller(
     V, v, v0 = np.empty((*batch, horizon, dx, dx)), np.empty((*batch, horizon, dx)), np.empty((*batch, horizon))
     next_V, next_v, next_v0 = np.zeros((*batch, dx, dx)), np.zeros((*batch, dx)), np.zeros(batch)
     for t in reversed(range(horizon)):
-        Q_t, q_t, q0_t = _action_value(dynamics, cost, t, next_V, next_v, next_v0, discount)
+        now = add_next_value(_at(cost, t), _at(dynamics, t), QuadraticValue(next_V, next_v, next_v0), discount)
+        Q_t, q_t, q0_t = now.C, now.c, now.const
         Q[..., t, :, :], q[..., t, :], q0[..., t] = Q_t, q_t, q0_t
         K, k = controller.K[..., t, :, :], controller.k[..., t, :]
         Kt = np.swapaxes(K, -1, -2)

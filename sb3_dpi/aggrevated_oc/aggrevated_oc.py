@@ -1,0 +1,322 @@
+"""AggreVaTeD with optimal control: dual policy iteration with local models (Sun et al., 2018)."""
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+
+from sb3_dpi.common.critic import (
+    ReturnScale,
+    actor_parameters,
+    fit_values,
+    generalized_advantages,
+    trajectory_values,
+)
+from sb3_dpi.common.local_models import CostSettings, LocalModel, fit_local_value, total_cost
+from sb3_dpi.common.local_planning import LocalPlanningAlgorithm
+from sb3_dpi.common.natural_gradient import natural_gradient_step
+from sb3_dpi.common.policies import BoundedGaussianPolicy
+from sb3_dpi.common.trajectories import Trajectories
+from sb3_dpi.models.known_cost import CostFunction
+from sb3_dpi.trajopt.kl_lqr import solve_kl_constrained
+from sb3_dpi.trajopt.lqr import add_next_value, evaluate_controller
+from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost, QuadraticValue
+
+SelfAggreVaTeDOC = TypeVar("SelfAggreVaTeDOC", bound="AggreVaTeDOC")
+
+CALIBRATION_STD = 0.5
+"""Prior of the calibration, N(1, std^2): the model is believed until the samples contradict it"""
+CALIBRATION_MEMORY = 0.7
+"""What earlier iterations' evidence counts in the next one"""
+
+
+@dataclass(frozen=True)
+class Expert:
+    """eta_n and its cost-to-go under the model and the true cost."""
+
+    controller: LinearGaussianController
+    """``[M, T]``, of the latest conditions"""
+    action_value: QuadraticCost
+    """``Q_t(s, a)``, ``[M, T]``"""
+    value: QuadraticValue
+    """``V_t(s)``, ``[M, T]``"""
+    lengths: np.ndarray
+    """``[M]``, planned time steps"""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the imitation step sees of the planned samples, ``[n]`` leading."""
+
+    inputs: Any
+    """of the policy"""
+    actions: th.Tensor
+    """as sampled, ``[n, du]``"""
+    quadratic: th.Tensor
+    """``Quu``, ``[n, du, du]``"""
+    linear: th.Tensor
+    """``Qus s + qu``, ``[n, du]``"""
+    advantages: th.Tensor
+    """of GAE, in units of the rewards, ``[n]``"""
+    trajectory: np.ndarray
+    """which trajectory each belongs to, ``[n]``"""
+
+
+class AggreVaTeDOC(LocalPlanningAlgorithm):
+    def __init__(
+        self,
+        policy: str | type[BoundedGaussianPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        horizon: int | None = None,
+        n_conditions: int = 1,
+        samples_per_condition: int = 20,
+        conditions: str = "random",
+        replay: int = 2,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.97,
+        plan_lambda: float = 0.95,
+        trust_region: float | Schedule = 0.3,
+        target_kl: float | Schedule = 0.05,
+        safeguard: str | float = "calibration",
+        dynamics: str | dict[str, Any] = "nearest",
+        linearization: str | dict[str, Any] = "auto",
+        cost: dict[str, Any] | None = None,
+        cost_fn: CostFunction | None = None,
+        cg_max_steps: int = 15,
+        cg_damping: float = 1e-3,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        batch_size: int = 128,
+        min_std: float | Schedule = 0.1,
+        min_samples: int = 2,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy=policy,
+            env=env,
+            learning_rate=learning_rate,
+            horizon=horizon,
+            n_conditions=n_conditions,
+            samples_per_condition=samples_per_condition,
+            conditions=conditions,
+            replay=replay,
+            gamma=gamma,
+            dynamics=dynamics,
+            linearization=linearization,
+            cost=cost,
+            cost_fn=cost_fn,
+            min_std=min_std,
+            min_samples=min_samples,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+        )
+        self.gae_lambda = gae_lambda
+        self.plan_lambda = plan_lambda
+        self.trust_region = FloatSchedule(trust_region)
+        self.target_kl = FloatSchedule(target_kl)
+        self.safeguard = safeguard
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.batch_size = batch_size
+        # learned
+        self.eta: FloatArray | None = None
+        self.calibration = (1.0, 0.0)
+        self.return_scale = ReturnScale()
+        if _init_setup_model:
+            self._setup_model()
+
+    def _planning_discount(self) -> float:
+        return self.gamma * self.plan_lambda
+
+    def improve_expert(self, model: LocalModel, trajectories: Trajectories) -> Expert:
+        """Expert: eta_n = argmin J(eta) subject to KL(eta || pi_n) <= alpha under the model (Eq. 9 and 10), and its Q_t.
+
+        :param model: of ``fit_model``
+        :param trajectories: of this iteration and those that are kept
+        :return: the expert of the latest conditions
+        """
+        latest, sampled = model.first(self.n_conditions), trajectories.first(self.n_conditions)
+        self._advantages = self._evaluate_policy(sampled)
+        latest = replace(latest, cost=self._with_values(latest, sampled))
+        discount, alpha = self._planning_discount(), self.trust_region(self._current_progress_remaining)
+        controller = latest.policy
+        if alpha > 0.0:
+            solution = solve_kl_constrained(
+                latest.dynamics,
+                latest.cost,
+                latest.policy,
+                latest.initial,
+                alpha * np.maximum(latest.lengths, 1),
+                eta=self.eta,
+                discount=discount,
+            )
+            controller, self.eta = solution.controller, solution.eta
+            self.logger.record("trajopt/kl", float(np.sum(solution.kl) / max(latest.lengths.sum(), 1)))
+            self.logger.record("trajopt/eta", float(np.mean(solution.eta)))
+        # under the true cost: with the soft one of Eq. 10 the disadvantage would be -log eta, and the update plain cloning
+        action_value, value = evaluate_controller(controller, latest.dynamics, latest.cost, discount)
+        self.logger.record("trajopt/cost_local", float(total_cost(latest, controller, discount).mean()))
+        self.logger.record("trajopt/cost_linearized", float(total_cost(latest, latest.policy, discount).mean()))
+        self.logger.record("trajopt/planned_steps", float(latest.lengths.mean()))
+        return Expert(controller, action_value, value, latest.lengths)
+
+    def imitate(self, expert: Expert, trajectories: Trajectories) -> None:
+        """Imitation: one natural-gradient step on E_s E_{a ~ pi} A^eta(s, a), KL at most ``target_kl`` (Eq. 11 and 12).
+
+        :param expert: of ``improve_expert``
+        :param trajectories: of this iteration and those that are kept
+        """
+        latest = trajectories.first(self.n_conditions)
+        chosen = latest.alive & (np.arange(latest.alive.shape[2]) < expert.lengths[:, None, None])
+        samples = self._samples(expert, latest, chosen)
+        objective, kl = self._objective(samples), self._divergence(samples)
+        step = natural_gradient_step(
+            actor_parameters(self.policy),
+            objective,
+            kl,
+            self.target_kl(self._current_progress_remaining),
+            self.cg_max_steps,
+            self.cg_damping,
+            self.line_search_max_iter,
+            self.line_search_shrinking_factor,
+        )
+        with th.no_grad():
+            self.policy.log_std.clamp_(min=float(np.log(self.min_std(self._current_progress_remaining))))
+        self.logger.record("train/kl_divergence_loss", step.kl)
+        self.logger.record("train/policy_objective", step.improvement)
+        self.logger.record("train/is_line_search_success", float(step.accepted))
+
+    def _samples(self, expert: Expert, latest: Trajectories, chosen: np.ndarray) -> Samples:
+        dx = latest.states.shape[-1]
+        Q, q = expert.action_value.C, expert.action_value.c
+        linear = np.einsum("mtux,mntx->mntu", Q[..., dx:, :dx], latest.states[:, :, :-1]) + q[:, None, :, dx:]
+        quadratic = np.broadcast_to(Q[:, None, :, dx:, dx:], (*chosen.shape, *Q[0, 0, dx:, dx:].shape))
+        advantages = self._advantages
+
+        trajectory = np.nonzero(chosen)[0] * chosen.shape[1] + np.nonzero(chosen)[1]
+
+        def tensor(array: np.ndarray) -> th.Tensor:
+            return th.as_tensor(array[chosen], dtype=th.float32, device=self.device)
+
+        inputs = obs_as_tensor(self._inputs_at(latest, chosen), self.device)
+        return Samples(inputs, tensor(latest.actions), tensor(quadratic), tensor(linear), tensor(advantages), trajectory)
+
+    def _evaluate_policy(self, latest: Trajectories) -> FloatArray:
+        """GAE on the real rewards, after the value function has been fitted to the returns."""
+        values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
+        rewards = np.where(latest.alive, latest.rewards, 0.0)
+        advantages = generalized_advantages(rewards, values, latest.alive, latest.terminated, self.gamma, self.gae_lambda)
+        returns = (advantages + values[..., :-1])[latest.alive]
+        self.logger.record("train/explained_variance", float(explained_variance(values[..., :-1][latest.alive], returns)))
+        self.return_scale = ReturnScale(float(returns.mean()), float(max(returns.std(), 1e-6)))
+        inputs = self._inputs_at(latest, latest.alive)
+        loss = fit_values(self.policy, inputs, returns, self.return_scale, self.n_critic_updates, self.batch_size, self._rng)
+        self.logger.record("train/value_loss", loss)
+        return advantages
+
+    def _with_values(self, model: LocalModel, latest: Trajectories) -> QuadraticCost:
+        """Close the plan with the learned value: at its end, and with weight 1 - lambda after every step."""
+        values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
+        value = fit_local_value(latest, values, CostSettings.parse(self.cost), model.lengths)
+        last = np.arange(model.cost.const.shape[1]) == model.lengths[:, None] - 1
+        return add_next_value(model.cost, model.dynamics, value, self.gamma * np.where(last, 1.0, 1.0 - self.plan_lambda))
+
+    def _objective(self, samples: Samples) -> Any:
+        """What the step maximises: the expert's advantage in closed form, and as far as the model is not to be trusted the
+        sampled advantage with the expert's as its action-dependent control variate."""
+        with th.no_grad():
+            old_mean, old_log_std = self.policy.action_mean(samples.inputs), self.policy.log_std.clone()
+
+        def expert_advantage(actions: th.Tensor, variance: th.Tensor | None) -> th.Tensor:
+            cost = 0.5 * th.einsum("nu,nuv,nv->n", actions, samples.quadratic, actions) + (samples.linear * actions).sum(1)
+            if variance is not None:
+                cost = cost + 0.5 * (th.diagonal(samples.quadratic, dim1=1, dim2=2) * variance).sum(1)
+            return -cost
+
+        with th.no_grad():
+            baseline = expert_advantage(old_mean, (2.0 * old_log_std).exp())
+            sampled = expert_advantage(samples.actions, None) - baseline
+            centred = samples.advantages - samples.advantages.mean()
+            old_log_prob = _log_prob(samples.actions, old_mean, old_log_std)
+        weight, trust = self._calibrate(centred.cpu().numpy(), sampled.cpu().numpy(), samples.trajectory)
+        remainder = centred - weight * sampled
+        closed, open_ = trust + (1.0 - trust) * weight, 1.0 - trust
+
+        def objective() -> th.Tensor:
+            mean, log_std = self.policy.action_mean(samples.inputs), self.policy.log_std
+            total = closed * (expert_advantage(mean, (2.0 * log_std).exp()) - baseline).mean()
+            if open_ > 0.0:
+                ratio = (_log_prob(samples.actions, mean, log_std) - old_log_prob).exp()
+                total = total + open_ * (ratio * remainder).mean()
+            return total
+
+        return objective
+
+    def _calibrate(self, real: FloatArray, foretold: FloatArray, trajectory: np.ndarray) -> tuple[float, float]:
+        """Regress the sampled advantages on the expert's: a slope of 1 means that the model tells the truth on average, one
+        of 0 that it tells nothing. The error of the slope is that of independent trajectories."""
+        real, foretold = real.astype(np.float64), foretold.astype(np.float64)
+        power = float(foretold @ foretold)
+        if not np.isfinite(power) or power <= 0.0:
+            return 0.0, 0.0
+        slope = float(real @ foretold) / power
+        sums = np.bincount(trajectory, (real - slope * foretold) * foretold)
+        error = float(np.sqrt(sums @ sums)) / power
+        mean, precision = self.calibration
+        new = 1.0 / max(error, 0.05) ** 2
+        total = CALIBRATION_MEMORY * precision + new
+        mean = (CALIBRATION_MEMORY * precision * mean + new * slope) / total
+        self.calibration = mean, total
+        prior = CALIBRATION_STD**-2
+        believed = float(np.clip((prior + total * mean) / (prior + total), 0.0, 1.0))
+        self.logger.record("trajopt/calibration", slope)
+        self.logger.record("trajopt/calibration_error", error)
+        trust = believed if self.safeguard == "calibration" else 1.0 if self.safeguard == "off" else float(self.safeguard)
+        self.logger.record("trajopt/trust", trust)
+        return believed, trust
+
+    def _divergence(self, samples: Samples) -> Any:
+        with th.no_grad():
+            old_mean, old_log_std = self.policy.action_mean(samples.inputs), self.policy.log_std.clone()
+
+        def kl() -> th.Tensor:
+            mean, log_std = self.policy.action_mean(samples.inputs), self.policy.log_std
+            variance = (2.0 * log_std).exp()
+            terms = log_std - old_log_std + 0.5 * ((2.0 * old_log_std).exp() + (mean - old_mean) ** 2) / variance - 0.5
+            return terms.sum(1).mean()
+
+        return kl
+
+    def learn(
+        self: SelfAggreVaTeDOC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "AggreVaTeDOC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAggreVaTeDOC:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _log_prob(actions: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+    """Of a diagonal Gaussian, without its constant."""
+    return (-0.5 * ((actions - mean) / log_std.exp()) ** 2 - log_std).sum(1)

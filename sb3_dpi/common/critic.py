@@ -1,0 +1,126 @@
+"""The value function of a policy on time-aligned trajectories, and the advantages that it gives."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_dpi.common.trajectories import Trajectories, map_observations
+from sb3_dpi.trajopt.types import FloatArray
+
+
+def generalized_advantages(
+    rewards: FloatArray, values: FloatArray, alive: np.ndarray, terminated: np.ndarray, gamma: float, gae_lambda: float
+) -> FloatArray:
+    """Generalised advantage estimation (Schulman et al. 2016, Eq. 16) along the last axis.
+
+    A trajectory that is cut, by the horizon or a time limit, goes on with the value of its last observation; a dead one is
+    worth nothing.
+
+    :param rewards: ``[..., T]``
+    :param values: ``[..., T + 1]``, that of the observation after the last living step right behind it
+    :param alive: the step was taken, ``[..., T]``
+    :param terminated: the step ended its episode by death, ``[..., T]``
+    :param gamma: discount factor
+    :param gae_lambda: trade-off between bias (0) and variance (1)
+    :return: ``[..., T]``, zero where not alive
+    """
+    advantages = np.zeros_like(rewards)
+    following = np.zeros(rewards.shape[:-1])
+    for t in reversed(range(rewards.shape[-1])):
+        lives_on = ~terminated[..., t]
+        error = rewards[..., t] + gamma * values[..., t + 1] * lives_on - values[..., t]
+        following = np.where(alive[..., t], error + gamma * gae_lambda * lives_on * following, 0.0)
+        advantages[..., t] = following
+    return advantages
+
+
+@dataclass(frozen=True)
+class ReturnScale:
+    """Mean and standard deviation of the returns: the value network predicts in these units."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def actor_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
+    """Find the parameters that the actions depend on.
+
+    :param policy: the policy
+    :return: of its features, its actor's network and its action distribution
+    """
+    modules = (policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net)
+    network = [parameter for module in modules for parameter in module.parameters()]
+    return [*network, policy.log_std] if hasattr(policy, "log_std") else network
+
+
+def predict_values(policy: ActorCriticPolicy, inputs: Any, scale: ReturnScale) -> FloatArray:
+    """Predict values.
+
+    :param policy: with the value network
+    :param inputs: what the policy sees, ``[n, ...]``
+    :param scale: units of the network
+    :return: ``[n]``, in units of the rewards
+    """
+    with th.no_grad():
+        values = policy.predict_values(obs_as_tensor(inputs, policy.device)).reshape(-1).double().cpu().numpy()
+    return values * scale.std + scale.mean
+
+
+def trajectory_values(policy: ActorCriticPolicy, trajectories: Trajectories, to_inputs: Any, scale: ReturnScale) -> FloatArray:
+    """Predict the values of all observations of trajectories, the last ones included.
+
+    :param policy: with the value network
+    :param trajectories: sampled
+    :param to_inputs: from observations to what the policy sees of them
+    :param scale: units of the network
+    :return: ``[M, N, T + 1]``
+    """
+    shape = trajectories.states.shape[:3]
+    flat = map_observations(lambda a: a.reshape(-1, *a.shape[3:]), trajectories.observations)
+    return predict_values(policy, to_inputs(flat), scale).reshape(shape)
+
+
+def fit_values(
+    policy: ActorCriticPolicy,
+    inputs: Any,
+    targets: FloatArray,
+    scale: ReturnScale,
+    n_epochs: int,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> float:
+    """Regress the value network on returns; the actor stays what it is.
+
+    :param policy: with the value network and its optimizer
+    :param inputs: what the policy sees, ``[n, ...]``
+    :param targets: ``[n]``, in units of the rewards
+    :param scale: units of the network
+    :param n_epochs: passes over the samples
+    :param batch_size: samples of an update
+    :param rng: order of the samples
+    :return: mean squared error of the last pass, in units of the variance of the returns
+    """
+    observations, actor = obs_as_tensor(inputs, policy.device), actor_parameters(policy)
+    standard = th.as_tensor((targets - scale.mean) / scale.std, dtype=th.float32, device=policy.device)
+    losses: list[float] = []
+    for _ in range(n_epochs):
+        losses = []
+        for rows in np.array_split(rng.permutation(len(targets)), -(-len(targets) // batch_size)):
+            index = th.as_tensor(rows, device=policy.device)
+            batch: Any = (
+                {key: value[index] for key, value in observations.items()}
+                if isinstance(observations, dict)
+                else observations[index]
+            )
+            loss = th.nn.functional.mse_loss(policy.predict_values(batch).reshape(-1), standard[index])
+            policy.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            for parameter in actor:  # features that the value shares with the actor are the actor's
+                parameter.grad = None
+            policy.optimizer.step()
+            losses.append(float(loss.detach()))
+    return float(np.mean(losses))

@@ -1,0 +1,106 @@
+"""One trust-region step along the natural gradient (AggreVaTeD-OC, Eq. 11 and 12; TRPO, appendix C).
+
+Problem: maximise L(theta) subject to KL(pi_old || pi_theta) <= target_kl, the KL averaged over the samples. With the
+gradient g of L and the Fisher matrix F, the Hessian of the KL at theta_old, the step of the linear-quadratic problem is
+
+    theta = theta_old + sqrt(2 target_kl / g'F^-1 g) F^-1 g.
+
+A line search shortens it until the KL holds and L has increased; if none of the steps does, the parameters stay as they were.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch as th
+from sb3_contrib.common.utils import conjugate_gradient_solver
+
+Scalar = Callable[[], th.Tensor]
+"""A scalar of the present parameters"""
+
+
+@dataclass(frozen=True)
+class NaturalGradientStep:
+    """How a step went."""
+
+    accepted: bool
+    """false: the parameters are exactly what they were"""
+    kl: float
+    """KL(pi_old || pi_new), nats, mean over the samples"""
+    improvement: float
+    """L(new) - L(old)"""
+    predicted: float
+    """what the gradient alone predicts of the accepted step"""
+    n_trials: int
+    """steps that the line search tried"""
+
+
+def natural_gradient_step(
+    parameters: Iterable[th.nn.Parameter],
+    objective: Scalar,
+    kl: Scalar,
+    target_kl: float,
+    cg_max_steps: int = 15,
+    cg_damping: float = 1e-3,
+    line_search_max_iter: int = 10,
+    line_search_shrinking_factor: float = 0.8,
+) -> NaturalGradientStep:
+    """Take one step.
+
+    :param parameters: changed in place
+    :param objective: L, to maximise, ``[]``
+    :param kl: KL(pi_old || pi), ``[]``, zero with zero gradient at the present parameters and twice differentiable
+    :param target_kl: bound on the KL, nats; usual: .003 to .1
+    :param cg_max_steps: conjugate gradient steps; usual: 10 to 20
+    :param cg_damping: added to the Fisher matrix; usual: 1e-4 to 1e-1
+    :param line_search_max_iter: steps that are tried
+    :param line_search_shrinking_factor: of one step to the next, unless the KL itself says how much too long it was
+    :return: how it went
+    """
+    actor = [parameter for parameter in parameters if parameter.requires_grad]
+    before = objective()
+    gradient = _flat_gradient(before, actor).detach()
+    refused = NaturalGradientStep(False, 0.0, 0.0, 0.0, 0)
+    if not bool(th.isfinite(gradient).all()) or not bool(gradient.any()):
+        return refused
+    kl_gradient = _flat_gradient(kl(), actor, create_graph=True)
+
+    def fisher_vector_product(vector: th.Tensor, retain_graph: bool = True) -> th.Tensor:
+        return _flat_gradient(kl_gradient.dot(vector), actor, retain_graph=retain_graph) + cg_damping * vector
+
+    direction = conjugate_gradient_solver(fisher_vector_product, gradient, max_iter=cg_max_steps)
+    slope = gradient.dot(direction)
+    # Rounding, or a damping that is too small, can leave the cone of ascent directions
+    if not bool(th.isfinite(direction).all()) or float(slope) <= 0.0:
+        return refused
+    full_step = direction * th.sqrt(2.0 * target_kl / slope)
+    old = [parameter.detach().clone() for parameter in actor]
+    share = 1.0
+    with th.no_grad():
+        for trial in range(1, line_search_max_iter + 1):
+            _add(actor, old, share * full_step)
+            new_kl, improvement = float(kl()), float(objective() - before)
+            if new_kl <= target_kl and improvement > 0.0:
+                return NaturalGradientStep(True, new_kl, improvement, share * float(gradient.dot(full_step)), trial)
+            too_long = target_kl / new_kl if new_kl > target_kl else 1.0
+            share *= min(line_search_shrinking_factor, 0.99 * too_long**0.5) if new_kl == new_kl else 0.5
+        for parameter, values in zip(actor, old, strict=True):
+            parameter.copy_(values)
+    return NaturalGradientStep(False, 0.0, 0.0, 0.0, line_search_max_iter)
+
+
+def _flat_gradient(
+    scalar: th.Tensor, parameters: list[th.nn.Parameter], retain_graph: bool | None = None, create_graph: bool = False
+) -> th.Tensor:
+    """The gradient as one vector, zero for what the scalar does not depend on (``flat_grad`` of sb3-contrib leaves it out)."""
+    gradients = th.autograd.grad(
+        scalar, parameters, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return th.cat([gradient.reshape(-1) for gradient in gradients])
+
+
+def _add(parameters: list[th.nn.Parameter], old: list[th.Tensor], step: th.Tensor) -> None:
+    start = 0
+    for parameter, values in zip(parameters, old, strict=True):
+        size = parameter.numel()
+        parameter.copy_(values + step[start : start + size].view_as(values))
+        start += size
