@@ -1,17 +1,26 @@
 """The Riccati recursion, marginals, costs and KLs against dense problems of the whole horizon and Monte Carlo."""
 
+from typing import Any
+
 import numpy as np
 import pytest
-from problems import Problem, dense_expected_cost, joint_gaussian, pick, random_pd, stacked_cost, well_conditioned
+from problems import Problem, dense_expected_cost, hard, joint_gaussian, pick, random_pd, stacked_cost, well_conditioned
 
 from sb3_dpi.trajopt.lqr import (
     NotPositiveDefiniteError,
     controller_kl,
+    evaluate_controller,
     expected_cost,
     forward_marginals,
     lqr_backward,
 )
-from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, QuadraticCost
+from sb3_dpi.trajopt.types import (
+    GaussianState,
+    LinearGaussianController,
+    LinearGaussianDynamics,
+    QuadraticCost,
+    QuadraticValue,
+)
 
 SEEDS = range(3)
 
@@ -174,3 +183,174 @@ def test_marginals_stay_symmetric_and_positive_over_long_horizons() -> None:
     np.testing.assert_array_equal(marginals.cov, np.swapaxes(marginals.cov, -1, -2))
     assert np.linalg.eigvalsh(marginals.cov).min() > 0
     assert np.all(controller_kl(controller, problem.reference, marginals) >= 0)
+
+
+# ---------------------------------------------------------------------- any controller
+
+DISCOUNTS = pytest.mark.parametrize("discount", [1.0, 0.9, 0.0])
+
+
+def indefinite(seed: int, batch: tuple[int, ...] = ()) -> Problem:
+    """A cost with curvature of both signs, and a controller that is far from optimal."""
+    rng = np.random.default_rng(seed)
+    problem = well_conditioned(rng, batch)
+    root = rng.normal(size=problem.cost.C.shape)
+    C = root + np.swapaxes(root, -1, -2)
+    eigenvalues = np.linalg.eigvalsh(C[..., 4:, 4:])
+    assert eigenvalues.min() < 0.0 < eigenvalues.max()
+    return Problem(problem.dynamics, QuadraticCost(C, *list(vars(problem.cost).values())[1:]), *problem.parts[2:])
+
+
+def tails(problem: Problem, t: int) -> tuple[LinearGaussianController, LinearGaussianDynamics, QuadraticCost]:
+    dynamics, cost, controller = (pick(part, slice(t, None)) for part in problem.parts[:3])
+    return controller, dynamics, cost
+
+
+def certain(x: np.ndarray) -> GaussianState:
+    return GaussianState(x, np.zeros((len(x), len(x))))
+
+
+def first_action(controller: LinearGaussianController, u: np.ndarray) -> LinearGaussianController:
+    """The same, but its first action is u."""
+    K, k, cov = (array.copy() for array in vars(controller).values())
+    K[0], k[0], cov[0] = 0.0, u, 0.0
+    return LinearGaussianController(K, k, cov)
+
+
+def at(quadratic: QuadraticCost | QuadraticValue, t: int, points: np.ndarray) -> np.ndarray:
+    """Values at points ``[..., n]``."""
+    matrix, vector, constant = (array[t] for array in vars(quadratic).values())
+    return 0.5 * np.einsum("...i,ij,...j->...", points, matrix, points) + points @ vector + constant
+
+
+def assert_equal_parts(left: Any, right: Any, **tolerances: float) -> None:
+    for name, array in vars(left).items():
+        np.testing.assert_allclose(getattr(right, name), array, **tolerances)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@DISCOUNTS
+def test_evaluating_the_best_controller_gives_the_values_of_lqr(seed: int, temperature: float, discount: float) -> None:
+    """Without temperature its actions are certain, and its values are the least possible ones."""
+    problem = well_conditioned(np.random.default_rng(seed), batch=(2,))
+    solution = lqr_backward(problem.dynamics, problem.cost, discount, temperature)
+    action_value, value = evaluate_controller(solution.controller, problem.dynamics, problem.cost, discount)
+    assert_equal_parts(solution.action_value, action_value, rtol=1e-8, atol=1e-9)
+    assert_equal_parts(solution.value, value, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@DISCOUNTS
+def test_evaluation_sums_the_discounted_costs_of_the_marginals(seed: int, discount: float) -> None:
+    problem = indefinite(seed)
+    dynamics, cost, controller, initial = problem.parts
+    _, value = evaluate_controller(controller, dynamics, cost, discount)
+    costs = expected_cost(cost, forward_marginals(controller, dynamics, initial))
+    over_states = at(value, 0, initial.mean) + 0.5 * np.sum(value.V[0] * initial.cov)
+    np.testing.assert_allclose(over_states, costs @ discount ** np.arange(len(costs)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@DISCOUNTS
+def test_evaluation_of_states_and_actions_at_every_time_step(seed: int, discount: float) -> None:
+    rng = np.random.default_rng(seed)
+    problem = indefinite(seed)
+    action_value, value = evaluate_controller(problem.reference, problem.dynamics, problem.cost, discount)
+    np.testing.assert_array_equal(value.V, np.swapaxes(value.V, -1, -2))
+    np.testing.assert_array_equal(action_value.C, np.swapaxes(action_value.C, -1, -2))
+    for t in range(len(problem.dynamics.f)):
+        x, u = 3.0 * rng.normal(size=4), 3.0 * rng.normal(size=2)
+        controller, dynamics, cost = tails(problem, t)
+        of_state = dense_expected_cost(controller, dynamics, cost, certain(x), discount)
+        of_action = dense_expected_cost(first_action(controller, u), dynamics, cost, certain(x), discount)
+        np.testing.assert_allclose(at(value, t, x), of_state, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(at(action_value, t, np.append(x, u)), of_action, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_evaluation_of_long_ill_conditioned_problems(seed: int) -> None:
+    """No inverse, no square root: unstable dynamics and an indefinite cost only cost digits."""
+    dynamics, cost, controller, initial = hard(np.random.default_rng(seed), 10, 60)[0].parts
+    _, value = evaluate_controller(controller, dynamics, cost, 0.97)
+    costs = expected_cost(cost, forward_marginals(controller, dynamics, initial))
+    expected = costs @ 0.97 ** np.arange(costs.shape[-1])
+    over_states = at(pick(value, 0), 0, initial.mean[0]) + 0.5 * np.sum(value.V[:, 0] * initial.cov, (-1, -2))
+    np.testing.assert_allclose(over_states, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_disadvantages_add_up_to_the_difference_of_two_controllers(seed: int) -> None:
+    """J(other) - J(controller) = sum_t gamma^t E_other[Q_t - V_t]; of the controller itself they are zero on average."""
+    problem = indefinite(seed)
+    dynamics, cost, controller, initial = problem.parts
+    rng = np.random.default_rng(100 + seed)
+    other = LinearGaussianController(
+        controller.K + 0.3 * rng.normal(size=controller.K.shape),
+        controller.k + rng.normal(size=controller.k.shape),
+        random_pd(rng, (7,), 2),
+    )
+    Q, value = evaluate_controller(controller, dynamics, cost, 0.9)
+    C, c = Q.C.copy(), Q.c.copy()
+    C[:, :4, :4] -= value.V
+    c[:, :4] -= value.v
+    disadvantage = QuadraticCost(C, c, Q.const - value.const)
+    own = expected_cost(disadvantage, forward_marginals(controller, dynamics, initial))
+    np.testing.assert_allclose(own, 0.0, atol=1e-8)
+    others = expected_cost(disadvantage, forward_marginals(other, dynamics, initial)) @ 0.9 ** np.arange(7)
+    difference = dense_expected_cost(other, dynamics, cost, initial, 0.9) - dense_expected_cost(
+        controller, dynamics, cost, initial, 0.9
+    )
+    np.testing.assert_allclose(others, difference, rtol=1e-8)
+
+
+def test_disadvantages_agree_with_monte_carlo() -> None:
+    rng = np.random.default_rng(8)
+    problem = indefinite(8)
+    dynamics, cost, controller, _ = problem.parts
+    Q, value = evaluate_controller(controller, dynamics, cost, 0.9)
+    noise, spread = np.linalg.cholesky(dynamics.cov), np.linalg.cholesky(controller.cov)
+    start, n = 2, 20_000
+
+    def cost_to_go(x: np.ndarray, u: np.ndarray | None) -> np.ndarray:
+        total, states = np.zeros(n), np.tile(x, (n, 1))
+        for t in range(start, len(noise)):
+            actions = states @ controller.K[t].T + controller.k[t] + rng.normal(size=(n, 2)) @ spread[t].T
+            if u is not None and t == start:
+                actions = np.tile(u, (n, 1))
+            z = np.concatenate([states, actions], 1)
+            total += 0.9 ** (t - start) * at(cost, t, z)
+            states = z @ dynamics.F[t].T + dynamics.f[t] + rng.normal(size=(n, 4)) @ noise[t].T
+        return total
+
+    for _ in range(3):
+        x, u = rng.normal(size=4), 6.0 * rng.normal(size=2)
+        of_action, of_state = cost_to_go(x, u), cost_to_go(x, None)
+        error = (of_action.mean() - of_state.mean()) - (at(Q, start, np.append(x, u)) - at(value, start, x))
+        sampling = np.sqrt((of_action.var() + of_state.var()) / n)
+        assert abs(error) < 4.5 * sampling
+        assert abs(of_action.mean() - of_state.mean()) > 9.0 * sampling, "or the test would see no difference"
+
+
+def test_evaluation_gives_the_gradient_of_the_cost() -> None:
+    """dJ/dk_t = gamma^t E[dQ_t/du], against finite differences."""
+    problem = indefinite(9)
+    dynamics, cost, controller, initial = problem.parts
+    Q, _ = evaluate_controller(controller, dynamics, cost, 0.9)
+    mean = forward_marginals(controller, dynamics, initial).mean
+    slopes = np.einsum("tuz,tz->tu", Q.C[:, 4:], mean) + Q.c[:, 4:]
+    for t, i in np.ndindex(7, 2):
+        step = np.zeros_like(controller.k)
+        step[t, i] = 0.5  # the cost is quadratic in k: central differences are exact
+        shifted = (LinearGaussianController(controller.K, controller.k + sign * step, controller.cov) for sign in (1.0, -1.0))
+        up, down = (dense_expected_cost(each, dynamics, cost, initial, 0.9) for each in shifted)
+        np.testing.assert_allclose(0.9**t * slopes[t, i], up - down, rtol=1e-7, atol=1e-9)
+
+
+def test_evaluation_of_batches_of_problems() -> None:
+    batched = indefinite(10, batch=(2, 3))
+    together = evaluate_controller(batched.reference, batched.dynamics, batched.cost, 0.95)
+    for index in np.ndindex(2, 3):
+        dynamics, cost, controller, _ = (pick(part, *index) for part in batched.parts)
+        for whole, alone in zip(together, evaluate_controller(controller, dynamics, cost, 0.95), strict=True):
+            assert_equal_parts(alone, pick(whole, *index), rtol=1e-10, atol=1e-12)

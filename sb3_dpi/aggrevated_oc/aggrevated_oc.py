@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 
+from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.critic import (
     ReturnScale,
     actor_parameters,
@@ -16,21 +17,33 @@ from sb3_dpi.common.critic import (
     trajectory_values,
 )
 from sb3_dpi.common.local_models import CostSettings, LocalModel, fit_local_value, total_cost
-from sb3_dpi.common.local_planning import LocalPlanningAlgorithm
+from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.models.known_cost import CostFunction
-from sb3_dpi.trajopt.kl_lqr import solve_kl_constrained
 from sb3_dpi.trajopt.lqr import add_next_value, evaluate_controller
-from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost, QuadraticValue
+from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost
 
 SelfAggreVaTeDOC = TypeVar("SelfAggreVaTeDOC", bound="AggreVaTeDOC")
 
 CALIBRATION_STD = 0.5
-"""Prior of the calibration, N(1, std^2): the model is believed until the samples contradict it"""
+"""Prior of the calibration, N(1, std^2): the expert is believed until the samples contradict it."""
 CALIBRATION_MEMORY = 0.7
-"""What earlier iterations' evidence counts in the next one"""
+"""What the evidence of earlier iterations still counts."""
+SMALLEST_ERROR = 0.05
+"""Of a slope in one iteration: an advantage that explodes has a tiny one, and would be remembered for ever."""
+SAFEGUARDS = ("calibration", "off")
+
+
+@dataclass(frozen=True)
+class PolicyModel:
+    """What an iteration knows of the system and of the policy in it."""
+
+    local: LocalModel
+    """of the latest conditions; its cost is closed by the learned value"""
+    advantages: FloatArray
+    """of the sampled actions, by GAE on the real rewards, ``[M, N, T]``"""
 
 
 @dataclass(frozen=True)
@@ -41,10 +54,8 @@ class Expert:
     """``[M, T]``, of the latest conditions"""
     action_value: QuadraticCost
     """``Q_t(s, a)``, ``[M, T]``"""
-    value: QuadraticValue
-    """``V_t(s)``, ``[M, T]``"""
-    lengths: np.ndarray
-    """``[M]``, planned time steps"""
+    model: PolicyModel
+    """under which it was found"""
 
 
 @dataclass(frozen=True)
@@ -143,40 +154,58 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # arguments may be changed on loading
+        self.trust_region, self.target_kl = FloatSchedule(self.trust_region), FloatSchedule(self.target_kl)
+        if self.eta is not None and len(self.eta) != self.n_conditions:
+            self.eta, self.past = None, ()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("gae_lambda", "plan_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if isinstance(self.safeguard, str):
+            check_choice("safeguard", self.safeguard, SAFEGUARDS)
+        elif not 0.0 <= self.safeguard <= 1.0:
+            raise ValueError(f"safeguard is {' or '.join(SAFEGUARDS)} or a fixed trust from 0 to 1, got {self.safeguard}")
+
     def _planning_discount(self) -> float:
         return self.gamma * self.plan_lambda
 
-    def improve_expert(self, model: LocalModel, trajectories: Trajectories) -> Expert:
+    def fit_model(self, trajectories: Trajectories) -> PolicyModel:  # type: ignore[override]
+        """Fit dynamics (Eq. 8), cost and linearised policy around the trajectories, and the policy's value function.
+
+        :param trajectories: of this iteration and those that are kept, which stand behind the prior of the dynamics
+        :return: the model of the latest conditions
+        """
+        local = super().fit_model(trajectories).first(self.n_conditions)
+        latest = trajectories.first(self.n_conditions)
+        advantages = self._evaluate_policy(latest)
+        return PolicyModel(replace(local, cost=self._with_values(local, latest)), advantages)
+
+    def improve_expert(self, model: PolicyModel, trajectories: Trajectories) -> Expert:
         """Expert: eta_n = argmin J(eta) subject to KL(eta || pi_n) <= alpha under the model (Eq. 9 and 10), and its Q_t.
 
         :param model: of ``fit_model``
         :param trajectories: of this iteration and those that are kept
         :return: the expert of the latest conditions
         """
-        latest, sampled = model.first(self.n_conditions), trajectories.first(self.n_conditions)
-        self._advantages = self._evaluate_policy(sampled)
-        latest = replace(latest, cost=self._with_values(latest, sampled))
-        discount, alpha = self._planning_discount(), self.trust_region(self._current_progress_remaining)
-        controller = latest.policy
+        local, discount = model.local, self._planning_discount()
+        alpha = self.trust_region(self._current_progress_remaining)
+        controller = local.policy
         if alpha > 0.0:
-            solution = solve_kl_constrained(
-                latest.dynamics,
-                latest.cost,
-                latest.policy,
-                latest.initial,
-                alpha * np.maximum(latest.lengths, 1),
-                eta=self.eta,
-                discount=discount,
-            )
+            local, solution = solve_shortening(local, alpha, self.eta, discount)
             controller, self.eta = solution.controller, solution.eta
-            self.logger.record("trajopt/kl", float(np.sum(solution.kl) / max(latest.lengths.sum(), 1)))
+            self.logger.record("trajopt/kl", float(np.sum(solution.kl) / max(local.lengths.sum(), 1)))
             self.logger.record("trajopt/eta", float(np.mean(solution.eta)))
         # under the true cost: with the soft one of Eq. 10 the disadvantage would be -log eta, and the update plain cloning
-        action_value, value = evaluate_controller(controller, latest.dynamics, latest.cost, discount)
-        self.logger.record("trajopt/cost_local", float(total_cost(latest, controller, discount).mean()))
-        self.logger.record("trajopt/cost_linearized", float(total_cost(latest, latest.policy, discount).mean()))
-        self.logger.record("trajopt/planned_steps", float(latest.lengths.mean()))
-        return Expert(controller, action_value, value, latest.lengths)
+        action_value, _ = evaluate_controller(controller, local.dynamics, local.cost, discount)
+        self.logger.record("trajopt/cost_local", float(total_cost(local, controller, discount).mean()))
+        self.logger.record("trajopt/cost_linearized", float(total_cost(local, local.policy, discount).mean()))
+        self.logger.record("trajopt/planned_steps", float(local.lengths.mean()))
+        return Expert(controller, action_value, replace(model, local=local))
 
     def imitate(self, expert: Expert, trajectories: Trajectories) -> None:
         """Imitation: one natural-gradient step on E_s E_{a ~ pi} A^eta(s, a), KL at most ``target_kl`` (Eq. 11 and 12).
@@ -184,14 +213,11 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         :param expert: of ``improve_expert``
         :param trajectories: of this iteration and those that are kept
         """
-        latest = trajectories.first(self.n_conditions)
-        chosen = latest.alive & (np.arange(latest.alive.shape[2]) < expert.lengths[:, None, None])
-        samples = self._samples(expert, latest, chosen)
-        objective, kl = self._objective(samples), self._divergence(samples)
+        samples = self._samples(expert, trajectories.first(self.n_conditions))
         step = natural_gradient_step(
             actor_parameters(self.policy),
-            objective,
-            kl,
+            self._objective(samples),
+            self._divergence(samples),
             self.target_kl(self._current_progress_remaining),
             self.cg_max_steps,
             self.cg_damping,
@@ -204,20 +230,26 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         self.logger.record("train/policy_objective", step.improvement)
         self.logger.record("train/is_line_search_success", float(step.accepted))
 
-    def _samples(self, expert: Expert, latest: Trajectories, chosen: np.ndarray) -> Samples:
-        dx = latest.states.shape[-1]
+    def _samples(self, expert: Expert, latest: Trajectories) -> Samples:
+        lengths, dx = expert.model.local.lengths, latest.states.shape[-1]
+        chosen = latest.alive & (np.arange(latest.alive.shape[2]) < lengths[:, None, None])
         Q, q = expert.action_value.C, expert.action_value.c
         linear = np.einsum("mtux,mntx->mntu", Q[..., dx:, :dx], latest.states[:, :, :-1]) + q[:, None, :, dx:]
         quadratic = np.broadcast_to(Q[:, None, :, dx:, dx:], (*chosen.shape, *Q[0, 0, dx:, dx:].shape))
-        advantages = self._advantages
-
-        trajectory = np.nonzero(chosen)[0] * chosen.shape[1] + np.nonzero(chosen)[1]
+        condition, sample, _ = np.nonzero(chosen)
 
         def tensor(array: np.ndarray) -> th.Tensor:
             return th.as_tensor(array[chosen], dtype=th.float32, device=self.device)
 
         inputs = obs_as_tensor(self._inputs_at(latest, chosen), self.device)
-        return Samples(inputs, tensor(latest.actions), tensor(quadratic), tensor(linear), tensor(advantages), trajectory)
+        return Samples(
+            inputs,
+            tensor(latest.actions),
+            tensor(quadratic),
+            tensor(linear),
+            tensor(expert.model.advantages),
+            condition * chosen.shape[1] + sample,
+        )
 
     def _evaluate_policy(self, latest: Trajectories) -> FloatArray:
         """GAE on the real rewards, after the value function has been fitted to the returns."""
@@ -281,7 +313,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         sums = np.bincount(trajectory, (real - slope * foretold) * foretold)
         error = float(np.sqrt(sums @ sums)) / power
         mean, precision = self.calibration
-        new = 1.0 / max(error, 0.05) ** 2
+        new = 1.0 / max(error, SMALLEST_ERROR) ** 2
         total = CALIBRATION_MEMORY * precision + new
         mean = (CALIBRATION_MEMORY * precision * mean + new * slope) / total
         self.calibration = mean, total

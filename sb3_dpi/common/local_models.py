@@ -1,7 +1,7 @@
 """Local linear-Gaussian models of sampled trajectories: dynamics, cost and the policy's linearisation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,16 @@ class LocalModel:
         return LocalModel(
             _first(self.dynamics, n), _first(self.cost, n), _first(self.policy, n), _first(self.initial, n), self.lengths[:n]
         )
+
+    def shortened(self, lengths: np.ndarray) -> "LocalModel":
+        """Plan fewer time steps.
+
+        :param lengths: ``[M]``, at most the present ones
+        :return: the model without cost behind them
+        """
+        keep = (np.arange(self.cost.const.shape[1]) < lengths[:, None]).astype(np.float64)
+        cost = QuadraticCost(self.cost.C * keep[..., None, None], self.cost.c * keep[..., None], self.cost.const * keep)
+        return replace(self, cost=cost, lengths=lengths)
 
     def take(self, controller: LinearGaussianController) -> LinearGaussianController:
         """Restrict a controller to the conditions of this model.

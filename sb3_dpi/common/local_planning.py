@@ -23,9 +23,54 @@ from sb3_dpi.common.local_models import (
 )
 from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.models.known_cost import CostFunction
-from sb3_dpi.trajopt.types import LinearGaussianController
+from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
+from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController
 
 LINEARIZATIONS = ("auto", "jacobian", "niw", "nearest", "gmm")
+
+
+def solve_shortening(
+    model: LocalModel,
+    kl_per_step: FloatArray | float,
+    eta: FloatArray | None,
+    discount: float,
+    per_time_step: bool = False,
+) -> tuple[LocalModel, KLConstrainedSolution]:
+    """Plan within the trust region, for fewer time steps where the whole plan has no finite solution.
+
+    Fitted dynamics of an unstable system multiply over a long plan until no dual variable keeps it finite; its beginning can
+    still be planned.
+
+    :param model: of the conditions
+    :param kl_per_step: bound on the KL, nats per time step, number or ``[M]``
+    :param eta: start of the search, ``[M]``, or None
+    :param discount: gamma
+    :param per_time_step: bound every time step instead of their mean
+    :return: the model with the lengths that were planned, and the solution
+    :raises KLConstraintError: if not even a single step of a condition can be planned
+    """
+    while True:
+        epsilon = np.broadcast_to(kl_per_step, model.lengths.shape)
+        bound = epsilon * np.maximum(model.lengths, 1)
+        if per_time_step:
+            bound = np.repeat(epsilon[:, None], model.cost.const.shape[1], axis=1)
+        try:
+            return model, solve_kl_constrained(
+                model.dynamics,
+                model.cost,
+                model.policy,
+                model.initial,
+                bound,
+                eta=eta,
+                discount=discount,
+                per_time_step=per_time_step,
+            )
+        except KLConstraintError as error:
+            lengths = model.lengths.copy()
+            lengths[error.condition] //= 2
+            if lengths[error.condition] < 1:
+                raise
+            model = model.shortened(lengths)
 
 
 class LocalPlanningAlgorithm(DualPolicyAlgorithm):

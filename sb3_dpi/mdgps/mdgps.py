@@ -11,13 +11,13 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_dpi.common.choices import check_choice, parse_choice
 from sb3_dpi.common.dual_policy_algorithm import Sampler
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
-from sb3_dpi.common.local_planning import LocalPlanningAlgorithm
+from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.regression import regress_mean
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.models.known_cost import CostFunction
 from sb3_dpi.trajopt.controllers import lqr_hold_controller, pd_controller
-from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, solve_kl_constrained
+from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController
 
 SelfMDGPS = TypeVar("SelfMDGPS", bound="MDGPS")
@@ -210,19 +210,9 @@ class MDGPS(LocalPlanningAlgorithm):
         cost_linearized = total_cost(latest, latest.policy, self.gamma)
         self._adjust_step(latest, cost_linearized)
         epsilon = max(self.kl_step(self._current_progress_remaining), MIN_KL_STEP) * self._for_all(self.step_multiplier, model)
-        bound = epsilon * np.maximum(model.lengths, 1)
-        if self.kl_per_time_step:
-            bound = np.repeat(epsilon[:, None], model.cost.const.shape[1], axis=1)
-        solution = solve_kl_constrained(
-            model.dynamics,
-            model.cost,
-            model.policy,
-            model.initial,
-            bound,
-            eta=None if self.eta is None else self._for_all(self.eta, model),
-            discount=self.gamma,
-            per_time_step=self.kl_per_time_step,
-        )
+        eta = None if self.eta is None else self._for_all(self.eta, model)
+        model, solution = solve_shortening(model, epsilon, eta, self.gamma, self.kl_per_time_step)
+        latest = model.first(self.n_conditions)
         self.eta = solution.eta[: self.n_conditions].reshape(self.n_conditions, -1).mean(-1)
         self.previous = CStep(latest, latest.take(solution.controller))
         self._log_c_step(self.previous, cost_linearized, solution, trajectories)
