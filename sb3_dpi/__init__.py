@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sb3_dpi.aggrevated_oc import AggreVaTeDOC
 from sb3_dpi.envs import register_envs
 from sb3_dpi.mdgps import MDGPS
 
@@ -9,4 +10,4 @@ __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
 register_envs()
 
-__all__ = ["MDGPS", "__version__"]
+__all__ = ["MDGPS", "AggreVaTeDOC", "__version__"]

@@ -32,7 +32,7 @@ CALIBRATION_STD = 0.5
 CALIBRATION_MEMORY = 0.7
 """What the evidence of earlier iterations still counts."""
 SMALLEST_ERROR = 0.05
-"""Of a slope in one iteration: an advantage that explodes has a tiny one, and would be remembered for ever."""
+"""Of a slope that is remembered: an advantage that explodes has a tiny one, and would be remembered for ever."""
 SAFEGUARDS = ("calibration", "off")
 
 
@@ -77,6 +77,69 @@ class Samples:
 
 
 class AggreVaTeDOC(LocalPlanningAlgorithm):
+    """
+    AggreVaTeD with Optimal Control (AggreVaTeD-OC), Algorithm 1 of Dual Policy Iteration.
+
+    An expert plans with local linear-Gaussian models, fitted to a few trajectories of the policy, within a trust region around
+    it; the policy takes one natural-gradient step on the expert's advantage, whose expectation over actions is known in closed
+    form. How far the expert is believed follows from the samples: its advantages are compared with those of generalised
+    advantage estimation, and as far as they contradict it the step is the natural policy gradient, with the expert's
+    advantage as an action-dependent control variate.
+
+    Paper: https://arxiv.org/abs/1805.10755
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str); the action space must be a Box
+    :param learning_rate: of the value function, it can be a function of the current progress remaining (from 1 to 0);
+        usual: 3e-4 to 3e-3
+    :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
+        limit, or 200 where there is none; usual: 50 to 200
+    :param n_conditions: Initial conditions M sampled in an iteration; usual: 1 to 20
+    :param samples_per_condition: Trajectories N from each condition; usual: 4 to 40
+    :param conditions: ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
+        ``"continue"``: each trajectory starts where the last one was cut, a window of an episode that goes on;
+        ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds
+    :param replay: Earlier iterations whose trajectories stand behind the prior of the dynamics; the policy learns from the
+        latest alone; usual: 0 to 5
+    :param gamma: Discount factor; usual: .95 to 1
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator; usual: .9 to 1
+    :param plan_lambda: The same trade-off for the plan: 1 plans to the end of the trajectory with the model alone, as in the
+        paper; below 1 plans over windows of all lengths, that of k steps with weight (1 - lambda) lambda^(k-1), each closed
+        by the value function. Lower it where the system is unstable; usual: .7 to 1
+    :param trust_region: alpha, bound on KL(expert || policy), nats per time step, mean over the horizon; it can be a function
+        of the progress remaining. 0 leaves the policy itself as the expert, which reduces the algorithm to the natural policy
+        gradient with a model; usual: 0 to 1
+    :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples, half of the paper's beta; it can be a
+        function of the progress remaining; usual: .01 to .2
+    :param safeguard: ``"calibration"``: the expert is believed as far as its advantages agree with the sampled ones;
+        ``"off"``: always, as in the paper; a number from 0 (natural policy gradient) to 1: a fixed share
+    :param dynamics: Prior of the dynamics fit: ``"nearest"``, ``"niw"`` or ``"gmm"``, or a dictionary
+        ``{"prior": "niw", "window": 5}`` (fields of ``common.local_models.RegressionSettings``)
+    :param linearization: Of the policy: its ``"jacobian"``, a regression with the same choice of priors as the dynamics, or
+        ``"auto"``, the Jacobian where the policy sees what the planner sees and a regression where it does not
+    :param cost: Settings of the quadratic cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``)
+    :param cost_fn: Known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (torch, batched, the environment's own units,
+        minus the reward), expanded by automatic differentiation instead of fitted
+    :param cg_max_steps: Conjugate gradient steps of the natural gradient; usual: 10 to 20
+    :param cg_damping: Added to the Fisher matrix; usual: 1e-4 to 1e-1
+    :param line_search_shrinking_factor: Of the step, where it was too long or did not improve
+    :param line_search_max_iter: Steps that are tried
+    :param n_critic_updates: Passes of the value function over the samples of an iteration; usual: 5 to 20
+    :param batch_size: Minibatch size of the value function
+    :param min_std: Smallest standard deviation of the policy, in units of the action bounds, it can be a function of the
+        progress remaining; usual: .05 to .4
+    :param min_samples: Living trajectories that a time step needs to be planned; later ones are cut
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators and the initial conditions
+    :param device: Device (cpu, cuda, ...) on which the policy is trained
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
+    """
+
     def __init__(
         self,
         policy: str | type[BoundedGaussianPolicy],
@@ -289,12 +352,14 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             centred = samples.advantages - samples.advantages.mean()
             old_log_prob = _log_prob(samples.actions, old_mean, old_log_std)
         weight, trust = self._calibrate(centred.cpu().numpy(), sampled.cpu().numpy(), samples.trajectory)
-        remainder = centred - weight * sampled
+        remainder = centred - weight * sampled if weight > 0.0 else centred
         closed, open_ = trust + (1.0 - trust) * weight, 1.0 - trust
 
         def objective() -> th.Tensor:
             mean, log_std = self.policy.action_mean(samples.inputs), self.policy.log_std
-            total = closed * (expert_advantage(mean, (2.0 * log_std).exp()) - baseline).mean()
+            total = mean.new_zeros(())
+            if closed > 0.0:
+                total = closed * (expert_advantage(mean, (2.0 * log_std).exp()) - baseline).mean()
             if open_ > 0.0:
                 ratio = (_log_prob(samples.actions, mean, log_std) - old_log_prob).exp()
                 total = total + open_ * (ratio * remainder).mean()
@@ -313,9 +378,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         sums = np.bincount(trajectory, (real - slope * foretold) * foretold)
         error = float(np.sqrt(sums @ sums)) / power
         mean, precision = self.calibration
-        new = 1.0 / max(error, SMALLEST_ERROR) ** 2
-        total = CALIBRATION_MEMORY * precision + new
-        mean = (CALIBRATION_MEMORY * precision * mean + new * slope) / total
+        new, kept = 1.0 / max(error, 1e-100) ** 2, CALIBRATION_MEMORY * min(precision, SMALLEST_ERROR**-2)
+        total = kept + new
+        mean = (kept * mean + new * slope) / total
         self.calibration = mean, total
         prior = CALIBRATION_STD**-2
         believed = float(np.clip((prior + total * mean) / (prior + total), 0.0, 1.0))

@@ -37,7 +37,7 @@ Sampler = Callable[[int, Any, FloatArray], np.ndarray]
 
 DEFAULT_HORIZON = 200
 """Planned time steps where the environment has no time limit."""
-CONDITIONS = ("fresh", "fixed", "random")
+CONDITIONS = ("fresh", "fixed", "random", "continue")
 FORMAT_VERSION = 1
 """Version of saved files; raised when older code could not read them."""
 
@@ -62,7 +62,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     :param samples_per_condition: trajectories N from each condition; usual: 4 to 20. The number of trajectories is rounded
         up to a multiple of the number of environments
     :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds; ``"random"``:
-        each trajectory starts from a seed of its own, so that a condition covers the distribution of initial states
+        each trajectory starts from a seed of its own, so that a condition covers the distribution of initial states;
+        ``"continue"``: each starts where the last one of its environment was cut, a window of an episode that goes on
     :param replay: earlier iterations whose trajectories are kept: their conditions are planned for and imitated again beside
         the new ones; usual: 0 to 10
     :param gamma: discount factor; usual: .95 to 1
@@ -261,8 +262,9 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, trajectory_ids: np.ndarray
     ) -> bool:
         """One trajectory in each environment, from its own reset seed."""
-        env.unwrapped._seeds = [self._reset_seed(int(i)) for i in trajectory_ids]
-        self._last_obs = env.reset()  # type: ignore[assignment]
+        if self.conditions != "continue" or self.num_timesteps == self._num_timesteps_at_start:
+            env.unwrapped._seeds = [self._reset_seed(int(i)) for i in trajectory_ids]
+            self._last_obs = env.reset()  # type: ignore[assignment]
         obs = self._original_obs(self._last_obs)
         states = self._state_view(obs)
         self._check_finite_step(obs, states, np.zeros(env.num_envs), 0)
@@ -298,7 +300,9 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         return True
 
     def _report_cut_episodes(self, cut: np.ndarray, rollout_buffer: TrajectoryBuffer) -> None:
-        """A horizon shorter than the episode leaves no episode for Monitor to report."""
+        """A horizon shorter than the episode leaves no episode for Monitor to report, unless the episode goes on."""
+        if self.conditions == "continue":
+            return
         returns, lengths = rollout_buffer.last_batch()
         self._update_info_buffer([{"episode": {"r": returns[i], "l": lengths[i]}} for i in np.flatnonzero(cut)])
 
@@ -321,7 +325,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _reset_seed(self, trajectory_id: int) -> int:
         assert self.condition_base is not None
-        if self.conditions == "random":
+        if self.conditions in ("random", "continue"):
             per_iteration, index = self.n_conditions * self.samples_per_condition + self.n_envs, trajectory_id
         else:
             per_iteration, index = self.n_conditions, trajectory_id % self.n_conditions

@@ -64,7 +64,38 @@ def mdgps(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-SEARCH_SPACES: dict[str, SearchSpace] = {"mdgps": mdgps}
+def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
+    """
+    Search space of AggreVaTeD-OC; ``horizon`` is not in it, for its range depends on the task.
+
+    :param trial: What answers with values
+    :return: Arguments of ``AggreVaTeDOC``, plain numbers, strings, lists and dictionaries
+    """
+    gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0001, 0.05, log=True)
+    initial_std = trial.suggest_float("initial_std", 0.2, 1.0)
+    trial.set_user_attr("gamma", gamma)
+    return {
+        "n_conditions": 1,
+        "samples_per_condition": trial.suggest_int("samples_per_condition", 8, 40, log=True),
+        "conditions": trial.suggest_categorical("conditions", ["random", "continue"]),
+        "replay": trial.suggest_int("replay", 0, 4),
+        "gamma": gamma,
+        "gae_lambda": trial.suggest_float("gae_lambda", 0.9, 1.0),
+        "plan_lambda": trial.suggest_float("plan_lambda", 0.6, 1.0),
+        "trust_region": trial.suggest_float("trust_region", 0.03, 1.0, log=True),
+        "target_kl": trial.suggest_float("target_kl", 0.01, 0.2, log=True),
+        "dynamics": trial.suggest_categorical("dynamics", ["nearest", "niw", "gmm"]),
+        "cost": {"local_window": trial.suggest_int("cost_window", 0, 6) or None},
+        "min_std": trial.suggest_float("min_std", 0.05, 0.5, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 5e-3, log=True),
+        "policy_kwargs": {
+            "net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]),
+            "log_std_init": math.log(initial_std),
+        },
+    }
+
+
+SEARCH_SPACES: dict[str, SearchSpace] = {"aggrevated_oc": aggrevated_oc, "mdgps": mdgps}
 """From the name of an algorithm to its search space"""
 
 
