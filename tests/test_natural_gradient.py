@@ -20,6 +20,11 @@ ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 Function = Callable[[], th.Tensor]
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    th.manual_seed(0)  # conjugate gradients start at random
+
+
 class Toy:
     """Objective and KL of one vector of parameters: linear and quadratic unless a test says otherwise."""
 
@@ -317,7 +322,6 @@ def test_steps_too_long_for_numbers_are_shortened() -> None:
     assert float(toy.moved.detach().norm()) == pytest.approx(0.25 * length, rel=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="the line search goes on with steps of length zero")
 def test_steps_of_infinite_kl_are_shortened() -> None:
     toy = Toy(5)
     length = float(toy.solution(0.05, 1e-3).norm())
@@ -331,10 +335,7 @@ def test_steps_of_infinite_kl_are_shortened() -> None:
 # ---------------------------------------------------------------------- units
 
 
-TINY = pytest.mark.xfail(strict=True, reason="conjugate gradients start and stop at lengths that suit gradients of about 1")
-
-
-@pytest.mark.parametrize("scale", [*(pytest.param(scale, marks=TINY) for scale in (1e-9, 1e-6, 1e-4)), 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("scale", [*(scale for scale in (1e-9, 1e-6, 1e-4)), 1.0, 1e3, 1e6])
 def test_units_of_the_objective_do_not_matter(scale: float) -> None:
     """Rewards of a millionth or a million lead to the same step."""
     toy = Toy(6, dtype=th.float32)

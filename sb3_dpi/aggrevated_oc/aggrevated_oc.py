@@ -23,7 +23,7 @@ from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.models.known_cost import CostFunction
 from sb3_dpi.trajopt.lqr import add_next_value, evaluate_controller
-from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost
+from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost, QuadraticValue
 
 SelfAggreVaTeDOC = TypeVar("SelfAggreVaTeDOC", bound="AggreVaTeDOC")
 
@@ -33,6 +33,8 @@ CALIBRATION_MEMORY = 0.7
 """What the evidence of earlier iterations still counts."""
 SMALLEST_ERROR = 0.05
 """Of a slope that is remembered: an advantage that explodes has a tiny one, and would be remembered for ever."""
+MIN_STD = 1e-6
+"""A schedule may end at zero, a standard deviation may not."""
 SAFEGUARDS = ("calibration", "off")
 
 
@@ -41,7 +43,9 @@ class PolicyModel:
     """What an iteration knows of the system and of the policy in it."""
 
     local: LocalModel
-    """of the latest conditions; its cost is closed by the learned value"""
+    """of the latest conditions"""
+    value: QuadraticValue
+    """learned cost-to-go of the state after each time step, ``[M, T]``"""
     advantages: FloatArray
     """of the sampled actions, by GAE on the real rewards, ``[M, N, T]``"""
 
@@ -54,8 +58,10 @@ class Expert:
     """``[M, T]``, of the latest conditions"""
     action_value: QuadraticCost
     """``Q_t(s, a)``, ``[M, T]``"""
-    model: PolicyModel
-    """under which it was found"""
+    lengths: np.ndarray
+    """``[M]``, planned time steps"""
+    advantages: FloatArray
+    """of the sampled actions, by GAE on the real rewards, ``[M, N, T]``"""
 
 
 @dataclass(frozen=True)
@@ -229,6 +235,13 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         for name in ("gae_lambda", "plan_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("cg_max_steps", "line_search_max_iter", "n_critic_updates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("target_kl", "above 0"), ("trust_region", "at least 0"), ("min_std", "at least 0")):
+            value = FloatSchedule(getattr(self, name))(1.0)
+            if value < 0.0 or (value == 0.0 and name == "target_kl"):
+                raise ValueError(f"{name} must be {least}, got {value}")
         if isinstance(self.safeguard, str):
             check_choice("safeguard", self.safeguard, SAFEGUARDS)
         elif not 0.0 <= self.safeguard <= 1.0:
@@ -246,7 +259,8 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         local = super().fit_model(trajectories).first(self.n_conditions)
         latest = trajectories.first(self.n_conditions)
         advantages = self._evaluate_policy(latest)
-        return PolicyModel(replace(local, cost=self._with_values(local, latest)), advantages)
+        values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
+        return PolicyModel(local, fit_local_value(latest, values, CostSettings.parse(self.cost), local.lengths), advantages)
 
     def improve_expert(self, model: PolicyModel, trajectories: Trajectories) -> Expert:
         """Expert: eta_n = argmin J(eta) subject to KL(eta || pi_n) <= alpha under the model (Eq. 9 and 10), and its Q_t.
@@ -255,11 +269,17 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         :param trajectories: of this iteration and those that are kept
         :return: the expert of the latest conditions
         """
-        local, discount = model.local, self._planning_discount()
+        local, discount = self._close(model.local, model.value), self._planning_discount()
         alpha = self.trust_region(self._current_progress_remaining)
         controller = local.policy
         if alpha > 0.0:
-            local, solution = solve_shortening(local, alpha, self.eta, discount)
+            local, solution = solve_shortening(
+                local,
+                alpha,
+                self.eta,
+                discount,
+                shorten=lambda lengths: self._close(model.local.shortened(lengths), model.value),
+            )
             controller, self.eta = solution.controller, solution.eta
             self.logger.record("trajopt/kl", float(np.sum(solution.kl) / max(local.lengths.sum(), 1)))
             self.logger.record("trajopt/eta", float(np.mean(solution.eta)))
@@ -268,7 +288,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         self.logger.record("trajopt/cost_local", float(total_cost(local, controller, discount).mean()))
         self.logger.record("trajopt/cost_linearized", float(total_cost(local, local.policy, discount).mean()))
         self.logger.record("trajopt/planned_steps", float(local.lengths.mean()))
-        return Expert(controller, action_value, replace(model, local=local))
+        return Expert(controller, action_value, local.lengths, model.advantages)
 
     def imitate(self, expert: Expert, trajectories: Trajectories) -> None:
         """Imitation: one natural-gradient step on E_s E_{a ~ pi} A^eta(s, a), KL at most ``target_kl`` (Eq. 11 and 12).
@@ -288,14 +308,14 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             self.line_search_shrinking_factor,
         )
         with th.no_grad():
-            self.policy.log_std.clamp_(min=float(np.log(self.min_std(self._current_progress_remaining))))
+            self.policy.log_std.clamp_(min=float(np.log(max(self.min_std(self._current_progress_remaining), MIN_STD))))
         self.logger.record("train/kl_divergence_loss", step.kl)
         self.logger.record("train/policy_objective", step.improvement)
         self.logger.record("train/is_line_search_success", float(step.accepted))
 
     def _samples(self, expert: Expert, latest: Trajectories) -> Samples:
-        lengths, dx = expert.model.local.lengths, latest.states.shape[-1]
-        chosen = latest.alive & (np.arange(latest.alive.shape[2]) < lengths[:, None, None])
+        dx = latest.states.shape[-1]
+        chosen = latest.alive & (np.arange(latest.alive.shape[2]) < expert.lengths[:, None, None])
         Q, q = expert.action_value.C, expert.action_value.c
         linear = np.einsum("mtux,mntx->mntu", Q[..., dx:, :dx], latest.states[:, :, :-1]) + q[:, None, :, dx:]
         quadratic = np.broadcast_to(Q[:, None, :, dx:, dx:], (*chosen.shape, *Q[0, 0, dx:, dx:].shape))
@@ -310,7 +330,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             tensor(latest.actions),
             tensor(quadratic),
             tensor(linear),
-            tensor(expert.model.advantages),
+            tensor(expert.advantages),
             condition * chosen.shape[1] + sample,
         )
 
@@ -327,12 +347,11 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         self.logger.record("train/value_loss", loss)
         return advantages
 
-    def _with_values(self, model: LocalModel, latest: Trajectories) -> QuadraticCost:
-        """Close the plan with the learned value: at its end, and with weight 1 - lambda after every step."""
-        values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
-        value = fit_local_value(latest, values, CostSettings.parse(self.cost), model.lengths)
-        last = np.arange(model.cost.const.shape[1]) == model.lengths[:, None] - 1
-        return add_next_value(model.cost, model.dynamics, value, self.gamma * np.where(last, 1.0, 1.0 - self.plan_lambda))
+    def _close(self, model: LocalModel, value: QuadraticValue) -> LocalModel:
+        """Close the plan with the learned value: at its end, and with weight 1 - lambda after every step before."""
+        steps, end = np.arange(model.cost.const.shape[1]), model.lengths[:, None] - 1
+        weight = self.gamma * np.where(steps < end, 1.0 - self.plan_lambda, steps == end)
+        return replace(model, cost=add_next_value(model.cost, model.dynamics, value, weight))
 
     def _objective(self, samples: Samples) -> Any:
         """What the step maximises: the expert's advantage in closed form, and as far as the model is not to be trusted the
@@ -372,14 +391,16 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         of 0 that it tells nothing. The error of the slope is that of independent trajectories."""
         real, foretold = real.astype(np.float64), foretold.astype(np.float64)
         power = float(foretold @ foretold)
-        if not np.isfinite(power) or power <= 0.0:
-            return 0.0, 0.0
-        slope = float(real @ foretold) / power
-        sums = np.bincount(trajectory, (real - slope * foretold) * foretold)
-        error = float(np.sqrt(sums @ sums)) / power
+        slope, error = 0.0, 0.0
+        if 0.0 < power < np.inf:
+            slope = float(real @ foretold) / power
+            sums = np.bincount(trajectory, (real - slope * foretold) * foretold)
+            n_trajectories = len(np.unique(trajectory))
+            error = float(np.sqrt(sums @ sums)) / power
+            error = error * np.sqrt(n_trajectories / (n_trajectories - 1)) if n_trajectories > 1 else np.inf
         mean, precision = self.calibration
         new, kept = 1.0 / max(error, 1e-100) ** 2, CALIBRATION_MEMORY * min(precision, SMALLEST_ERROR**-2)
-        total = kept + new
+        total = max(kept + new, 1e-100)
         mean = (kept * mean + new * slope) / total
         self.calibration = mean, total
         prior = CALIBRATION_STD**-2

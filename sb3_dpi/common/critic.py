@@ -32,7 +32,7 @@ def generalized_advantages(
     following = np.zeros(rewards.shape[:-1])
     for t in reversed(range(rewards.shape[-1])):
         lives_on = ~terminated[..., t]
-        error = rewards[..., t] + gamma * values[..., t + 1] * lives_on - values[..., t]
+        error = rewards[..., t] + gamma * np.where(lives_on, values[..., t + 1], 0.0) - values[..., t]
         following = np.where(alive[..., t], error + gamma * gae_lambda * lives_on * following, 0.0)
         advantages[..., t] = following
     return advantages

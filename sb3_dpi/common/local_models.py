@@ -66,11 +66,12 @@ class LocalModel:
         """Plan fewer time steps.
 
         :param lengths: ``[M]``, at most the present ones
-        :return: the model without cost behind them
+        :return: the model without cost behind them, and with states that stay finite there
         """
         keep = (np.arange(self.cost.const.shape[1]) < lengths[:, None]).astype(np.float64)
         cost = QuadraticCost(self.cost.C * keep[..., None, None], self.cost.c * keep[..., None], self.cost.const * keep)
-        return replace(self, cost=cost, lengths=lengths)
+        dynamics = replace(self.dynamics, F=self.dynamics.F * keep[..., None, None], f=self.dynamics.f * keep[..., None])
+        return replace(self, cost=cost, dynamics=dynamics, lengths=lengths)
 
     def take(self, controller: LinearGaussianController) -> LinearGaussianController:
         """Restrict a controller to the conditions of this model.
@@ -439,6 +440,9 @@ def fit_local_value(
     # a dead state is worth nothing, but says nothing about its neighbours that live
     weights = np.where(trajectories.alive & ~trajectories.terminated, 1.0, 0.0)
     following = trajectories.states[:, :, 1:]
+    if not weights.any():
+        m, t, dx = following.shape[0], following.shape[2], following.shape[3]
+        return QuadraticValue(np.zeros((m, t, dx, dx)), np.zeros((m, t, dx)), np.zeros((m, t)))
     options = (settings.ridge, settings.local_window, settings.local_ridge)
     fit = fit_cost(
         np.where(weights[..., None] > 0, following, 0.0), -np.where(weights > 0, values[..., 1:], 0.0), weights, *options

@@ -1,5 +1,6 @@
 """The part that algorithms with local linear-Gaussian models share: fitting them around the sampled trajectories."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def solve_shortening(
     eta: FloatArray | None,
     discount: float,
     per_time_step: bool = False,
+    shorten: Callable[[np.ndarray], LocalModel] | None = None,
 ) -> tuple[LocalModel, KLConstrainedSolution]:
     """Plan within the trust region, for fewer time steps where the whole plan has no finite solution.
 
@@ -46,6 +48,7 @@ def solve_shortening(
     :param eta: start of the search, ``[M]``, or None
     :param discount: gamma
     :param per_time_step: bound every time step instead of their mean
+    :param shorten: makes the model of other lengths ``[M]``; by default the present one is cut
     :return: the model with the lengths that were planned, and the solution
     :raises KLConstraintError: if not even a single step of a condition can be planned
     """
@@ -70,7 +73,7 @@ def solve_shortening(
             lengths[error.condition] //= 2
             if lengths[error.condition] < 1:
                 raise
-            model = model.shortened(lengths)
+            model = model.shortened(lengths) if shorten is None else shorten(lengths)
 
 
 class LocalPlanningAlgorithm(DualPolicyAlgorithm):

@@ -8,6 +8,7 @@ gradient g of L and the Fisher matrix F, the Hessian of the KL at theta_old, the
 A line search shortens it until the KL holds and L has increased; if none of the steps does, the parameters stay as they were.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -53,7 +54,8 @@ def natural_gradient_step(
     :param cg_max_steps: conjugate gradient steps; usual: 10 to 20
     :param cg_damping: added to the Fisher matrix; usual: 1e-4 to 1e-1
     :param line_search_max_iter: steps that are tried
-    :param line_search_shrinking_factor: of one step to the next, unless the KL itself says how much too long it was
+    :param line_search_shrinking_factor: of one step to the next where L did not increase; where the KL was too large it says
+        itself how much too long the step was
     :return: how it went
     """
     actor = [parameter for parameter in parameters if parameter.requires_grad]
@@ -67,7 +69,9 @@ def natural_gradient_step(
     def fisher_vector_product(vector: th.Tensor, retain_graph: bool = True) -> th.Tensor:
         return _flat_gradient(kl_gradient.dot(vector), actor, retain_graph=retain_graph) + cg_damping * vector
 
-    direction = conjugate_gradient_solver(fisher_vector_product, gradient, max_iter=cg_max_steps)
+    # The solver starts from a small random vector and stops at a fixed residual: it must not see the units of the objective
+    size = gradient.norm()
+    direction = size * conjugate_gradient_solver(fisher_vector_product, gradient / size, max_iter=cg_max_steps)
     slope = gradient.dot(direction)
     # Rounding, or a damping that is too small, can leave the cone of ascent directions
     if not bool(th.isfinite(direction).all()) or float(slope) <= 0.0:
@@ -81,8 +85,12 @@ def natural_gradient_step(
             new_kl, improvement = float(kl()), float(objective() - before)
             if new_kl <= target_kl and improvement > 0.0:
                 return NaturalGradientStep(True, new_kl, improvement, share * float(gradient.dot(full_step)), trial)
-            too_long = target_kl / new_kl if new_kl > target_kl else 1.0
-            share *= min(line_search_shrinking_factor, 0.99 * too_long**0.5) if new_kl == new_kl else 0.5
+            if not math.isfinite(new_kl):
+                share *= 0.5
+            elif new_kl > target_kl:  # the KL is nearly quadratic in the step
+                share *= 0.98 * math.sqrt(target_kl / new_kl)
+            else:
+                share *= line_search_shrinking_factor
         for parameter, values in zip(actor, old, strict=True):
             parameter.copy_(values)
     return NaturalGradientStep(False, 0.0, 0.0, 0.0, line_search_max_iter)
