@@ -5,42 +5,76 @@ from typing import Any
 
 import numpy as np
 import pytest
+from algorithms import ALGORITHMS, Make, Model, every_algorithm, every_class, small_aggrevated_oc
 from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, limited, parameter_sum, small_mdgps, vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import MDGPS
 from sb3_dpi.common.choices import check_choice, parse_choice
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 
 # ---------------------------------------------------------------------- arguments
 
-ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+COMMON: list[tuple[dict[str, Any], str]] = [
     ({"dynamics": "linear"}, "Unknown dynamics 'linear': choose one of 'niw', 'nearest', 'gmm'"),
     ({"dynamics": {"prior": "linear"}}, "Unknown dynamics 'linear': choose one of 'niw', 'nearest', 'gmm'"),
     ({"dynamics": {"prior": "niw", "windows": 3}}, "Unknown setting of dynamics 'windows': choose one of .*'window'"),
     ({"linearization": "finite"}, "Unknown linearization 'finite': choose one of .*'niw', 'nearest', 'gmm'"),
     ({"linearization": {"prior": "auto"}}, "Unknown linearization 'auto'"),
-    ({"step_rule": "adaptive"}, "Unknown step_rule 'adaptive': choose one of 'classic', 'global', 'fixed'"),
-    ({"conditions": "random_seeds"}, "Unknown conditions 'random_seeds': choose one of 'fresh', 'fixed', 'random'"),
-    ({"sampling": "on"}, "Unknown sampling 'on': choose one of 'global', 'local'"),
-    ({"initial_controller": "zero"}, "Unknown initial_controller 'zero': choose one of 'policy', 'lqr', 'pd'"),
-    ({"initial_controller": {"stiffness": 2.0}}, "Unknown initial_controller .*None.*: choose one of 'policy', 'lqr', 'pd'"),
+    (
+        {"conditions": "random_seeds"},
+        "Unknown conditions 'random_seeds': choose one of 'fresh', 'fixed', 'random', 'continue'",
+    ),
     ({"cost": {"window": 2}}, "Unknown setting of cost 'window': choose one of 'ridge', 'local_window', 'local_ridge'"),
-    ({"sampling": "local"}, 'belong to their conditions: set conditions="fixed"'),
     ({"samples_per_condition": 1}, "at least min_samples=2 trajectories of each condition.*raise samples_per_condition"),
     ({"samples_per_condition": 3, "min_samples": 4}, "min_samples=4.*samples_per_condition=3 gives fewer"),
     ({"samples_per_condition": 0}, "samples_per_condition must be at least 1, got 0"),
     ({"n_conditions": 0}, "n_conditions must be at least 1, got 0"),
-    ({"step_limits": (2.0, 3.0)}, r"step_limits must enclose 1, like \(0.1, 3.0\)"),
     ({"horizon": 1}, "horizon must be at least 2, got 1"),
     ({"horizon": 0}, "horizon must be at least 2, got 0"),
 ]
+ARGUMENTS: list[tuple[Make, dict[str, Any], str]] = [
+    *[(make, options, message) for options, message in COMMON for make in ALGORITHMS.values()],
+    (small_mdgps, {"step_rule": "adaptive"}, "Unknown step_rule 'adaptive': choose one of 'classic', 'global', 'fixed'"),
+    (small_mdgps, {"sampling": "on"}, "Unknown sampling 'on': choose one of 'global', 'local'"),
+    (small_mdgps, {"initial_controller": "zero"}, "Unknown initial_controller 'zero': choose one of 'policy', 'lqr', 'pd'"),
+    (
+        small_mdgps,
+        {"initial_controller": {"stiffness": 2.0}},
+        "Unknown initial_controller .*None.*: choose one of 'policy', 'lqr', 'pd'",
+    ),
+    (small_mdgps, {"sampling": "local"}, 'belong to their conditions: set conditions="fixed"'),
+    (small_mdgps, {"step_limits": (2.0, 3.0)}, r"step_limits must enclose 1, like \(0.1, 3.0\)"),
+    (small_aggrevated_oc, {"gae_lambda": 1.1}, "gae_lambda must be from 0 to 1, got 1.1"),
+    (small_aggrevated_oc, {"plan_lambda": -0.1}, "plan_lambda must be from 0 to 1, got -0.1"),
+    (small_aggrevated_oc, {"safeguard": "on"}, "Unknown safeguard 'on': choose one of 'calibration', 'off'"),
+    (small_aggrevated_oc, {"safeguard": 2.0}, "safeguard is calibration or off or a fixed trust from 0 to 1, got 2.0"),
+    (small_aggrevated_oc, {"safeguard": float("nan")}, "a fixed trust from 0 to 1, got nan"),
+]
 
 
-@pytest.mark.parametrize("options, message", ARGUMENTS, ids=lambda x: str(x)[:40])
-def test_arguments(options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("make, options, message", ARGUMENTS, ids=lambda x: str(x)[:40])
+def test_arguments(make: Make, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        small_mdgps(**options)
+        make(**options)
+
+
+# what else nobody can have meant; it must not end in silence or deep inside
+OUT_OF_RANGE: list[dict[str, Any]] = [
+    {"target_kl": -0.1},
+    {"trust_region": -0.1},
+    {"min_std": -0.1},
+    {"batch_size": 0},
+    {"n_critic_updates": 0},
+    {"line_search_max_iter": 0},
+    {"cg_max_steps": 0},
+]
+
+
+@pytest.mark.parametrize("options", OUT_OF_RANGE, ids=str)
+def test_arguments_out_of_range(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must"):
+        small_aggrevated_oc(**options).learn(1)
 
 
 def test_unknown_argument_of_an_initial_controller() -> None:
@@ -48,9 +82,10 @@ def test_unknown_argument_of_an_initial_controller() -> None:
         small_mdgps(initial_controller={"kind": "lqr", "stiff": 1.0}).learn(1)
 
 
-def test_unknown_keyword() -> None:
+@every_class
+def test_unknown_keyword(algorithm: type[Model]) -> None:
     with pytest.raises(TypeError, match="n_steps"):
-        MDGPS("MlpPolicy", PointMass(), n_steps=100)  # type: ignore[call-arg]
+        algorithm("MlpPolicy", PointMass(), n_steps=100)  # type: ignore[call-arg]
 
 
 def test_choices() -> None:
@@ -62,15 +97,17 @@ def test_choices() -> None:
         check_choice("thing", "c", ("a", "b"))
 
 
-def test_horizon_beyond_the_time_limit() -> None:
+@every_algorithm
+def test_horizon_beyond_the_time_limit(make: Make) -> None:
     message = r"horizon=13 is longer than the environment's episodes \(12 steps\): use at most 12, or None for the time limit"
     with pytest.raises(ValueError, match=message):
-        small_mdgps(limited(12), horizon=13)
-    assert small_mdgps(limited(12), horizon=12).n_steps == 12 * 4
+        make(limited(12), horizon=13)
+    assert make(limited(12), horizon=12).n_steps == 12 * 4
 
 
-def test_jacobian_where_policy_and_planner_see_different_things() -> None:
-    model = small_mdgps(DictPointMass(), "MultiInputPolicy", linearization="jacobian")
+@every_algorithm
+def test_jacobian_where_policy_and_planner_see_different_things(make: Make) -> None:
+    model = make(DictPointMass(), "MultiInputPolicy", linearization="jacobian")
     with pytest.raises(ValueError, match=r"needs a policy that observes the planner's state.*\"auto\""):
         model.learn(1)
 
@@ -80,10 +117,11 @@ def test_jacobian_where_policy_and_planner_see_different_things() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("what", ["reward", "observation"])
-def test_not_finite(what: str, bad: float, tmp_path: Path) -> None:
+@every_algorithm
+def test_not_finite(make: Make, what: str, bad: float, tmp_path: Path) -> None:
     """Environment and step are named, and the model is as before the rollout."""
     env = PointMass()
-    model = small_mdgps(env, replay=2)
+    model = make(env, replay=2)
     model.learn(ITERATION)
     before = parameter_sum(model)
     env.broken, env.bad = (what, ITERATION + 24), bad
@@ -93,28 +131,31 @@ def test_not_finite(what: str, bad: float, tmp_path: Path) -> None:
     assert parameter_sum(model) == before
     model.save(tmp_path / "model")
     env.broken = None
-    for survivor in (model, MDGPS.load(tmp_path / "model", env=PointMass())):
+    for survivor in (model, type(model).load(tmp_path / "model", env=PointMass())):
         survivor.learn(ITERATION, reset_num_timesteps=False)
         assert survivor.n_iterations == 2 and np.isfinite(parameter_sum(survivor))
 
 
-def test_not_finite_after_a_reset() -> None:
+@every_algorithm
+def test_not_finite_after_a_reset(make: Make) -> None:
     with pytest.raises(ValueError, match="observation that is not finite at step 0"):
-        small_mdgps(PointMass(broken=("reset", 10))).learn(1)
+        make(PointMass(broken=("reset", 10))).learn(1)
 
 
-def test_the_environment_that_is_not_finite_is_named() -> None:
+@every_algorithm
+def test_the_environment_that_is_not_finite_is_named(make: Make) -> None:
     envs = [PointMass(), PointMass(), PointMass(broken=("reward", 5))]
     makers = iter(envs)
     with pytest.raises(ValueError, match=r"Environment 2 returned a reward .*step 4 .*after 15 steps"):
-        small_mdgps(vec_env(3, lambda: next(makers))).learn(1)
+        make(vec_env(3, lambda: next(makers))).learn(1)
 
 
-def test_not_finite_with_vec_normalize() -> None:
+@every_algorithm
+def test_not_finite_with_vec_normalize(make: Make) -> None:
     """The statistics of VecNormalize must not be poisoned for good."""
     inner = PointMass()
     env = VecNormalize(vec_env(1, lambda: inner))
-    model = small_mdgps(env)
+    model = make(env)
     model.learn(ITERATION)
     inner.broken = ("observation", ITERATION + 5)
     with pytest.raises(ValueError, match="observation that is not finite"):
@@ -149,13 +190,15 @@ def test_an_algorithm_is_its_three_steps() -> None:
             step()
 
 
-def test_what_only_the_policy_sees_must_be_finite_too() -> None:
+@every_algorithm
+def test_what_only_the_policy_sees_must_be_finite_too(make: Make) -> None:
     with pytest.raises(ValueError, match="observation that is not finite"):
-        small_mdgps(DictPointMass(broken_key="position"), "MultiInputPolicy").learn(1)
+        make(DictPointMass(broken_key="position"), "MultiInputPolicy").learn(1)
 
 
-def test_deaths_that_leave_too_few_samples() -> None:
-    model = small_mdgps(PointMass(death=(1, 12)), min_samples=2)
+@every_algorithm
+def test_deaths_that_leave_too_few_samples(make: Make) -> None:
+    model = make(PointMass(death=(1, 12)), min_samples=2)
     model.min_samples = 5
     with pytest.raises(
         ValueError, match="No time step has the 5 living samples that a fit needs: raise samples_per_condition"
@@ -165,15 +208,17 @@ def test_deaths_that_leave_too_few_samples() -> None:
     assert model.learn(1).n_iterations == 1, "what raised can be mended"
 
 
-def test_pixels_alone() -> None:
+@every_algorithm
+def test_pixels_alone(make: Make) -> None:
     message = r'planner needs a vector and found none .*dictionary whose key "state" is a vector'
     for policy in ("CnnPolicy", "MlpPolicy"):
         with pytest.raises(ValueError, match=message):
-            small_mdgps(ImagePointMass(), policy)
+            make(ImagePointMass(), policy)
     with pytest.raises(ValueError, match=message):
-        small_mdgps(DictPointMass(("image",)), "MultiInputPolicy")
+        make(DictPointMass(("image",)), "MultiInputPolicy")
 
 
-def test_nothing_but_the_state() -> None:
+@every_algorithm
+def test_nothing_but_the_state(make: Make) -> None:
     with pytest.raises(ValueError, match='nothing but "state", which the policy may not see: add other keys'):
-        small_mdgps(DictPointMass(("state",)), "MultiInputPolicy")
+        make(DictPointMass(("state",)), "MultiInputPolicy")

@@ -1,4 +1,4 @@
-"""MDGPS trains: every choice of its arguments, several environments, normalisation, time limits and early terminations."""
+"""Every algorithm trains: choices of arguments, several environments, normalisation, time limits, early terminations."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from algorithms import Make, Model, every_algorithm, every_class, logged, planned, small_aggrevated_oc
 from dummy_envs import (
     CONDITIONS,
     HORIZON,
@@ -33,12 +34,7 @@ from sb3_dpi.mdgps.mdgps import CStep
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
 
 
-def logged(model: MDGPS, key: str) -> float:
-    """A scalar of the last iteration."""
-    return float(model.logger.name_to_value[key])
-
-
-def check_learned(model: MDGPS, iterations: int) -> None:
+def check_learned(model: Model, iterations: int) -> None:
     assert model.n_iterations == iterations
     assert np.isfinite(parameter_sum(model))
     assert isinstance(model.predict(np.zeros(2, np.float32))[0], np.ndarray)
@@ -47,9 +43,10 @@ def check_learned(model: MDGPS, iterations: int) -> None:
 # ---------------------------------------------------------------------- what a user calls
 
 
-def test_string_environment_without_further_argument() -> None:
-    model = MDGPS("MlpPolicy", POINT_MASS_ID).learn(1)
-    assert isinstance(model, MDGPS)
+@every_class
+def test_string_environment_without_further_argument(algorithm: type[Model]) -> None:
+    model = algorithm("MlpPolicy", POINT_MASS_ID).learn(1)
+    assert isinstance(model, algorithm)
     assert model.num_timesteps == model.n_conditions * model.samples_per_condition * POINT_MASS_LIMIT
 
 
@@ -66,35 +63,32 @@ def test_it_learns_a_double_integrator() -> None:
 
 
 @pytest.mark.parametrize("total", [1e2, 100, np.float64(100)])
-def test_total_timesteps_may_be_a_float(total: Any) -> None:
-    model = small_mdgps().learn(total)
+@every_algorithm
+def test_total_timesteps_may_be_a_float(make: Make, total: Any) -> None:
+    model = make().learn(total)
     assert model.num_timesteps == 3 * ITERATION, "a lower bound, and the last iteration is completed"
 
 
-def test_progress_bar() -> None:
-    assert small_mdgps().learn(1e2, progress_bar=True).num_timesteps == 3 * ITERATION  # type: ignore[arg-type]
+@every_algorithm
+def test_progress_bar(make: Make) -> None:
+    assert make().learn(1e2, progress_bar=True).num_timesteps == 3 * ITERATION  # type: ignore[arg-type]
 
 
-def test_log_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    small_mdgps(verbose=1).learn(3 * ITERATION, log_interval=None)  # type: ignore[arg-type]
+@every_algorithm
+def test_log_interval(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make(verbose=1).learn(3 * ITERATION, log_interval=None)  # type: ignore[arg-type]
     assert "total_timesteps" not in capsys.readouterr().out
-    small_mdgps(verbose=1).learn(4 * ITERATION, log_interval=2)
+    make(verbose=1).learn(4 * ITERATION, log_interval=2)
     assert capsys.readouterr().out.count("total_timesteps") == 2
 
 
 # ---------------------------------------------------------------------- choices by name
 
 
-CHOICES: list[dict[str, Any]] = [
-    {"sampling": "local", "conditions": "fixed"},
-    {"sampling": "local", "conditions": "fixed", "initial_controller": "lqr"},
+COMMON_CHOICES: list[dict[str, Any]] = [
     {"conditions": "fresh"},
     {"conditions": "fixed"},
     {"conditions": "random"},
-    {"step_rule": "classic"},
-    {"step_rule": "global"},
-    {"step_rule": "classic", "conditions": "fixed"},
-    {"step_rule": "global", "conditions": "fixed"},
     {"dynamics": "niw"},
     {"dynamics": "niw", "conditions": "fixed", "replay": 2},
     {"dynamics": "nearest"},
@@ -109,11 +103,6 @@ CHOICES: list[dict[str, Any]] = [
     {"linearization": {"prior": "nearest", "neighbours": 10}},
     {"cost": {"local_window": 2}},
     {"cost": {"ridge": 1e-2}},
-    {"initial_controller": "lqr"},
-    {"initial_controller": "pd"},
-    {"initial_controller": {"kind": "lqr", "stiffness": 2.0}},
-    {"initial_controller": {"kind": "pd", "position_gains": 2.0, "positions": [0], "velocities": [1]}},
-    {"kl_per_time_step": True},
     {"replay": 1},
     {"replay": 3},
     {"gamma": 1.0},
@@ -123,16 +112,63 @@ CHOICES: list[dict[str, Any]] = [
     {"samples_per_condition": 7},
     {"batch_size": 3},
 ]
+CHOICES: list[dict[str, Any]] = [
+    {"sampling": "local", "conditions": "fixed"},
+    {"sampling": "local", "conditions": "fixed", "initial_controller": "lqr"},
+    {"step_rule": "classic"},
+    {"step_rule": "global"},
+    {"step_rule": "classic", "conditions": "fixed"},
+    {"step_rule": "global", "conditions": "fixed"},
+    {"initial_controller": "lqr"},
+    {"initial_controller": "pd"},
+    {"initial_controller": {"kind": "lqr", "stiffness": 2.0}},
+    {"initial_controller": {"kind": "pd", "position_gains": 2.0, "positions": [0], "velocities": [1]}},
+    {"kl_per_time_step": True},
+]
+AGGREVATED_OC_CHOICES: list[dict[str, Any]] = [
+    {"conditions": "continue"},
+    {"conditions": "continue", "replay": 2},
+    {"gae_lambda": 0.0},
+    {"gae_lambda": 1.0},
+    {"plan_lambda": 0.0},
+    {"plan_lambda": 0.5},
+    {"plan_lambda": 1.0},
+    {"target_kl": 0.2},
+    {"trust_region": 3.0},
+    {"safeguard": "off"},
+    {"safeguard": 0},
+    {"safeguard": 0.3},
+    {"safeguard": 1.0},
+    {"cg_max_steps": 3},
+    {"cg_damping": 0.1},
+    {"line_search_shrinking_factor": 0.5},
+    {"n_critic_updates": 1},
+]
 
 
-@pytest.mark.parametrize("options", CHOICES, ids=str)
-def test_choices(options: dict[str, Any]) -> None:
-    model = small_mdgps(**options)
+def check_choice_of(model: Model) -> None:
+    before = parameter_sum(model)
     before = parameter_sum(model)
     model.learn(3 * model.n_steps)
     check_learned(model, 3)
     assert parameter_sum(model) != before
     assert logged(model, "trajopt/kl") > 0.0
+
+
+@every_algorithm
+@pytest.mark.parametrize("options", COMMON_CHOICES, ids=str)
+def test_common_choices(make: Make, options: dict[str, Any]) -> None:
+    check_choice_of(make(**options))
+
+
+@pytest.mark.parametrize("options", CHOICES, ids=str)
+def test_choices(options: dict[str, Any]) -> None:
+    check_choice_of(small_mdgps(**options))
+
+
+@pytest.mark.parametrize("options", AGGREVATED_OC_CHOICES, ids=str)
+def test_choices_of_aggrevated_oc(options: dict[str, Any]) -> None:
+    check_choice_of(small_aggrevated_oc(**options))
 
 
 def test_known_cost_is_used() -> None:
@@ -220,15 +256,16 @@ def test_local_sampling_runs_the_controllers() -> None:
 # ---------------------------------------------------------------------- conditions
 
 
-def seeds_of(model: MDGPS) -> list[int | None]:
+def seeds_of(model: Model) -> list[int | None]:
     assert model.env is not None
     env = model.env.get_attr("unwrapped")[0]
     return [seed for seed in env.seeds if seed is not None and seed >= 2**16]
 
 
 @pytest.mark.parametrize("conditions", ["fixed", "fresh", "random"])
-def test_conditions_are_reset_seeds(conditions: str) -> None:
-    model = small_mdgps(conditions=conditions)
+@every_algorithm
+def test_conditions_are_reset_seeds(make: Make, conditions: str) -> None:
+    model = make(conditions=conditions)
     model.learn(2 * ITERATION)
     seeds = seeds_of(model)
     n = CONDITIONS * SAMPLES
@@ -243,8 +280,9 @@ def test_conditions_are_reset_seeds(conditions: str) -> None:
 
 
 @pytest.mark.parametrize("n_envs", [2, 3, 8])
-def test_random_conditions_are_distinct_in_every_iteration(n_envs: int) -> None:
-    model = small_mdgps(vec_env(n_envs), conditions="random")
+@every_algorithm
+def test_random_conditions_are_distinct_in_every_iteration(make: Make, n_envs: int) -> None:
+    model = make(vec_env(n_envs), conditions="random")
     model.learn(3 * model.n_steps * n_envs)
     assert model.env is not None
     used = [seed for env in model.env.get_attr("unwrapped") for seed in env.seeds if seed is not None and seed >= 2**16]
@@ -329,8 +367,9 @@ def test_schedules() -> None:
     assert logged(first, "train/learning_rate") == pytest.approx(5.5e-3)
 
 
-def test_smallest_standard_deviation() -> None:
-    model = small_mdgps(min_std=0.9)
+@every_algorithm
+def test_smallest_standard_deviation(make: Make) -> None:
+    model = make(min_std=0.9)
     model.learn(1)
     assert float(model.policy.log_std.detach().exp()) == pytest.approx(0.9)
 
@@ -353,8 +392,9 @@ def test_progress_is_never_negative() -> None:
 # ---------------------------------------------------------------------- replay
 
 
-def test_replay_keeps_iterations() -> None:
-    model = small_mdgps(replay=2)
+@every_algorithm
+def test_replay_keeps_iterations(make: Make) -> None:
+    model = make(replay=2)
     sizes = []
     fit_model = model.fit_model
     model.fit_model = lambda trajectories: sizes.append(len(trajectories.alive)) or fit_model(trajectories)  # type: ignore
@@ -381,9 +421,10 @@ def test_memory_does_not_grow() -> None:
 
 
 @pytest.mark.parametrize("n_envs", [1, 2, 3, 8])
-def test_several_environments(n_envs: int) -> None:
+@every_algorithm
+def test_several_environments(make: Make, n_envs: int) -> None:
     """The number of trajectories is rounded up to a multiple of the environments."""
-    model = small_mdgps(vec_env(n_envs), n_conditions=3, samples_per_condition=2)
+    model = make(vec_env(n_envs), n_conditions=3, samples_per_condition=2)
     model.learn(2 * HORIZON * 6)
     n_batches = -(-6 // n_envs)
     assert model.n_steps == n_batches * HORIZON
@@ -394,10 +435,11 @@ def test_several_environments(n_envs: int) -> None:
     check_learned(model, 2)
 
 
-def test_subprocesses() -> None:
+@every_algorithm
+def test_subprocesses(make: Make) -> None:
     env = SubprocVecEnv([PointMass] * 3, start_method="fork")
     try:
-        model = small_mdgps(env)
+        model = make(env)
         model.learn(2 * model.n_steps * 3)
         check_learned(model, 2)
         # an environment is as good as another: the same seeds give the same first states
@@ -408,9 +450,10 @@ def test_subprocesses() -> None:
         env.close()
 
 
-def test_vec_normalize() -> None:
+@every_algorithm
+def test_vec_normalize(make: Make) -> None:
     """The planner works on the original numbers, the policy on the normalised ones."""
-    model = small_mdgps(normalized(vec_env(2), [5.0, -5.0], [4.0, 9.0]))
+    model = make(normalized(vec_env(2), [5.0, -5.0], [4.0, 9.0]))
     model.learn(3 * ITERATION)
     trajectories = model.rollout_buffer.trajectories()
     assert np.all(np.abs(trajectories.states[:, :, 0]) <= 1.0)
@@ -420,15 +463,16 @@ def test_vec_normalize() -> None:
     check_learned(model, 3)
 
 
-def test_vec_normalize_keeps_true_terminal_observations() -> None:
+@every_algorithm
+def test_vec_normalize_keeps_true_terminal_observations(make: Make) -> None:
     """Also where the normalised ones are clipped."""
     env = VecNormalize(vec_env(2, lambda: PointMass(death=(3, 9))), clip_obs=0.5)
-    model = small_mdgps(env)
+    model = make(env)
     model.learn(2 * ITERATION)
     check_dynamics(model)
 
 
-def check_dynamics(model: MDGPS) -> None:
+def check_dynamics(model: Model) -> None:
     """Every living transition, terminal ones included, obeys the point mass."""
     trajectories = model.rollout_buffer.trajectories()
     x, u = trajectories.states[:, :, :-1], trajectories.executed_actions
@@ -441,8 +485,9 @@ def check_dynamics(model: MDGPS) -> None:
 # ---------------------------------------------------------------------- horizons and time limits
 
 
-def test_horizon_is_the_time_limit_by_default() -> None:
-    model = small_mdgps(limited(7), horizon=None)
+@every_algorithm
+def test_horizon_is_the_time_limit_by_default(make: Make) -> None:
+    model = make(limited(7), horizon=None)
     model.learn(1)
     assert model.num_timesteps == 7 * CONDITIONS * SAMPLES
     assert not model.rollout_buffer.terminated.any(), "a time limit is no death"
@@ -450,17 +495,19 @@ def test_horizon_is_the_time_limit_by_default() -> None:
     assert model.rollout_buffer.horizon == 7
     infos = list(model.ep_info_buffer or [])
     assert [info["l"] for info in infos] == [7] * 4
-    registered = small_mdgps(POINT_MASS_ID, horizon=None)
+    registered = make(POINT_MASS_ID, horizon=None)
     assert registered.rollout_buffer.horizon == POINT_MASS_LIMIT
 
 
-def test_horizon_without_a_time_limit() -> None:
-    model = small_mdgps(PointMass(), horizon=None)
+@every_algorithm
+def test_horizon_without_a_time_limit(make: Make) -> None:
+    model = make(PointMass(), horizon=None)
     assert model.learn(1).num_timesteps == DEFAULT_HORIZON * CONDITIONS * SAMPLES
 
 
-def test_horizon_shorter_than_the_episode() -> None:
-    model = small_mdgps(limited(50), horizon=5)
+@every_algorithm
+def test_horizon_shorter_than_the_episode(make: Make) -> None:
+    model = make(limited(50), horizon=5)
     model.learn(2 * 20)
     assert model.num_timesteps == 40
     check_learned(model, 2)
@@ -468,7 +515,8 @@ def test_horizon_shorter_than_the_episode() -> None:
     assert np.all(model.rollout_buffer.trajectories().alive)
 
 
-def test_time_limit_inside_of_a_horizon() -> None:
+@every_algorithm
+def test_time_limit_inside_of_a_horizon(make: Make) -> None:
     """Truncation cuts the plan where nothing says how long episodes are, but is no death."""
 
     class Truncating(PointMass):
@@ -476,24 +524,26 @@ def test_time_limit_inside_of_a_horizon() -> None:
             obs, reward, terminated, _, info = super().step(action)
             return obs, reward, terminated, self.t >= 6, info
 
-    model = small_mdgps(Truncating())
+    model = make(Truncating())
     model.learn(1)
     trajectories = model.rollout_buffer.trajectories()
     assert np.all(trajectories.alive.sum(-1) == 6)
     assert not trajectories.terminated.any()
     assert logged(model, "trajopt/planned_steps") == 6
     check_dynamics(model)
-    assert model.previous is not None and np.all(model.previous.model.cost.const[:, 6:] == 0.0)
+    if isinstance(model, MDGPS):
+        assert model.previous is not None and np.all(model.previous.model.cost.const[:, 6:] == 0.0)
 
 
 # ---------------------------------------------------------------------- early termination
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_early_termination(n_envs: int) -> None:
+@every_algorithm
+def test_early_termination(make: Make, n_envs: int) -> None:
     """Deaths are masked, cut from the plan, and every real step counts."""
     env = vec_env(n_envs, lambda: PointMass(death=(3, 12)))
-    model = small_mdgps(env, samples_per_condition=6, conditions="random")
+    model = make(env, samples_per_condition=6, conditions="random")
     model.learn(300)
     assert model.num_timesteps == sum(inner.n_steps for inner in env.get_attr("unwrapped"))
     check_learned(model, model.n_iterations)
@@ -505,21 +555,25 @@ def test_early_termination(n_envs: int) -> None:
     assert np.all(ends[lengths < HORIZON])
     assert (trajectories.terminated & trajectories.alive).sum() == ends.sum()
     check_dynamics(model)
-    assert model.previous is not None
     expected = (trajectories.alive.sum(1) >= model.min_samples).sum(-1)
-    np.testing.assert_array_equal(model.previous.model.lengths, expected)
+    np.testing.assert_array_equal(planned(model).any(1).sum(-1), expected)
+    if isinstance(model, MDGPS):
+        assert model.previous is not None
+        np.testing.assert_array_equal(model.previous.model.lengths, expected)
     assert logged(model, "trajopt/planned_steps") == pytest.approx(expected.mean())
 
 
-def test_deaths_end_a_batch_early() -> None:
+@every_algorithm
+def test_deaths_end_a_batch_early(make: Make) -> None:
     env = PointMass(death=(4, 5))
-    model = small_mdgps(env)
+    model = make(env)
     model.learn(1)
     assert model.num_timesteps == env.n_steps == 4 * CONDITIONS * SAMPLES
     assert logged(model, "trajopt/planned_steps") == 4
 
 
-def test_a_death_is_worse_than_what_life_would_have_brought() -> None:
+@every_algorithm
+def test_a_death_is_worse_than_what_life_would_have_brought(make: Make) -> None:
     class Cliff(PointMass):
         """Dies beyond .3, where it is rewarded for going."""
 
@@ -527,34 +581,38 @@ def test_a_death_is_worse_than_what_life_would_have_brought() -> None:
             obs, _, _, _, info = super().step(action)
             return obs, 1.0 + 0.1 * float(self.state[1]), bool(self.state[0] > 1.5), False, info
 
-    model = small_mdgps(
-        Cliff(), horizon=30, n_conditions=4, samples_per_condition=5, imitation_steps=200, kl_step=1.0, conditions="random"
-    )
+    options: dict[str, Any] = {"imitation_steps": 200, "kl_step": 1.0} if make is small_mdgps else {"target_kl": 0.2}
+    model = make(Cliff(), horizon=30, n_conditions=4, samples_per_condition=5, conditions="random", **options)
     model.learn(8 * 600)
     alive = model.rollout_buffer.trajectories().alive
     assert alive[:, :, -1].mean() > 0.5
 
 
-def test_nothing_left_to_plan_is_an_error() -> None:
-    model = small_mdgps(PointMass(death=(1, 12)), samples_per_condition=2, min_samples=2)
+@every_algorithm
+def test_nothing_left_to_plan_is_an_error(make: Make) -> None:
+    model = make(PointMass(death=(1, 12)), samples_per_condition=2, min_samples=2)
     model.min_samples = 3
     with pytest.raises(ValueError, match="3 living samples that a fit needs: raise samples_per_condition"):
         model.learn(1)
 
 
-def test_one_condition_without_a_plan_does_not_stop_the_others() -> None:
-    model = small_mdgps(conditions="fixed", samples_per_condition=4)
+@every_algorithm
+def test_one_condition_without_a_plan_does_not_stop_the_others(make: Make) -> None:
+    model = make(conditions="fixed", samples_per_condition=4)
     model.learn(1)
     buffer = model.rollout_buffer
     buffer.alive.reshape(-1, HORIZON)[::2] = False  # trajectories of condition 0
     buffer.alive.reshape(-1, HORIZON)[0, 0] = True
     model.train()
     check_learned(model, 2)
-    assert model.previous is not None
-    np.testing.assert_array_equal(model.previous.model.lengths, [0, HORIZON])
+    assert logged(model, "trajopt/planned_steps") == HORIZON / 2
+    if isinstance(model, MDGPS):
+        assert model.previous is not None
+        np.testing.assert_array_equal(model.previous.model.lengths, [0, HORIZON])
 
 
-def test_gymnasium_tasks() -> None:
-    model = small_mdgps(gym.make("InvertedPendulum-v5"), samples_per_condition=4)
+@every_algorithm
+def test_gymnasium_tasks(make: Make) -> None:
+    model = make(gym.make("InvertedPendulum-v5"), samples_per_condition=4)
     model.learn(300)
     assert np.isfinite(parameter_sum(model))

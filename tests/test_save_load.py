@@ -9,27 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from algorithms import ALGORITHMS, Make, Model, every_algorithm, every_class, small_aggrevated_oc
 from dummy_envs import CONDITIONS, HORIZON, ITERATION, PointMass, limited, parameter_sum, small_mdgps, vec_env
 from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import MDGPS
+from sb3_dpi import MDGPS, AggreVaTeDOC
 from sb3_dpi.common.dual_policy_algorithm import FORMAT_VERSION
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 
 
-class OtherMDGPS(MDGPS):
-    """An algorithm of another name."""
+def trained(make: Make, **kwargs: Any) -> Model:
+    options: dict[str, Any] = {"replay": 2, "conditions": "fixed"}
+    if make is small_mdgps:
+        options.update(step_rule="global", sampling="local")
+    return make(**{**options, **kwargs}).learn(3 * ITERATION)
 
 
-def trained(**kwargs: Any) -> MDGPS:
-    options: dict[str, Any] = {"replay": 2, "conditions": "fixed", "step_rule": "global", "sampling": "local"}
-    return small_mdgps(**{**options, **kwargs}).learn(3 * ITERATION)
-
-
-def predictions(model: MDGPS) -> np.ndarray:
+def predictions(model: Model) -> np.ndarray:
     return model.predict(OBSERVATIONS, deterministic=True)[0]
 
 
@@ -45,8 +44,9 @@ def rewrite(path: Path, **changes: Any) -> None:
             archive.writestr(name, content)
 
 
-def test_everything_learned_survives(tmp_path: Path) -> None:
-    model = trained()
+def test_everything_learned_by_mdgps_survives(tmp_path: Path) -> None:
+    model = trained(small_mdgps)
+    assert isinstance(model, MDGPS)
     model.save(tmp_path / "model")
     loaded = MDGPS.load(tmp_path / "model", env=PointMass())
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
@@ -68,10 +68,11 @@ def test_everything_learned_survives(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours.alive, theirs.alive)
 
 
-def test_learning_goes_on(tmp_path: Path) -> None:
-    model = trained()
+@every_algorithm
+def test_learning_goes_on(make: Make, tmp_path: Path) -> None:
+    model = trained(make)
     model.save(tmp_path / "model.zip")
-    loaded = MDGPS.load(tmp_path / "model.zip", env=PointMass())
+    loaded = type(model).load(tmp_path / "model.zip", env=PointMass())
     loaded.learn(2 * ITERATION, reset_num_timesteps=False)
     assert (loaded.num_timesteps, loaded.n_iterations) == (5 * ITERATION, 5)
     assert parameter_sum(loaded) != parameter_sum(model)
@@ -80,7 +81,8 @@ def test_learning_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_loaded_model_samples_from_the_saved_controllers(tmp_path: Path) -> None:
-    model = trained(min_std=1e-3)
+    model = trained(small_mdgps, min_std=1e-3)
+    assert isinstance(model, MDGPS)
     model.save(tmp_path / "model")
     loaded = MDGPS.load(tmp_path / "model", env=PointMass())
     loaded.train = lambda: None  # type: ignore[method-assign]
@@ -94,48 +96,55 @@ def test_a_loaded_model_samples_from_the_saved_controllers(tmp_path: Path) -> No
     assert 0.5 < np.std(error[..., 0] / std) < 1.5
 
 
-def test_the_same_conditions_after_loading(tmp_path: Path) -> None:
-    model = trained(seed=None)
+@every_algorithm
+def test_the_same_conditions_after_loading(make: Make, tmp_path: Path) -> None:
+    model = trained(make, seed=None)
     model.save(tmp_path / "model")
     env = PointMass()
-    loaded = MDGPS.load(tmp_path / "model", env=env)
+    loaded = type(model).load(tmp_path / "model", env=env)
     loaded.learn(1, reset_num_timesteps=False)
     base = model.condition_base
     assert base is not None and {seed for seed in env.seeds if seed is not None} >= {base, base + 1}
 
 
-def test_fresh_conditions_go_on(tmp_path: Path) -> None:
+@every_algorithm
+def test_fresh_conditions_go_on(make: Make, tmp_path: Path) -> None:
     """Seeds that were used before do not come again."""
     env = PointMass()
-    small_mdgps(env, conditions="fresh").learn(2 * ITERATION).save(tmp_path / "model")
+    model = make(env, conditions="fresh").learn(2 * ITERATION)
+    model.save(tmp_path / "model")
     later = PointMass()
-    MDGPS.load(tmp_path / "model", env=later).learn(ITERATION, reset_num_timesteps=False)
+    type(model).load(tmp_path / "model", env=later).learn(ITERATION, reset_num_timesteps=False)
     assert len({seed for seed in later.seeds if seed and seed > 2**16} - set(env.seeds)) == CONDITIONS
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_number_of_environments_may_change(tmp_path: Path, n_envs: int) -> None:
-    trained(env=vec_env(2)).save(tmp_path / "model")
-    loaded = MDGPS.load(tmp_path / "model", env=vec_env(n_envs))
+@every_algorithm
+def test_number_of_environments_may_change(make: Make, tmp_path: Path, n_envs: int) -> None:
+    model = trained(make, env=vec_env(2))
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=vec_env(n_envs))
     assert loaded.n_envs == n_envs and loaded.rollout_buffer.n_envs == n_envs
     loaded.learn(loaded.n_steps * n_envs, reset_num_timesteps=False)
     assert loaded.n_iterations == 4
 
 
-def test_loading_without_environment(tmp_path: Path) -> None:
-    model = trained()
+@every_algorithm
+def test_loading_without_environment(make: Make, tmp_path: Path) -> None:
+    model = trained(make)
     model.save(tmp_path / "model")
-    loaded = MDGPS.load(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model")
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
     with pytest.raises((AssertionError, AttributeError)):
         loaded.learn(1)
 
 
-def test_environment_set_after_loading(tmp_path: Path) -> None:
+@every_algorithm
+def test_environment_set_after_loading(make: Make, tmp_path: Path) -> None:
     """The horizon that was the time limit's stays what it was."""
-    model = trained(env=limited(7), horizon=None)
+    model = trained(make, env=limited(7), horizon=None)
     model.save(tmp_path / "model")
-    loaded = MDGPS.load(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model")
     loaded.set_env(limited(7))
     loaded.learn(28, reset_num_timesteps=False)
     assert loaded.n_iterations == model.n_iterations + 1
@@ -143,8 +152,9 @@ def test_environment_set_after_loading(tmp_path: Path) -> None:
     assert len(loaded.past) == 2 and loaded.past[0].alive.shape == loaded.past[1].alive.shape
 
 
-def test_set_env() -> None:
-    model = small_mdgps()
+@every_algorithm
+def test_set_env(make: Make) -> None:
+    model = make()
     other = PointMass()
     model.set_env(other)
     model.learn(ITERATION)
@@ -155,22 +165,24 @@ def test_set_env() -> None:
         model.set_env(PointMass(low=-3.0))
 
 
-def test_vec_normalize_survives(tmp_path: Path) -> None:
+@every_algorithm
+def test_vec_normalize_survives(make: Make, tmp_path: Path) -> None:
     env = VecNormalize(vec_env(1))
-    model = small_mdgps(env)
+    model = make(env)
     model.learn(2 * ITERATION)
     model.save(tmp_path / "model")
     env.save(str(tmp_path / "statistics.pkl"))
     restored = VecNormalize.load(str(tmp_path / "statistics.pkl"), vec_env(1))
-    loaded = MDGPS.load(tmp_path / "model", env=restored)
+    loaded = type(model).load(tmp_path / "model", env=restored)
     assert loaded.get_vec_normalize_env() is restored
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
     loaded.learn(ITERATION, reset_num_timesteps=False)
     assert loaded.n_iterations == 3
 
 
-def test_get_and_set_parameters() -> None:
-    model, other = trained(), small_mdgps(seed=1)
+@every_algorithm
+def test_get_and_set_parameters(make: Make) -> None:
+    model, other = trained(make), make(seed=1)
     parameters: Any = model.get_parameters()
     assert set(parameters) == {"policy", "policy.optimizer"}
     assert not np.allclose(predictions(other), predictions(model))
@@ -186,22 +198,23 @@ def test_get_and_set_parameters() -> None:
     np.testing.assert_array_equal(predictions(other), 0.0)
 
 
-def test_saved_files(tmp_path: Path) -> None:
+@every_algorithm
+def test_saved_files(make: Make, tmp_path: Path) -> None:
     """To a path, a string or a stream; the version is in it, simulators and buffers are not."""
-    model = trained()
+    model = trained(make)
     model.save(str(tmp_path / "text"))
     buffer = io.BytesIO()
     model.save(buffer)
     buffer.seek(0)
-    np.testing.assert_array_equal(predictions(MDGPS.load(buffer)), predictions(model))
+    np.testing.assert_array_equal(predictions(type(model).load(buffer)), predictions(model))
     data, parameters, _ = load_from_zip_file(tmp_path / "text")
-    assert data is not None and data["format_version"] == FORMAT_VERSION and data["algorithm_name"] == "MDGPS"
+    assert data is not None and data["format_version"] == FORMAT_VERSION and data["algorithm_name"] == type(model).__name__
     assert not {"env", "policy", "rollout_buffer", "_rng", "_state_view", "_logger"} & set(data)
     assert set(parameters) == {"policy", "policy.optimizer"}
 
 
 def test_save_excludes_and_includes(tmp_path: Path) -> None:
-    model = trained()
+    model = trained(small_mdgps)
     model.save(tmp_path / "model", exclude=["past", "previous"], include=["rollout_buffer"])
     data, _, _ = load_from_zip_file(tmp_path / "model")
     assert data is not None and "past" not in data and "previous" not in data and "rollout_buffer" in data
@@ -212,51 +225,68 @@ def test_save_excludes_and_includes(tmp_path: Path) -> None:
     assert loaded.n_iterations == 4
 
 
-def test_custom_objects_of_the_zoo(tmp_path: Path) -> None:
-    model = trained()
+@every_algorithm
+def test_custom_objects_of_the_zoo(make: Make, tmp_path: Path) -> None:
+    model = trained(make)
     model.save(tmp_path / "model")
     custom: dict[str, Any] = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
-    loaded = MDGPS.load(tmp_path / "model", env=PointMass(), custom_objects=custom, seed=3, device="cpu")
+    loaded = type(model).load(tmp_path / "model", env=PointMass(), custom_objects=custom, seed=3, device="cpu")
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
     assert loaded.learning_rate == 0.0
 
 
-@pytest.mark.parametrize("schedule", ["kl_step", "min_std", "learning_rate"])
-def test_schedules_survive(tmp_path: Path, schedule: str) -> None:
+SCHEDULES = [
+    *[(MDGPS, name) for name in ("kl_step", "min_std", "learning_rate")],
+    *[(AggreVaTeDOC, name) for name in ("trust_region", "target_kl", "min_std", "learning_rate")],
+]
+
+
+@pytest.mark.parametrize("algorithm, schedule", SCHEDULES)
+def test_schedules_survive(tmp_path: Path, algorithm: type[Model], schedule: str) -> None:
     options: dict[str, Any] = {schedule: lambda progress: 0.1 + 0.2 * progress}
-    small_mdgps(**options).learn(ITERATION).save(tmp_path / "model")
-    loaded = MDGPS.load(tmp_path / "model", env=PointMass())
+    ALGORITHMS[algorithm](**options).learn(ITERATION).save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=PointMass())
     value = loaded.lr_schedule(0.5) if schedule == "learning_rate" else getattr(loaded, schedule)(0.5)
     assert value == pytest.approx(0.2)
     loaded.save(tmp_path / "again")
-    assert MDGPS.load(tmp_path / "again", env=PointMass()).learn(1).n_iterations == 2
+    assert algorithm.load(tmp_path / "again", env=PointMass()).learn(1).n_iterations == 2
 
 
-def test_known_cost_survives(tmp_path: Path) -> None:
-    small_mdgps(cost_fn=lambda obs, action, next_obs: (next_obs**2).sum(-1)).learn(ITERATION).save(tmp_path / "model")
-    loaded = MDGPS.load(tmp_path / "model", env=PointMass())
+@every_algorithm
+def test_known_cost_survives(make: Make, tmp_path: Path) -> None:
+    model = make(cost_fn=lambda obs, action, next_obs: (next_obs**2).sum(-1)).learn(ITERATION)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=PointMass())
     assert loaded.cost_fn is not None
     assert loaded.cost_fn(th.zeros(1, 2), th.zeros(1, 1), th.ones(1, 2)) == 2.0
     assert loaded.learn(1).n_iterations == 2
 
 
-CHANGES: list[dict[str, Any]] = [
+COMMON_CHANGES: list[dict[str, Any]] = [
     {"horizon": HORIZON + 5},
     {"horizon": HORIZON - 5},
     {"n_conditions": CONDITIONS + 1},
     {"n_conditions": 1},
     {"samples_per_condition": 3},
     {"replay": 0},
-    {"sampling": "global", "conditions": "random"},
-    {"dynamics": "gmm", "imitation_steps": 1},
-    {"kl_step": 0.5, "min_std": 0.3},
+    {"dynamics": "gmm"},
+]
+CHANGES: list[tuple[Make, dict[str, Any]]] = [
+    *[(make, changes) for changes in COMMON_CHANGES for make in ALGORITHMS.values()],
+    (small_mdgps, {"sampling": "global", "conditions": "random"}),
+    (small_mdgps, {"imitation_steps": 1}),
+    (small_mdgps, {"kl_step": 0.5, "min_std": 0.3}),
+    (small_aggrevated_oc, {"conditions": "continue"}),
+    (small_aggrevated_oc, {"trust_region": 0.5, "target_kl": 0.1, "min_std": 0.3}),
+    (small_aggrevated_oc, {"trust_region": 0.0, "safeguard": 0.5, "plan_lambda": 0.5}),
 ]
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_arguments_may_change_on_loading(tmp_path: Path, changes: dict[str, Any]) -> None:
-    trained().save(tmp_path / "model")
-    loaded = MDGPS.load(tmp_path / "model", env=PointMass(), **changes)
+@pytest.mark.parametrize("make, changes", CHANGES, ids=str)
+def test_arguments_may_change_on_loading(tmp_path: Path, make: Make, changes: dict[str, Any]) -> None:
+    model = trained(make)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=PointMass(), **changes)
     loaded.learn(2 * loaded.n_steps, reset_num_timesteps=False)
     assert loaded.n_iterations == 5 and np.isfinite(parameter_sum(loaded))
     for name, value in changes.items():
@@ -267,25 +297,39 @@ def test_arguments_may_change_on_loading(tmp_path: Path, changes: dict[str, Any]
 # ---------------------------------------------------------------------- files that cannot be read
 
 
-def test_file_of_a_subclass(tmp_path: Path) -> None:
-    trained().save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"holds a MDGPS model: load it with MDGPS\.load, not OtherMDGPS\.load"):
-        OtherMDGPS.load(tmp_path / "model")
-    OtherMDGPS("MlpPolicy", PointMass(), horizon=HORIZON, device="cpu").save(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"holds a OtherMDGPS model: load it with OtherMDGPS\.load"):
-        MDGPS.load(tmp_path / "other", env=PointMass())
-    assert isinstance(OtherMDGPS.load(tmp_path / "other", env=PointMass()), OtherMDGPS)
+@every_class
+def test_file_of_a_subclass(algorithm: type[Model], tmp_path: Path) -> None:
+    other = type(f"Other{algorithm.__name__}", (algorithm,), {})
+    name = algorithm.__name__
+    ALGORITHMS[algorithm]().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"holds a {name} model: load it with {name}\.load, not Other{name}\.load"):
+        other.load(tmp_path / "model")
+    other("MlpPolicy", PointMass(), horizon=HORIZON, device="cpu").save(tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"holds a Other{name} model: load it with Other{name}\.load"):
+        algorithm.load(tmp_path / "other", env=PointMass())
+    assert isinstance(other.load(tmp_path / "other", env=PointMass()), other)
 
 
-def test_file_of_another_algorithm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first, second", [(MDGPS, AggreVaTeDOC), (AggreVaTeDOC, MDGPS)])
+def test_file_of_one_of_our_algorithms(first: type[Model], second: type[Model], tmp_path: Path) -> None:
+    ALGORITHMS[first]().save(tmp_path / "model")
+    for env in (None, PointMass()):
+        with pytest.raises(ValueError, match=f"holds a {first.__name__} model: load it with {first.__name__}"):
+            second.load(tmp_path / "model", env=env)
+
+
+@every_class
+def test_file_of_another_algorithm(algorithm: type[Model], tmp_path: Path) -> None:
     PPO("MlpPolicy", PointMass(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "ppo")
     for env in (None, PointMass()):
-        with pytest.raises(ValueError, match=r"another algorithm|not .*MDGPS"):
-            MDGPS.load(tmp_path / "ppo", env=env)
+        with pytest.raises(ValueError, match=rf"another algorithm|not .*{algorithm.__name__}"):
+            algorithm.load(tmp_path / "ppo", env=env)
 
 
-def test_file_of_a_newer_format(tmp_path: Path) -> None:
-    trained().save(tmp_path / "model.zip")
+@every_algorithm
+def test_file_of_a_newer_format(make: Make, tmp_path: Path) -> None:
+    model = trained(make)
+    model.save(tmp_path / "model.zip")
     rewrite(tmp_path / "model.zip", format_version=FORMAT_VERSION + 1)
     with pytest.raises(ValueError, match=f"format {FORMAT_VERSION + 1}, newer than the format {FORMAT_VERSION}.*upgrade"):
-        MDGPS.load(tmp_path / "model.zip", env=PointMass())
+        type(model).load(tmp_path / "model.zip", env=PointMass())

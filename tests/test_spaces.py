@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from algorithms import Make, every_algorithm
 from dummy_envs import (
     HORIZON,
     IMAGE_SHAPE,
@@ -16,13 +17,11 @@ from dummy_envs import (
     Matrix,
     PointMass,
     parameter_sum,
-    small_mdgps,
     vec_env,
 )
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
-from sb3_dpi import MDGPS
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 
 BOUNDS = [(-1.0, 1.0), (-3.0, 3.0), (0.0, 10.0), (-0.2, 5.0), (-1.0, 0.5)]
@@ -41,10 +40,11 @@ class Spaces(PointMass):
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-def test_actions_reach_the_environment_in_its_own_units(bounds: tuple[float, float]) -> None:
+@every_algorithm
+def test_actions_reach_the_environment_in_its_own_units(make: Make, bounds: tuple[float, float]) -> None:
     low, high = bounds
     env = PointMass(low, high)
-    model = small_mdgps(env, policy_kwargs={"net_arch": [8], "log_std_init": 0.5})
+    model = make(env, policy_kwargs={"net_arch": [8], "log_std_init": 0.5})
     model.learn(2 * ITERATION)
     sampled = model.rollout_buffer.trajectories()
     in_units = sampled.executed_actions
@@ -56,9 +56,10 @@ def test_actions_reach_the_environment_in_its_own_units(bounds: tuple[float, flo
 
 
 @pytest.mark.parametrize("bounds", BOUNDS[1:], ids=str)
-def test_learning_does_not_depend_on_the_units(bounds: tuple[float, float]) -> None:
+@every_algorithm
+def test_learning_does_not_depend_on_the_units(make: Make, bounds: tuple[float, float]) -> None:
     """The same task in other units of the action: the same policy in units of the bounds."""
-    plain, scaled = small_mdgps(PointMass()), small_mdgps(PointMass(*bounds))
+    plain, scaled = make(PointMass()), make(PointMass(*bounds))
     for model in (plain, scaled):
         model.learn(2 * ITERATION)
     assert parameter_sum(scaled) == pytest.approx(parameter_sum(plain), rel=1e-3)
@@ -70,57 +71,64 @@ def test_learning_does_not_depend_on_the_units(bounds: tuple[float, float]) -> N
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_predicted_actions_are_within_the_bounds(deterministic: bool) -> None:
-    model = small_mdgps(PointMass(-0.2, 5.0), policy_kwargs={"net_arch": [8], "log_std_init": 2.0})
+@every_algorithm
+def test_predicted_actions_are_within_the_bounds(make: Make, deterministic: bool) -> None:
+    model = make(PointMass(-0.2, 5.0), policy_kwargs={"net_arch": [8], "log_std_init": 2.0})
     observations = 100.0 * np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     actions, _ = model.predict(observations, deterministic=deterministic)
     assert actions.shape == (50, 1) and actions.min() >= -0.2 and actions.max() <= 5.0
     assert model.action_space.contains(model.predict(observations[0])[0])
 
 
-def test_known_cost_gets_the_environments_units() -> None:
+@every_algorithm
+def test_known_cost_gets_the_environments_units(make: Make) -> None:
     seen = []
 
     def cost_fn(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         seen.append(action.detach().numpy().copy())
         return (next_obs**2).sum(-1) + 0.1 * ((action - 5.0) ** 2).sum(-1)
 
-    model = small_mdgps(PointMass(0.0, 10.0), cost_fn=cost_fn)
+    model = make(PointMass(0.0, 10.0), cost_fn=cost_fn)
     model.learn(1)
     sampled = 5.0 + 5.0 * model.rollout_buffer.trajectories().actions
     np.testing.assert_allclose(np.sort(seen[0].ravel()), np.sort(sampled.ravel()), atol=1e-5)
 
 
-def test_matrices_as_observation_and_action() -> None:
-    model = small_mdgps(Matrix())
+@every_algorithm
+def test_matrices_as_observation_and_action(make: Make) -> None:
+    model = make(Matrix())
     model.learn(2 * ITERATION)
     assert model.predict(np.zeros((2, 1), np.float32))[0].shape == (2, 1)
     assert model.rollout_buffer.trajectories().actions.shape[-1] == 2
-    known = small_mdgps(Matrix(), cost_fn=lambda obs, action, next_obs: (next_obs**2).sum(-1) + (action**2).sum(-1))
+    known = make(Matrix(), cost_fn=lambda obs, action, next_obs: (next_obs**2).sum(-1) + (action**2).sum(-1))
     assert known.learn(1).n_iterations == 1
 
 
 @pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2)], ids=str)
-def test_discrete_actions(action_space: spaces.Space) -> None:
+@every_algorithm
+def test_discrete_actions(make: Make, action_space: spaces.Space) -> None:
     with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.* as action spaces but .* was provided"):
-        small_mdgps(Spaces(action_space=action_space))
+        make(Spaces(action_space=action_space))
 
 
-def test_discrete_actions_of_a_real_task() -> None:
+@every_algorithm
+def test_discrete_actions_of_a_real_task(make: Make) -> None:
     with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.*Discrete\(2\) was provided"):
-        small_mdgps("CartPole-v1")
+        make("CartPole-v1")
 
 
-def test_unbounded_actions() -> None:
+@every_algorithm
+def test_unbounded_actions(make: Make) -> None:
     with pytest.raises(AssertionError, match="must have a finite lower and upper bound"):
-        small_mdgps(Spaces(action_space=spaces.Box(-np.inf, np.inf, (1,))))
+        make(Spaces(action_space=spaces.Box(-np.inf, np.inf, (1,))))
 
 
 # ---------------------------------------------------------------------- observations
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
-def test_types_of_observations(dtype: Any) -> None:
+@every_algorithm
+def test_types_of_observations(make: Make, dtype: Any) -> None:
     class Typed(PointMass):
         def __init__(self) -> None:
             super().__init__()
@@ -129,33 +137,36 @@ def test_types_of_observations(dtype: Any) -> None:
         def observation(self) -> Any:
             return (100 * self.state).astype(dtype)
 
-    model = small_mdgps(Typed())
+    model = make(Typed())
     model.learn(2 * ITERATION)
     assert np.isfinite(parameter_sum(model))
     assert model.rollout_buffer.observations.dtype == dtype
 
 
 @pytest.mark.parametrize("observation_space", [spaces.Discrete(3), spaces.MultiBinary(3)], ids=str)
-def test_observations_without_numbers(observation_space: spaces.Space) -> None:
+@every_algorithm
+def test_observations_without_numbers(make: Make, observation_space: spaces.Space) -> None:
     with pytest.raises(ValueError, match=r'planner needs a vector and found none .* key "state" is a vector'):
-        small_mdgps(Spaces(observation_space=observation_space))
+        make(Spaces(observation_space=observation_space))
 
 
-def states_of(keys: tuple[str, ...]) -> tuple[Any, np.ndarray, Any]:
-    model = small_mdgps(DictPointMass(keys), "MultiInputPolicy")
+def states_of(make: Make, keys: tuple[str, ...]) -> tuple[Any, np.ndarray, Any]:
+    model = make(DictPointMass(keys), "MultiInputPolicy")
     model.learn(2 * ITERATION)
     assert np.isfinite(parameter_sum(model))
     trajectories = model.rollout_buffer.trajectories()
     return model, trajectories.states, trajectories.observations
 
 
-def test_state_is_what_the_planner_sees() -> None:
-    _, states, observations = states_of(("position", "state", "velocity"))
+@every_algorithm
+def test_state_is_what_the_planner_sees(make: Make) -> None:
+    _, states, observations = states_of(make, ("position", "state", "velocity"))
     np.testing.assert_allclose(states, observations["state"], atol=1e-6)
 
 
-def test_without_state_the_planner_sees_the_vectors() -> None:
-    _, states, observations = states_of(("image", "position", "velocity"))
+@every_algorithm
+def test_without_state_the_planner_sees_the_vectors(make: Make) -> None:
+    _, states, observations = states_of(make, ("image", "position", "velocity"))
     expected = np.concatenate([observations["position"], observations["velocity"]], -1)
     np.testing.assert_allclose(states, expected, atol=1e-6)
     assert observations["image"].shape == (2, 2, HORIZON + 1, IMAGE_SHAPE[2], *IMAGE_SHAPE[:2])
@@ -163,8 +174,9 @@ def test_without_state_the_planner_sees_the_vectors() -> None:
     np.testing.assert_array_equal(observations["image"][..., 0, 0, 0], grey)
 
 
-def test_images_with_state() -> None:
-    model, states, _ = states_of(("image", "state"))
+@every_algorithm
+def test_images_with_state(make: Make) -> None:
+    model, states, _ = states_of(make, ("image", "state"))
     assert states.shape[-1] == 2
     before = parameter_sum(model)
     image = np.full(IMAGE_SHAPE, 50, np.uint8)
@@ -174,8 +186,9 @@ def test_images_with_state() -> None:
     assert parameter_sum(model) == before
 
 
-def test_policy_is_blind_to_the_state() -> None:
-    model, *_ = states_of(("state", "position"))
+@every_algorithm
+def test_policy_is_blind_to_the_state(make: Make) -> None:
+    model, *_ = states_of(make, ("state", "position"))
     for training in (False, True):
         model.policy.set_training_mode(training)
         obs = {"state": th.randn(5, 2, requires_grad=True), "position": th.randn(5, 1, requires_grad=True)}
@@ -190,9 +203,10 @@ def test_policy_is_blind_to_the_state() -> None:
     assert predictions[0] == predictions[1] == predictions[2]
 
 
-def test_deployed_without_state() -> None:
+@every_algorithm
+def test_deployed_without_state(make: Make) -> None:
     """One observation or a batch, whatever the keys' shapes."""
-    model, *_ = states_of(("image", "state"))
+    model, *_ = states_of(make, ("image", "state"))
     image = np.full(IMAGE_SHAPE, 50, np.uint8)
     single = model.predict({"image": image}, deterministic=True)[0]
     batch = model.predict({"image": np.stack([image] * 3)}, deterministic=True)[0]
@@ -202,7 +216,8 @@ def test_deployed_without_state() -> None:
     np.testing.assert_allclose(transposed, single, atol=1e-6)
 
 
-def test_the_key_state_may_have_any_shape() -> None:
+@every_algorithm
+def test_the_key_state_may_have_any_shape(make: Make) -> None:
     class MatrixState(DictPointMass):
         def __init__(self) -> None:
             super().__init__()
@@ -213,19 +228,21 @@ def test_the_key_state_may_have_any_shape() -> None:
             obs = super().observation()
             return {**obs, "state": obs["state"][:, None]}
 
-    model = small_mdgps(MatrixState(), "MultiInputPolicy")
+    model = make(MatrixState(), "MultiInputPolicy")
     model.learn(1)
     assert model.rollout_buffer.trajectories().states.shape == (2, 2, HORIZON + 1, 2)
     assert model.predict({"position": np.zeros(1, np.float32)})[0].shape == (1,)
 
 
-def test_dictionaries_need_a_multi_input_policy() -> None:
+@every_algorithm
+def test_dictionaries_need_a_multi_input_policy(make: Make) -> None:
     with pytest.raises(ValueError, match="You must use `MultiInputPolicy`"):
-        small_mdgps(DictPointMass(("image", "state")), "MlpPolicy")
+        make(DictPointMass(("image", "state")), "MlpPolicy")
 
 
-def test_cnn_policy_sees_the_image_beside_the_state(tmp_path: Path) -> None:
-    model = small_mdgps(DictPointMass(("image", "state")), "CnnPolicy")
+@every_algorithm
+def test_cnn_policy_sees_the_image_beside_the_state(make: Make, tmp_path: Path) -> None:
+    model = make(DictPointMass(("image", "state")), "CnnPolicy")
     model.learn(2 * ITERATION)
     image = np.full(IMAGE_SHAPE, 50, np.uint8)
     dark, light = (model.predict({"image": shade}, deterministic=True)[0] for shade in (image, image + 150))
@@ -233,25 +250,28 @@ def test_cnn_policy_sees_the_image_beside_the_state(tmp_path: Path) -> None:
     seen = model.predict({"image": image, "state": np.ones(2, np.float32)}, deterministic=True)[0]
     np.testing.assert_array_equal(seen, dark)
     model.save(tmp_path / "model")
-    np.testing.assert_array_equal(MDGPS.load(tmp_path / "model").predict({"image": image}, deterministic=True)[0], dark)
+    np.testing.assert_array_equal(type(model).load(tmp_path / "model").predict({"image": image}, deterministic=True)[0], dark)
 
 
-def test_cnn_policy_sees_one_image_only() -> None:
+@every_algorithm
+def test_cnn_policy_sees_one_image_only(make: Make) -> None:
     with pytest.raises(ValueError, match=r"CnnPolicy sees one image beside \"state\".* use MultiInputPolicy"):
-        small_mdgps(DictPointMass(("image", "state", "position")), "CnnPolicy")
+        make(DictPointMass(("image", "state", "position")), "CnnPolicy")
 
 
-def test_pixels_alone() -> None:
+@every_algorithm
+def test_pixels_alone(make: Make) -> None:
     with pytest.raises(ValueError, match=r'planner needs a vector and found none .* key "state" is a vector'):
-        small_mdgps(ImagePointMass(), "CnnPolicy")
+        make(ImagePointMass(), "CnnPolicy")
 
 
 @pytest.mark.parametrize("transpose_first", [False, True])
-def test_images_beside_normalised_vectors(transpose_first: bool) -> None:
+@every_algorithm
+def test_images_beside_normalised_vectors(make: Make, transpose_first: bool) -> None:
     """SB3 puts the transposition of images around VecNormalize."""
     env: Any = vec_env(2, lambda: DictPointMass(("image", "state", "position")))
     env = VecNormalize(VecTransposeImage(env) if transpose_first else env, norm_obs_keys=["state", "position"])
-    model = small_mdgps(env, "MultiInputPolicy")
+    model = make(env, "MultiInputPolicy")
     model.learn(2 * ITERATION)
     observations: Any = model.rollout_buffer.trajectories().observations
     grey = np.clip(128 + 60 * observations["position"][..., 0], 0, 255).astype(np.uint8)
@@ -259,7 +279,8 @@ def test_images_beside_normalised_vectors(transpose_first: bool) -> None:
     np.testing.assert_allclose(observations["state"][..., 0], observations["position"][..., 0], atol=1e-5)
 
 
-def test_dictionaries_under_vec_normalize() -> None:
+@every_algorithm
+def test_dictionaries_under_vec_normalize(make: Make) -> None:
     """Also where episodes end, whose last observations come back normalised."""
 
     class Mortal(DictPointMass):
@@ -267,7 +288,7 @@ def test_dictionaries_under_vec_normalize() -> None:
             super().__init__(("state", "position"))
             self.death = (4, 9)
 
-    model = small_mdgps(VecNormalize(vec_env(2, Mortal)), "MultiInputPolicy")
+    model = make(VecNormalize(vec_env(2, Mortal)), "MultiInputPolicy")
     model.learn(3 * ITERATION)
     sampled = model.rollout_buffer.trajectories()
     observations: Any = sampled.observations
@@ -296,6 +317,7 @@ def test_vector_spaces() -> None:
         make_state_view(spaces.Dict({"state": spaces.Discrete(2), "x": spaces.Box(-1.0, 1.0, (1,))}))
 
 
-def test_flattening_wrappers_work() -> None:
+@every_algorithm
+def test_flattening_wrappers_work(make: Make) -> None:
     env = gym.wrappers.FlattenObservation(DictPointMass(("position", "velocity")))
-    assert small_mdgps(env).learn(1).n_iterations == 1
+    assert make(env).learn(1).n_iterations == 1

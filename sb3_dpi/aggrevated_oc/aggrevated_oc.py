@@ -99,7 +99,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :param learning_rate: of the value function, it can be a function of the current progress remaining (from 1 to 0);
         usual: 3e-4 to 3e-3
     :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
-        limit, or 200 where there is none; usual: 50 to 200
+        limit, at most 100; usual: 50 to 200
     :param n_conditions: Initial conditions M sampled in an iteration; usual: 1 to 20
     :param samples_per_condition: Trajectories N from each condition; usual: 4 to 40
     :param conditions: ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
@@ -146,6 +146,8 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
 
+    longest_default_horizon = 100
+
     def __init__(
         self,
         policy: str | type[BoundedGaussianPolicy],
@@ -171,7 +173,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
-        batch_size: int = 128,
+        batch_size: int = 256,
         min_std: float | Schedule = 0.1,
         min_samples: int = 2,
         stats_window_size: int = 100,

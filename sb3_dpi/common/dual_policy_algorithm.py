@@ -82,6 +82,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         "CnnPolicy": BoundedGaussianCnnPolicy,
         "MultiInputPolicy": BoundedGaussianMultiInputPolicy,
     }
+    longest_default_horizon: ClassVar[int] = 10**9
+    """what ``horizon=None`` takes at most"""
     policy: BoundedGaussianPolicy
     rollout_buffer: TrajectoryBuffer
 
@@ -212,7 +214,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
                 limit = self.env.get_attr("_max_episode_steps", [0])[0]
         if self.horizon is None:
             # a model that was loaded without environment keeps the horizon it was trained with
-            return limit or (self._resolved_horizon if self.env is None else None) or DEFAULT_HORIZON
+            kept = self._resolved_horizon if self.env is None else None
+            return min(limit or kept or DEFAULT_HORIZON, self.longest_default_horizon)
         if self.horizon < 2:
             raise ValueError(f"horizon must be at least 2, got {self.horizon}")
         if limit is not None and self.horizon > limit:

@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch as th
-from sb3_contrib.common.utils import conjugate_gradient_solver
+from scipy.sparse.linalg import LinearOperator, cg
 
+CG_TOLERANCE = 1e-5
+"""Of the residual, relative to the gradient: what single precision can tell."""
 Scalar = Callable[[], th.Tensor]
 """A scalar of the present parameters"""
 
@@ -66,12 +69,15 @@ def natural_gradient_step(
         return refused
     kl_gradient = _flat_gradient(kl(), actor, create_graph=True)
 
-    def fisher_vector_product(vector: th.Tensor, retain_graph: bool = True) -> th.Tensor:
-        return _flat_gradient(kl_gradient.dot(vector), actor, retain_graph=retain_graph) + cg_damping * vector
+    def fisher_vector_product(vector: np.ndarray) -> np.ndarray:
+        along = kl_gradient.dot(th.as_tensor(vector, dtype=kl_gradient.dtype, device=kl_gradient.device))
+        return _flat_gradient(along, actor, retain_graph=True).double().cpu().numpy() + cg_damping * vector
 
-    # The solver starts from a small random vector and stops at a fixed residual: it must not see the units of the objective
-    size = gradient.norm()
-    direction = size * conjugate_gradient_solver(fisher_vector_product, gradient / size, max_iter=cg_max_steps)
+    n = gradient.numel()
+    # Not sb3-contrib's solver: it starts from a random vector and stops at a residual that depends on the units of L
+    fisher = LinearOperator((n, n), matvec=fisher_vector_product, dtype=np.float64)
+    solution, _ = cg(fisher, gradient.double().cpu().numpy(), rtol=CG_TOLERANCE, maxiter=cg_max_steps)
+    direction = th.as_tensor(solution, dtype=gradient.dtype, device=gradient.device)
     slope = gradient.dot(direction)
     # Rounding, or a damping that is too small, can leave the cone of ascent directions
     if not bool(th.isfinite(direction).all()) or float(slope) <= 0.0:
