@@ -488,3 +488,20 @@ def test_two_hundred_runs_in_ten_seconds(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "runs.csv")) == 200
     assert (tmp_path / "evaluations.csv").read_bytes().count(b"\n") == 200 * 100 * 10 + 1
     assert len(list((tmp_path / "figures").glob("*.png"))) == 8 + 4
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_terminal_table_breaks_no_cell_on_a_narrow_terminal(width: int, small: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small
+    stream, wide = io.StringIO(), io.StringIO()
+    print_table(Console(file=stream, width=width), out, tasks)
+    print_table(Console(file=wide, width=300), out, tasks)
+    text = stream.getvalue()
+    assert all(len(line.rstrip()) <= width for line in text.splitlines() if "Left out" not in line)
+    assert re.search(r"^ +mdgps +2,500 \(3/4\) .* 8\.00", text, re.MULTILINE)
+    # A cell that breaks has its rest on a line of its own, which the wide table has not; headers end at the rule
+    assert len([line for line in text.splitlines() if "Left out" not in line]) <= len(wide.getvalue().splitlines())
+    assert "Left out" not in wide.getvalue()
+    if width <= 80:
+        assert "worst seed" in text.partition("Left out at this width")[2].splitlines()[0]
+        assert "worst" not in text.partition("Left out at this width")[0]
+
+

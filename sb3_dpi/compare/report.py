@@ -9,7 +9,9 @@ import io
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -503,9 +505,62 @@ def write_report(
     return warnings
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of a terminal's table."""
+
+    header: str
+    cells: Sequence[str]
+    words: bool = False
+    """Whether it is set to the left"""
+    rank: int = 0
+    """Where the terminal is too narrow, columns are left out from the highest rank on; those of 0 stay"""
+
+
+def _columns(comparison: Comparison, task: str) -> list[_Column]:
+    table, times = task_table(comparison, task), time_table(comparison, task)
+    thresholds = len(comparison.thresholds(task))
+    # With thresholds the number of seeds is in brackets behind the steps too
+    ranks = {"seeds": 5 if thresholds else 1, "worst seed": 4, f"ratio to {comparison.baseline}": 2}
+    columns = []
+    for i, name in enumerate(table.header):
+        if not name.startswith(("return at", "budget", "hyperparameters")):
+            header = name.removesuffix(f", {IQM}").replace(" (", "\n(").replace("ratio to ", "ratio to\n")
+            columns.append(_Column(header, [row[i] for row in table.rows], i in table.text_columns, ranks.get(name, 0)))
+    for i, (name, rank) in enumerate((("wall\nseconds", 3), ("CPU s per\n1000 steps", 1)), 1 + thresholds):
+        columns.append(_Column(name, [row[i] for row in times.rows], rank=rank))
+    return columns
+
+
+def _terminal_table(title: str, columns: Sequence[_Column]) -> RichTable:
+    rich = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        rich.add_column(Text(column.header), justify="left" if column.words else "right", overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        rich.add_row(*map(Text, cells))
+    return rich
+
+
+def _fitting_table(console: Console, title: str, columns: Sequence[_Column]) -> tuple[RichTable, list[str]]:
+    """Make a table that breaks no cell if it can be, and name what had to be left out."""
+    unbounded, shown = console.options.update(max_width=sys.maxsize), list(columns)
+    left_out: list[str] = []
+    for rank in (5, 4, 3, None, 2, 1):
+        if console.measure(_terminal_table(title, shown), options=unbounded).maximum <= console.width:
+            break
+        if rank is None:
+            if any(" [" in cell for column in shown for cell in column.cells):
+                left_out.append("intervals")
+            shown = [replace(column, cells=[cell.partition(" [")[0] for cell in column.cells]) for column in shown]
+        else:
+            left_out += [column.header.replace("\n", " ") for column in shown if column.rank == rank]
+            shown = [column for column in shown if column.rank != rank]
+    return _terminal_table(title, shown), left_out
+
+
 def print_table(console: Console, out: Path, tasks: Mapping[str, Task], baseline: str = "trpo") -> None:
     """
-    Print a table per task.
+    Print a table per task. A narrow console gets fewer columns, with a line that names those left out.
 
     :param console: Where
     :param out: Folder of the comparison
@@ -514,17 +569,15 @@ def print_table(console: Console, out: Path, tasks: Mapping[str, Task], baseline
     :raises ValueError: If there is no finished run
     """
     comparison = read_comparison(out, tasks, baseline)
+    left_out: dict[str, None] = {}
     for task in comparison.groups:
-        table, times = task_table(comparison, task), time_table(comparison, task)
-        chosen = [i for i, name in enumerate(table.header) if not name.startswith(("return at", "budget", "hyperparameters"))]
-        rich = RichTable(title=Text(task), title_justify="left", box=box.SIMPLE_HEAD)
-        for i in chosen:
-            name = table.header[i].removesuffix(f", {IQM}")
-            rich.add_column(Text(name), justify="left" if i in table.text_columns else "right", overflow="fold")
-        n_thresholds = len(comparison.thresholds(task))
-        for name in ("wall seconds", "CPU s per 1000"):
-            rich.add_column(Text(name), justify="right")
-        for row, time in zip(table.rows, times.rows, strict=True):
-            cells = [*(row[i] for i in chosen), *time[1 + n_thresholds : 3 + n_thresholds]]
-            rich.add_row(*map(Text, cells))
-        console.print(rich)
+        table, names = _fitting_table(console, task, _columns(comparison, task))
+        console.print(table)
+        left_out.update(dict.fromkeys(names))
+    if left_out:
+        console.print(
+            f"Left out at this width, but in {out / 'report.md'}: {', '.join(left_out)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
