@@ -19,9 +19,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from sb3_dpi.compare import figures as figures_module
 from sb3_dpi.compare import report as report_module
 from sb3_dpi.compare.document import Document, Heading, Image, Items, Paragraph, Table
-from sb3_dpi.compare.figures import Point, _spread, frontier
+from sb3_dpi.compare.figures import Line, Point, _spread, frontier, frontier_panels, make_styles
 from sb3_dpi.compare.report import print_table, write_report
 from sb3_dpi.compare.suite import Task
 from sb3_dpi.compare.types import RunConfig, Timing
@@ -431,6 +432,34 @@ def test_published_file() -> None:
             assert len(entry["steps"]) == len(entry["mean"]) == len(entry["worst"])
             assert entry["steps"] == sorted(entry["steps"]) and entry["seeds"] > 1
             assert all(worst <= mean for worst, mean in zip(entry["worst"], entry["mean"], strict=True))
+
+@pytest.mark.parametrize("n", [2, 9])
+def test_words_of_a_single_panel_are_apart_and_inside(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(figures_module, "_png", lambda figure: figures.append(figure) or b"")
+    points = [Point(f"algorithm_{i}", 1.0 + i, float(i), float(i), float(i)) for i in range(n)]
+    frontier_panels([("A-v0", points)], make_styles([point.name for point in points]))
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    names, words = legend.get_window_extent(), figure._supxlabel.get_window_extent()
+    assert names.y0 > axes._left_title.get_window_extent().y1
+    assert axes.get_window_extent().y0 > words.y1
+    for box in (names, words):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+
+
+def test_a_single_evaluation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the very edge, where the run with the largest budget ends."""
+    figures: list[Any] = []
+    monkeypatch.setattr(figures_module, "_png", lambda figure: figures.append(figure) or b"")
+    one, many = np.array([5000.0]), np.array(GRID[:3], dtype=float)
+    figures_module.curves_figure(
+        "A-v0", [Line("ppo", one, one, one, one), Line("sac", many, many, many, many)], make_styles(["ppo", "sac"])
+    )
+    marks = [line for line in figures[0].axes[0].lines if line.get_marker() == "o" and list(line.get_xdata()) == [5000.0]]
+    assert marks and not marks[0].get_clip_on()
+
 
 
 def test_missing_matplotlib_is_said_before_anything_is_written(

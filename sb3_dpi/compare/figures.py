@@ -217,6 +217,9 @@ def _draw(axes: Axes, lines: Sequence[Line], styles: dict[str, Style]) -> None:
         style = styles[line.name]
         axes.fill_between(line.x, line.low, line.high, color=style.color, alpha=0.15, linewidth=0)
         axes.plot(line.x, line.y, color=style.color, linestyle=style.dash, linewidth=1.9, solid_capstyle="round")
+        if len(line.x) == 1:
+            # No line goes through one evaluation, and it may stand at the very edge
+            axes.plot(line.x, line.y, color=style.color, marker="o", markersize=4.5, clip_on=False)
 
 
 def _cut(line: Line, last: float) -> Line:
@@ -385,7 +388,14 @@ def frontier_panels(panels: Sequence[tuple[str, Sequence[Point]]], styles: dict[
     """
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure, axes = _figure(3.3 * columns + 0.4, 2.6 * rows + 0.7, rows, columns)
+    shown = [name for name in styles if any(point.name == name for _, points in panels for point in points)]
+    # One panel is as wide as the words below it; the names above the panels take as many lines as they need
+    width = 6.0 if columns == 1 else 3.3 * columns + 0.4
+    inches = 0.63 + 0.08 * max(map(len, shown), default=0)
+    names_in_line = max(1, min(len(shown), int(width / inches)))
+    above = 0.48 + 0.22 * math.ceil(len(shown) / names_in_line)
+    height = 2.6 * rows + above
+    figure, axes = _figure(width, height, rows, columns)
     for panel, (title, points) in zip(axes, panels, strict=False):
         _draw_points(panel, _on_the_axis(points), styles)
         panel.set_title(title, fontsize=9.5, loc="left", fontweight="bold", color="#222222")
@@ -394,15 +404,13 @@ def frontier_panels(panels: Sequence[tuple[str, Sequence[Point]]], styles: dict[
         panel.set_visible(False)
     from matplotlib.lines import Line2D
 
-    shown = [name for name in styles if any(point.name == name for _, points in panels for point in points)]
     handles = [Line2D([], [], color=styles[name].color, marker=styles[name].marker, linestyle="none") for name in shown]
-    figure.legend(handles, shown, frameon=False, fontsize=9.5, ncols=min(len(shown), 3 * columns), loc="upper center")
-    width, height = figure.get_size_inches()
+    figure.legend(handles, shown, frameon=False, fontsize=9.5, ncols=names_in_line, loc="upper center")
     words = "return at the table's number of steps, over CPU seconds of training per 1000 environment steps, logarithmic"
     if columns < 3:
         words = words.replace(", over", ",\nover")
     figure.supxlabel(words, fontsize=9.5, color="#444444", y=0.08 / height)
     figure.subplots_adjust(
-        left=0.7 / width, right=1 - 0.15 / width, bottom=0.75 / height, top=1 - 0.7 / height, wspace=0.32, hspace=0.42
+        left=0.7 / width, right=1 - 0.15 / width, bottom=0.75 / height, top=1 - above / height, wspace=0.32, hspace=0.42
     )
     return _png(figure)
