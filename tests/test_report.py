@@ -303,6 +303,15 @@ def test_corrupt_runs_are_named_and_left_out(small: tuple[Path, dict[str, Task]]
     assert str(out.parent) not in text + (out / "report.html").read_text()
 
 
+def test_runs_without_a_result_are_named(small: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small
+    for name in ("ppo/A-v0_1", "mdgps/A-v0_1", ".unfinished/ppo_2", "set_aside/ppo/A-v0_3", "notes_of_mine"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.log").touch()
+    found = [warning for warning in write_report(out, tasks) if "No result" in warning]
+    assert [warning.rpartition(": ")[2] for warning in found] == ["ppo/A-v0_1.log"]
+
+
 def test_the_same_run_twice_counts_once(small: tuple[Path, dict[str, Task]]) -> None:
     out, tasks = small
     shutil.copytree(out / "trpo/A-v0_1", out / "zzz/trpo/A-v0_1")

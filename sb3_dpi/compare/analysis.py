@@ -25,7 +25,7 @@ from sb3_dpi.compare.statistics import (
     steps_to_threshold,
     value_at,
 )
-from sb3_dpi.compare.store import RECORD, CorruptRun, find_runs, read_record, read_result
+from sb3_dpi.compare.store import RECORD, CorruptRun, find_runs, find_without_result, read_record, read_result
 from sb3_dpi.compare.suite import Task
 from sb3_dpi.compare.types import RunConfig, RunResult
 
@@ -392,6 +392,8 @@ def read_comparison(out: Path, tasks: Mapping[str, Task], baseline: str = "") ->
         first = runs.setdefault((run.config.task_name, run.config.name, run.config.seed), run)
         if first is not run:
             problems.append(f"The same run twice, left out: {place}, which is {run.config} like {first.folder}")
+    if missing := [path.relative_to(out).as_posix() for path in find_without_result(out)]:
+        problems.append(f"No result, failed or not finished; the logs say more: {', '.join(missing)}")
     if not runs:
         reasons = "".join(f"\n{problem}" for problem in problems)
         raise ValueError(f"{out}: no finished runs to report; start some with `python -m sb3_dpi.compare run`{reasons}")

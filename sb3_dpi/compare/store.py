@@ -137,6 +137,20 @@ def find_runs(out: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if name not in (UNFINISHED, SET_ASIDE))
 
 
+def find_without_result(out: Path) -> Iterator[Path]:
+    """
+    Find the runs of a comparison that were begun and have no result: they failed, were stopped or still go on.
+
+    :param out: Folder of the comparison
+    :return: The log file of each, in the order of their names; baselines have none
+    """
+    for path in sorted(out.rglob("*_*.log")):
+        inside = path.relative_to(out).parts
+        begun = path.stem.rpartition("_")[2].isdecimal() and not {UNFINISHED, SET_ASIDE} & set(inside)
+        if begun and not (path.with_suffix("") / RECORD).is_file():
+            yield path
+
+
 @dataclass
 class Store:
     """
