@@ -28,6 +28,10 @@ def test_run_report_export_and_baselines(tmp_path: Path, capsys: pytest.CaptureF
 
     assert command_line.main(["export", "--out", str(out), "--to", str(base)]) == 0
     assert "2 runs copied" in capsys.readouterr().out
+    # A folder of baselines can be reported by itself, with the thresholds of its tasks
+    assert command_line.main(["report", "--out", str(base)]) == 0
+    assert "steps to -9,999 (seeds)" in (base / "report.md").read_text()
+    capsys.readouterr()
     # Nothing left to run: the baselines are read
     assert command_line.main([*run, "--out", str(again), "--baselines", str(base)]) == 0
     assert "2 of 2 runs were finished before" in capsys.readouterr().out

@@ -433,15 +433,6 @@ def test_figures_of_odd_runs(tmp_path: Path) -> None:
     assert (tmp_path / "figures/curves_A-v0.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_published_file() -> None:
-    content = yaml.safe_load(report_module.PUBLISHED.read_text())
-    assert content["source"] and set(content["tasks"]) == {"HalfCheetah", "Hopper", "Walker2d"}
-    for entries in content["tasks"].values():
-        for entry in entries:
-            assert len(entry["steps"]) == len(entry["mean"]) == len(entry["worst"])
-            assert entry["steps"] == sorted(entry["steps"]) and entry["seeds"] > 1
-            assert all(worst <= mean for worst, mean in zip(entry["worst"], entry["mean"], strict=True))
-
 @pytest.mark.parametrize("n", [2, 9])
 def test_words_of_a_single_panel_are_apart_and_inside(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
@@ -469,6 +460,15 @@ def test_a_single_evaluation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = [line for line in figures[0].axes[0].lines if line.get_marker() == "o" and list(line.get_xdata()) == [5000.0]]
     assert marks and not marks[0].get_clip_on()
 
+
+def test_published_file() -> None:
+    content = yaml.safe_load(report_module.PUBLISHED.read_text())
+    assert content["source"] and set(content["tasks"]) == {"HalfCheetah", "Hopper", "Walker2d"}
+    for entries in content["tasks"].values():
+        for entry in entries:
+            assert len(entry["steps"]) == len(entry["mean"]) == len(entry["worst"])
+            assert entry["steps"] == sorted(entry["steps"]) and entry["seeds"] > 1
+            assert all(worst <= mean for worst, mean in zip(entry["worst"], entry["mean"], strict=True))
 
 
 def test_missing_matplotlib_is_said_before_anything_is_written(
@@ -508,6 +508,23 @@ def test_terminal_table(small: tuple[Path, dict[str, Task]]) -> None:
     assert stream.getvalue().index("B-v0") < stream.getvalue().index("A-v0")
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_terminal_table_breaks_no_cell_on_a_narrow_terminal(width: int, small: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small
+    stream, wide = io.StringIO(), io.StringIO()
+    print_table(Console(file=stream, width=width), out, tasks)
+    print_table(Console(file=wide, width=300), out, tasks)
+    text = stream.getvalue()
+    assert all(len(line.rstrip()) <= width for line in text.splitlines() if "Left out" not in line)
+    assert re.search(r"^ +mdgps +2,500 \(3/4\) .* 8\.00", text, re.MULTILINE)
+    # A cell that breaks has its rest on a line of its own, which the wide table has not; headers end at the rule
+    assert len([line for line in text.splitlines() if "Left out" not in line]) <= len(wide.getvalue().splitlines())
+    assert "Left out" not in wide.getvalue()
+    if width <= 80:
+        assert "worst seed" in text.partition("Left out at this width")[2].splitlines()[0]
+        assert "worst" not in text.partition("Left out at this width")[0]
+
+
 @pytest.mark.parametrize("places", [[], [0.5], [0.5, 0.5, 0.5], [0.0, 0.01, 0.9, 1.0, 1.0], [0.1, 0.19, 0.2, 0.6], [0.0] * 30])
 def test_labels_are_spread(places: list[float]) -> None:
     spread = _spread(places, 0.1)
@@ -526,20 +543,3 @@ def test_two_hundred_runs_in_ten_seconds(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "runs.csv")) == 200
     assert (tmp_path / "evaluations.csv").read_bytes().count(b"\n") == 200 * 100 * 10 + 1
     assert len(list((tmp_path / "figures").glob("*.png"))) == 8 + 4
-@pytest.mark.parametrize("width", [60, 80, 100])
-def test_terminal_table_breaks_no_cell_on_a_narrow_terminal(width: int, small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
-    stream, wide = io.StringIO(), io.StringIO()
-    print_table(Console(file=stream, width=width), out, tasks)
-    print_table(Console(file=wide, width=300), out, tasks)
-    text = stream.getvalue()
-    assert all(len(line.rstrip()) <= width for line in text.splitlines() if "Left out" not in line)
-    assert re.search(r"^ +mdgps +2,500 \(3/4\) .* 8\.00", text, re.MULTILINE)
-    # A cell that breaks has its rest on a line of its own, which the wide table has not; headers end at the rule
-    assert len([line for line in text.splitlines() if "Left out" not in line]) <= len(wide.getvalue().splitlines())
-    assert "Left out" not in wide.getvalue()
-    if width <= 80:
-        assert "worst seed" in text.partition("Left out at this width")[2].splitlines()[0]
-        assert "worst" not in text.partition("Left out at this width")[0]
-
-

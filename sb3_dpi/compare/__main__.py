@@ -14,7 +14,7 @@ from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
 from sb3_dpi.compare.report import print_table, write_report
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import CorruptRun, Store, export_runs
-from sb3_dpi.compare.suite import Suite, load_suite, make_configs, read_tasks, suite_from_arguments, write_tasks
+from sb3_dpi.compare.suite import Suite, load_suite, make_configs, merge_tasks, read_tasks, suite_from_arguments, write_tasks
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -169,17 +169,25 @@ def report(args: argparse.Namespace, console: Console) -> int:
 
 def export(args: argparse.Namespace, console: Console) -> int:
     """
-    Copy finished runs without models.
+    Copy finished runs without models, with the thresholds and scales of their tasks.
 
     :param args: The parsed command line
     :param console: Where to print
     :return: Exit status 0
     """
-    number = export_runs(Path(args.out), Path(args.to))
+    out, target = Path(args.out), Path(args.to)
+    if not out.is_dir():
+        raise ValueError(f"--out {out}: no such folder")
+    tasks = read_tasks(out)
+    number = export_runs(out, target)
+    if number == 0:
+        raise ValueError(f"--out {out}: no finished runs to copy")
+    merge_tasks(target, tasks.values())
     console.print(f"{number} runs copied to {args.to}; use them with --baselines {args.to}", markup=False)
     return 0
 
 
+    :raises ValueError: If there is nothing to copy
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     Do what the command line says.

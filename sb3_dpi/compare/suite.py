@@ -26,7 +26,7 @@ A suite file::
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -469,15 +469,25 @@ def write_tasks(out: Path, suite: Suite) -> None:
     """
     Keep the thresholds and scales of a suite with its results, beside those of other suites with the same folder.
 
-    :param out: Folder of the comparison; ``tasks.yml`` in it is replaced in one piece. Where the suite tells no thresholds or
-        no scale of a task, those that are there stay
+    :param out: Folder of the comparison
     :param suite: The suite
+    :raises SuiteError: If the file that is there cannot be read
+    """
+    merge_tasks(out, suite.tasks)
+
+
+def merge_tasks(out: Path, new: Iterable[Task]) -> None:
+    """
+    Keep thresholds and scales of tasks beside those that a folder has.
+
+    :param out: Folder of the comparison; ``tasks.yml`` in it is replaced in one piece
+    :param new: The tasks; where one has no thresholds or no scale, those that are there stay
     :raises SuiteError: If the file that is there cannot be read
     """
     out.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(out / ".tasks.lock"):
         tasks = read_tasks(out)
-        for task in suite.tasks:
+        for task in new:
             known = tasks.get(task.name, task)
             thresholds, scale = task.thresholds or known.thresholds, task.scale or known.scale
             tasks[task.name] = replace(task, thresholds=thresholds, scale=scale)
