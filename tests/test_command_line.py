@@ -55,7 +55,11 @@ def test_run_report_export_and_baselines(tmp_path: Path, capsys: pytest.CaptureF
         (["run", "--algo", "ppo", "--env", "Pendulum-v11"], "Pendulum-v1"),
         ([*ADHOC, "--seeds", "0"], "seeds"),
         ([*ADHOC, "--address", "here:1"], "--engine ray"),
+        ([*ADHOC, "--jobs", "0"], "--jobs 0: at least 1"),
+        ([*ADHOC, "--jobs", "2", "--baselines", "no_such_folder"], "--baselines no_such_folder: no such folder"),
         (["report", "--out", "no_such_folder"], "no such folder"),
+        (["export", "--out", "no_such_folder", "--to", "no_such_folder"], "no such folder"),
+        (["export", "--out", str(Path(__file__).parent), "--to", "no_such_folder"], "no finished runs to copy"),
     ],
 )
 def test_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

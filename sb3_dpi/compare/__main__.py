@@ -105,6 +105,8 @@ def make_engine(args: argparse.Namespace) -> Engine:
     :return: The engine
     :raises ValueError: If an argument does not fit the engine
     """
+    if args.jobs is not None and args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: at least 1 is needed; leave it out for all cores")
     if args.engine == "ray":
         return RayEngine(address=args.address, jobs=args.jobs, shared=args.shared)
     if args.address or args.shared:
@@ -134,6 +136,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
     engine = make_engine(args)
+    for folder in args.baselines:
+        # Without them their runs, hours of them, would be run here in silence
+        if not Path(folder).is_dir():
+            raise ValueError(f"--baselines {folder}: no such folder")
     _prepare(out)
     write_tasks(out, suite)
     store = Store(out, [Path(folder) for folder in args.baselines])
@@ -174,6 +180,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
     :param args: The parsed command line
     :param console: Where to print
     :return: Exit status 0
+    :raises ValueError: If there is nothing to copy
     """
     out, target = Path(args.out), Path(args.to)
     if not out.is_dir():
@@ -187,7 +194,6 @@ def export(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-    :raises ValueError: If there is nothing to copy
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     Do what the command line says.
