@@ -187,6 +187,25 @@ def test_aggregate(small: tuple[Path, dict[str, Task]]) -> None:
     assert {"iqm.png", "profile.png", "frontier.png", "frontier_tasks.png"} <= {path.name for path in out.glob("figures/*")}
 
 
+def test_one_seed_has_no_interval(tmp_path: Path, no_figures: None) -> None:
+    for algo in ("ppo", "trpo"):
+        write_run(tmp_path, algo, "A-v0", 1, GRID, [0, 1, 2, 3, 4])
+        write_run(tmp_path, algo, "B-v0", 1, GRID, [0, 2, 4, 6, 8])
+    tasks = {name: task(name, scale=(0.0, 10.0)) for name in ("A-v0", "B-v0")}
+    write_report(tmp_path, tasks)
+    text = (tmp_path / "report.md").read_text()
+    assert "| ppo | 0.600 | 2 |" in text and "| ppo |  | 0.50 |" in text
+    assert not re.search(r"\[-?[\d.]+, -?[\d.]+\]", text)
+    write_run(tmp_path, "ppo", "A-v0", 2, GRID, [0, 1, 2, 3, 5])
+    write_report(tmp_path, tasks)
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        re.search(r"\| ppo \| 0\.\d+ \[", text)
+        and "| trpo | 0.600 | 2 |" in text
+        and re.search(r"\| ppo \|  \| 0\.\d+ \[", text)
+    )
+
+
 def test_an_algorithm_that_was_not_run_everywhere(small: tuple[Path, dict[str, Task]]) -> None:
     out, tasks = small
     write_run(out, "ppo", "A-v0", 1, GRID, [1, 2, 3, 4, 5])
@@ -521,8 +540,8 @@ def test_terminal_table_breaks_no_cell_on_a_narrow_terminal(width: int, small: t
     assert len([line for line in text.splitlines() if "Left out" not in line]) <= len(wide.getvalue().splitlines())
     assert "Left out" not in wide.getvalue()
     if width <= 80:
-        assert "worst seed" in text.partition("Left out at this width")[2].splitlines()[0]
-        assert "worst" not in text.partition("Left out at this width")[0]
+        assert "worst seed" in text.partition("Left out of tables")[2].splitlines()[0]
+        assert "worst" not in text.partition("Left out of tables")[0]
 
 
 @pytest.mark.parametrize("places", [[], [0.5], [0.5, 0.5, 0.5], [0.0, 0.01, 0.9, 1.0, 1.0], [0.1, 0.19, 0.2, 0.6], [0.0] * 30])

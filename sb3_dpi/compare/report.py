@@ -65,6 +65,11 @@ def _interval(value: Interval[float], digits: int, runs: int = 0) -> str:
     return point if point == "-" or runs == 1 else f"{point} [{low}, {high}]"
 
 
+def _seeds(aggregate: Aggregate, name: str) -> int:
+    """Count the runs of an algorithm on the task where it has most: with one on each the bootstrap has nothing to draw."""
+    return max(map(len, aggregate.scores[name]))
+
+
 def _seconds(value: float) -> str:
     if not math.isfinite(value):
         return "-"
@@ -228,7 +233,7 @@ class _Writer:
             self._frontier(None)
             return
         runs = {name: sum(map(len, scores)) for name, scores in aggregate.scores.items()}
-        rows = [[name, _interval(aggregate.iqm[name], 3), str(runs[name])] for name in comparison.names]
+        rows = [[n, _interval(aggregate.iqm[n], 3, _seeds(aggregate, n)), str(runs[n])] for n in comparison.names]
         add(Table(["algorithm", f"normalized score, {IQM}", "runs"], rows))
         if lines := comparison.aggregate_lines(aggregate):
             subtitle = "interquartile mean over runs and tasks, band: 95 % stratified bootstrap"
@@ -260,7 +265,12 @@ class _Writer:
         names = self.comparison.names
         if len(names) < 2:
             return
-        rows = [[x, *("" if x == y else _interval(aggregate.improvement[x, y], 2) for y in names)] for x in names]
+
+        def cell(x: str, y: str) -> str:
+            seeds = max(_seeds(aggregate, x), _seeds(aggregate, y))
+            return "" if x == y else _interval(aggregate.improvement[x, y], 2, seeds)
+
+        rows = [[x, *(cell(x, y) for y in names)] for x in names]
         self.document.add(
             Heading("Probability of improvement", 3),
             Paragraph(
@@ -307,7 +317,7 @@ class _Writer:
                 "on the frontier",
             ]
             rows = [
-                [name, _interval(value, 3), _seconds(costs[name]), "yes" if name in best else "no"]
+                [name, _interval(value, 3, _seeds(aggregate, name)), _seconds(costs[name]), "yes" if name in best else "no"]
                 for name, value in aggregate.iqm.items()
             ]
             subtitle = "interquartile mean at the table's number of steps, bars: 95 % intervals, grey: the frontier"
@@ -576,7 +586,7 @@ def print_table(console: Console, out: Path, tasks: Mapping[str, Task], baseline
         left_out.update(dict.fromkeys(names))
     if left_out:
         console.print(
-            f"Left out at this width, but in {out / 'report.md'}: {', '.join(left_out)}",
+            f"Left out of tables without room for them, but in {out / 'report.md'}: {', '.join(left_out)}",
             markup=False,
             highlight=False,
             soft_wrap=True,
