@@ -393,7 +393,8 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         of 0 that it tells nothing. The error of the slope is that of independent trajectories."""
         real, foretold = real.astype(np.float64), foretold.astype(np.float64)
         power = float(foretold @ foretold)
-        slope, error = 0.0, 0.0
+        # Nothing foretold is no evidence; what exploded is evidence against the model
+        slope, error = 0.0, np.inf if power == 0.0 else 0.0
         if 0.0 < power < np.inf:
             slope = float(real @ foretold) / power
             sums = np.bincount(trajectory, (real - slope * foretold) * foretold)
@@ -406,10 +407,11 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         mean = (kept * mean + new * slope) / total
         self.calibration = mean, total
         prior = CALIBRATION_STD**-2
-        believed = float(np.clip((prior + total * mean) / (prior + total), 0.0, 1.0))
+        believed = float(np.clip((prior + total * mean) / (prior + total), 0.0, 1.0)) if np.isfinite(power) else 0.0
         self.logger.record("trajopt/calibration", slope)
         self.logger.record("trajopt/calibration_error", error)
         trust = believed if self.safeguard == "calibration" else 1.0 if self.safeguard == "off" else float(self.safeguard)
+        trust = trust if np.isfinite(power) else 0.0
         self.logger.record("trajopt/trust", trust)
         return believed, trust
 
