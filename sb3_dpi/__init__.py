@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sb3_dpi.aggrevated_oc import AggreVaTeDOC
+from sb3_dpi.common.environments import evaluate_on_environments, make_environments
 from sb3_dpi.envs import register_envs
 from sb3_dpi.mdgps import MDGPS
 
@@ -10,4 +11,4 @@ __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
 register_envs()
 
-__all__ = ["MDGPS", "AggreVaTeDOC", "__version__"]
+__all__ = ["MDGPS", "AggreVaTeDOC", "__version__", "evaluate_on_environments", "make_environments"]

@@ -95,12 +95,13 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     Paper: https://arxiv.org/abs/1805.10755
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
-    :param env: The environment to learn from (if registered in Gymnasium, can be str); the action space must be a Box
+    :param env: The environment to learn from (if registered in Gymnasium, can be str); the action space must be a Box. A list
+        of ids, environments or functions that make one, or a VecEnv of these, trains one policy on all of them
     :param learning_rate: of the value function, it can be a function of the current progress remaining (from 1 to 0);
         usual: 3e-4 to 3e-3
     :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
         limit, at most 100; usual: 50 to 200
-    :param n_conditions: Initial conditions M sampled in an iteration; usual: 1 to 20
+    :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20
     :param samples_per_condition: Trajectories N from each condition; usual: 4 to 40
     :param conditions: ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
         ``"continue"``: each trajectory starts where the last one was cut, a window of an episode that goes on;
@@ -135,6 +136,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :param min_std: Smallest standard deviation of the policy, in units of the action bounds, it can be a function of the
         progress remaining; usual: .05 to .4
     :param min_samples: Living trajectories that a time step needs to be planned; later ones are cut
+    :param environments: How the sub-environments of a VecEnv are told apart: ``"auto"``, by their place in a list, else by id
+        and keyword arguments; ``"same"``: all are copies of one; ``"different"``: each is another. Those that differ have
+        conditions, a model and an expert each
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -176,6 +180,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         batch_size: int = 256,
         min_std: float | Schedule = 0.1,
         min_samples: int = 2,
+        environments: str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -200,6 +205,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             cost_fn=cost_fn,
             min_std=min_std,
             min_samples=min_samples,
+            environments=environments,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -229,7 +235,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         super()._setup_model()
         # arguments may be changed on loading
         self.trust_region, self.target_kl = FloatSchedule(self.trust_region), FloatSchedule(self.target_kl)
-        if self.eta is not None and len(self.eta) != self.n_conditions:
+        if self.eta is not None and len(self.eta) != self.total_conditions:
             self.eta, self.past = None, ()
 
     def _check_arguments(self) -> None:
@@ -258,11 +264,15 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         :param trajectories: of this iteration and those that are kept, which stand behind the prior of the dynamics
         :return: the model of the latest conditions
         """
-        local = super().fit_model(trajectories).first(self.n_conditions)
-        latest = trajectories.first(self.n_conditions)
+        local = super().fit_model(trajectories).first(self.total_conditions)
+        latest = trajectories.first(self.total_conditions)
         advantages = self._evaluate_policy(latest)
         values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
-        return PolicyModel(local, fit_local_value(latest, values, CostSettings.parse(self.cost), local.lengths), advantages)
+        settings = CostSettings.parse(self.cost)
+        value = self._in_each_environment(
+            lambda own: fit_local_value(latest.take(own), values[own], settings, local.lengths[own]), latest
+        )
+        return PolicyModel(local, value, advantages)
 
     def improve_expert(self, model: PolicyModel, trajectories: Trajectories) -> Expert:
         """Expert: eta_n = argmin J(eta) subject to KL(eta || pi_n) <= alpha under the model (Eq. 9 and 10), and its Q_t.
@@ -298,7 +308,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         :param expert: of ``improve_expert``
         :param trajectories: of this iteration and those that are kept
         """
-        samples = self._samples(expert, trajectories.first(self.n_conditions))
+        samples = self._samples(expert, trajectories.first(self.total_conditions))
         step = natural_gradient_step(
             actor_parameters(self.policy),
             self._objective(samples),

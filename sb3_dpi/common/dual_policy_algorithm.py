@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_dpi.common.actor import export_actor
 from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.environments import ENVIRONMENTS, environment_indices, make_environments
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
@@ -29,7 +30,7 @@ from sb3_dpi.common.policies import (
     StandardizedExtractor,
 )
 from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, concatenate, map_observations
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")
 
@@ -53,12 +54,16 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     samples with), fits a model (``fit_model``), improves the expert under it (``improve_expert``) and trains the policy
     towards it (``imitate``): Sun et al. 2018, Eq. 2, 4 and 5. Initial condition i is ``reset(seed=base + i)``.
 
+    Environments may differ: each then has its own initial conditions, model and expert, and one policy is trained on the sum
+    of their objectives (section 6.3).
+
     :param policy: the policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
-    :param env: the environment to learn from (if registered in Gymnasium, can be str); its action space must be a Box
+    :param env: the environment to learn from (if registered in Gymnasium, can be str); its action space must be a Box. A list
+        of ids, environments or functions that make one, or a VecEnv of these, trains one policy on all of them
     :param learning_rate: of the policy's optimizer, float or schedule; usual: 3e-4 to 3e-3
     :param horizon: time steps of a trajectory, planned and sampled; at most the environment's time limit. None takes the time
         limit, or 200 where there is none. Shorter horizons learn from fewer steps and often carry over to whole episodes
-    :param n_conditions: initial conditions M in an iteration; usual: 1 to 20
+    :param n_conditions: initial conditions M of each environment in an iteration; usual: 1 to 20
     :param samples_per_condition: trajectories N from each condition; usual: 4 to 20. The number of trajectories is rounded
         up to a multiple of the number of environments
     :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds; ``"random"``:
@@ -67,6 +72,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     :param replay: earlier iterations whose trajectories are kept: their conditions are planned for and imitated again beside
         the new ones; usual: 0 to 10
     :param gamma: discount factor; usual: .95 to 1
+    :param environments: how the sub-environments of a VecEnv are told apart: ``"auto"``, by their place in a list, else by
+        id and keyword arguments; ``"same"``: all are copies of one; ``"different"``: each is another
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -98,6 +105,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         conditions: str,
         replay: int,
         gamma: float,
+        environments: str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -128,6 +136,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             _init_setup_model=False,
         )
         check_choice("conditions", conditions, CONDITIONS)
+        check_choice("environments", environments, ENVIRONMENTS)
         for name, value in (("n_conditions", n_conditions), ("samples_per_condition", samples_per_condition)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -136,6 +145,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self.samples_per_condition = samples_per_condition
         self.conditions = conditions
         self.replay = replay
+        self.environments = environments
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
         # what follows is learned or drawn in training and survives save and load (attributes of __init__ do)
@@ -143,6 +153,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self.past: tuple[Trajectories, ...] = ()
         self.condition_base: int | None = None
         self._resolved_horizon: int | None = None
+        self.environment_indices: IntArray = np.zeros(1, dtype=int)
 
     def _setup_model(self) -> None:
         self._check_saved_format()
@@ -158,13 +169,19 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self._unit_bounds = -ones, ones
         self._acts_in_unit_bounds = low.ndim == 1 and bool(np.all(low == -1.0) and np.all(high == 1.0))
         self._resolved_horizon = self._resolve_horizon()
-        n_batches = -(-self.n_conditions * self.samples_per_condition // self.n_envs)
+        if self.env is not None:
+            self.environment_indices = environment_indices(self.env, self.environments)
+        elif len(self.environment_indices) != self.n_envs:
+            self.environment_indices = np.zeros(self.n_envs, dtype=int)
+        copies = int(np.bincount(self.environment_indices).min())
+        n_batches = -(-self.n_conditions * self.samples_per_condition // copies)
         self.n_steps = n_batches * self._resolved_horizon
         self.rollout_buffer_class = TrajectoryBuffer
         self.rollout_buffer_kwargs = {
             "horizon": self._resolved_horizon,
             "state_dim": self._state_dim,
             "n_conditions": self.n_conditions,
+            "environment_indices": self.environment_indices,
         }
         super()._setup_model()
         if not isinstance(self.policy, BoundedGaussianPolicy):
@@ -172,6 +189,31 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
                 f"The policy must act in units of the action bounds: derive {self.policy_class.__name__} from "
                 "sb3_dpi.common.policies.BoundedGaussianPolicy, or use one of " + ", ".join(self.policy_aliases)
             )
+
+    @property
+    def n_environments(self) -> int:
+        """How many environments differ."""
+        return int(self.environment_indices.max()) + 1
+
+    @property
+    def total_conditions(self) -> int:
+        """Initial conditions of all environments in an iteration."""
+        return self.n_environments * self.n_conditions
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        made = make_environments(env) if isinstance(env, (list, tuple)) else env
+        return OnPolicyAlgorithm._wrap_env(made, verbose, monitor_wrapper)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        wrapped = self._wrap_env(env, self.verbose)
+        indices = environment_indices(wrapped, self.environments)
+        if wrapped.num_envs == self.n_envs and not np.array_equal(indices, self.environment_indices):
+            raise ValueError(
+                f"Other sub-environments differ here ({indices.tolist()}) than in the model's environment "
+                f"({self.environment_indices.tolist()}): use {type(self).__name__}.load(path, env)"
+            )
+        super().set_env(wrapped, force_reset)
 
     @classmethod
     def load(
@@ -208,10 +250,10 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     def _resolve_horizon(self) -> int:
         limit = None
         if self.env is not None:
-            spec = self.env.get_attr("spec", [0])[0]
-            limit = spec.max_episode_steps if spec is not None else None
-            if limit is None and self.env.has_attr("_max_episode_steps"):  # a TimeLimit around an environment without an id
-                limit = self.env.get_attr("_max_episode_steps", [0])[0]
+            limits = [spec.max_episode_steps for spec in self.env.get_attr("spec") if spec is not None]
+            if not any(limits) and self.env.has_attr("_max_episode_steps"):  # a TimeLimit around an environment without an id
+                limits = self.env.get_attr("_max_episode_steps")
+            limit = min(filter(None, limits), default=None)
         if self.horizon is None:
             # a model that was loaded without environment keeps the horizon it was trained with
             kept = self._resolved_horizon if self.env is None else None
@@ -250,8 +292,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         normalizer = self._vec_normalize_env
         statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
         try:
-            for first in range(0, rollout_buffer.n_batches * env.num_envs, env.num_envs):
-                if not self._collect_batch(env, callback, rollout_buffer, np.arange(first, first + env.num_envs)):
+            for batch in range(rollout_buffer.n_batches):
+                if not self._collect_batch(env, callback, rollout_buffer, batch):
                     return False
         except NotFiniteError:
             if normalizer is not None and statistics is not None:  # what is not finite would stay in its running statistics
@@ -261,17 +303,16 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _collect_batch(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, trajectory_ids: np.ndarray
-    ) -> bool:
+    def _collect_batch(self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, batch: int) -> bool:
         """One trajectory in each environment, from its own reset seed."""
+        conditions = rollout_buffer.conditions(batch)
         if self.conditions != "continue" or self.num_timesteps == self._num_timesteps_at_start:
-            env.unwrapped._seeds = [self._reset_seed(int(i)) for i in trajectory_ids]
+            env.unwrapped._seeds = self._reset_seeds(batch, conditions)
             self._last_obs = env.reset()  # type: ignore[assignment]
         obs = self._original_obs(self._last_obs)
         states = self._state_view(obs)
         self._check_finite_step(obs, states, np.zeros(env.num_envs), 0)
-        act = self._make_sampler(trajectory_ids % self.n_conditions, states, rollout_buffer.horizon)
+        act = self._make_sampler(conditions, states, rollout_buffer.horizon)
         alive = np.ones(env.num_envs, dtype=bool)
         for t in range(rollout_buffer.horizon):
             actions = act(t, self._last_obs, states)
@@ -326,14 +367,16 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             clipped = np.clip(new_obs, -clip, clip)
         return clipped, rewards, dones, infos
 
-    def _reset_seed(self, trajectory_id: int) -> int:
+    def _reset_seeds(self, batch: int, conditions: IntArray) -> list[int | None]:
         assert self.condition_base is not None
         if self.conditions in ("random", "continue"):
-            per_iteration, index = self.n_conditions * self.samples_per_condition + self.n_envs, trajectory_id
+            index = batch * self.n_envs + np.arange(self.n_envs)
+            per_iteration = self.total_conditions * self.samples_per_condition + self.n_envs
+            per_iteration = max(per_iteration, self.rollout_buffer.n_batches * self.n_envs)
         else:
-            per_iteration, index = self.n_conditions, trajectory_id % self.n_conditions
+            per_iteration, index = self.total_conditions, conditions
         iteration = 0 if self.conditions == "fixed" else self.n_iterations
-        return (self.condition_base + iteration * per_iteration + index) % 2**31
+        return [(self.condition_base + iteration * per_iteration + int(i)) % 2**31 for i in index]
 
     def _make_sampler(self, conditions: np.ndarray, first_states: FloatArray, horizon: int) -> Sampler:
         """A function of (t, observations, states) that samples actions ``[n_envs, du]`` in units of the bounds."""
@@ -436,7 +479,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _recall(self, latest: Trajectories) -> Trajectories:
         """Put the trajectories of the iterations that are kept behind the latest ones."""
-        kept = [past for past in self.past if past.alive.shape[2] == latest.alive.shape[2]]
+        M, _, T = latest.alive.shape
+        kept = [past for past in self.past if (past.alive.shape[0], past.alive.shape[2]) == (M, T)]
         together = (latest, *kept)
         self.past = together[: self.replay]
         return concatenate(together)

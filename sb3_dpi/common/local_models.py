@@ -1,8 +1,8 @@
 """Local linear-Gaussian models of sampled trajectories: dynamics, cost and the policy's linearisation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -27,6 +27,7 @@ from sb3_dpi.trajopt.lqr import expected_cost, forward_marginals
 from sb3_dpi.trajopt.types import (
     FloatArray,
     GaussianState,
+    IntArray,
     LinearGaussianController,
     LinearGaussianDynamics,
     QuadraticCost,
@@ -34,6 +35,8 @@ from sb3_dpi.trajopt.types import (
 )
 
 PRIORS = ("niw", "nearest", "gmm")
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,7 @@ class LocalModel:
         :param n_conditions: how many
         :return: their model
         """
-        n = n_conditions
-        return LocalModel(
-            _first(self.dynamics, n), _first(self.cost, n), _first(self.policy, n), _first(self.initial, n), self.lengths[:n]
-        )
+        return take_conditions(self, slice(n_conditions))
 
     def shortened(self, lengths: np.ndarray) -> "LocalModel":
         """Plan fewer time steps.
@@ -79,11 +79,31 @@ class LocalModel:
         :param controller: of at least as many conditions
         :return: of this model's conditions
         """
-        return _first(controller, len(self.lengths))
+        return take_conditions(controller, slice(len(self.lengths)))
 
 
-def _first(part: Any, n: int) -> Any:
-    return type(part)(*(getattr(part, field.name)[:n] for field in fields(part)))
+def take_conditions(part: Part, conditions: slice | IntArray) -> Part:
+    """Restrict arrays, or dataclasses of arrays, to some conditions.
+
+    :param part: arrays ``[M, ...]``
+    :param conditions: which
+    :return: of these conditions
+    """
+    if isinstance(part, np.ndarray):
+        return part[conditions]  # type: ignore
+    return type(part)(*(take_conditions(getattr(part, field.name), conditions) for field in fields(part)))  # type: ignore
+
+
+def join_conditions(parts: Sequence[Part]) -> Part:
+    """Put arrays, or dataclasses of arrays, of several sets of conditions behind each other.
+
+    :param parts: arrays ``[M_i, ...]``
+    :return: ``[sum of M_i, ...]``
+    """
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)  # type: ignore
+    kind, names = type(parts[0]), [field.name for field in fields(parts[0])]  # type: ignore
+    return kind(*(join_conditions([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)

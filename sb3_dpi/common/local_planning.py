@@ -11,6 +11,7 @@ from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.local_models import (
     CostSettings,
     LocalModel,
+    Part,
     RegressionSettings,
     as_controller,
     as_dynamics,
@@ -18,14 +19,16 @@ from sb3_dpi.common.local_models import (
     fit_regression,
     held_out_error,
     initial_state,
+    join_conditions,
     linearize_policy,
     planned_lengths,
+    take_conditions,
     transition_points,
 )
 from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.models.known_cost import CostFunction
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
-from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController
+from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianController
 
 LINEARIZATIONS = ("auto", "jacobian", "niw", "nearest", "gmm")
 
@@ -126,11 +129,22 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
             )
 
     def fit_model(self, trajectories: Trajectories) -> LocalModel:
-        """Fit dynamics, cost and the policy's linearisation around the trajectories.
+        """Fit dynamics, cost and the policy's linearisation around the trajectories, those of each environment apart.
 
         :param trajectories: of this iteration and those that are kept
         :return: the local models of all conditions
         """
+        return self._in_each_environment(lambda conditions: self._fit_one(trajectories.take(conditions)), trajectories)
+
+    def _in_each_environment(self, fit: Callable[[slice | IntArray], Part], trajectories: Trajectories) -> Part:
+        """Call a fit with the conditions of each environment: what it pools stays within an environment."""
+        if self.n_environments == 1:
+            return fit(slice(None))
+        environment = np.arange(len(trajectories.alive)) % self.total_conditions // self.n_conditions
+        chosen = [np.flatnonzero(environment == i) for i in range(self.n_environments)]
+        return take_conditions(join_conditions([fit(own) for own in chosen]), np.argsort(np.concatenate(chosen)))
+
+    def _fit_one(self, trajectories: Trajectories) -> LocalModel:
         lengths = planned_lengths(trajectories, self.min_samples)
         settings = RegressionSettings.parse("dynamics", self.dynamics)
         points, weights = transition_points(trajectories), trajectories.weights
@@ -139,7 +153,7 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         dynamics = as_dynamics(fit_regression(points, weights, n_inputs, settings, self._rng, n_same))
         latest, held_out = slice(0, self.n_conditions), self.n_iterations % weights.shape[1]
         error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
-        self.logger.record("trajopt/held_out_error", error)
+        self.logger.record_mean("trajopt/held_out_error", error)
         bounds = self.action_space.low.ravel(), self.action_space.high.ravel()  # type: ignore[attr-defined]
         cost = fit_local_cost(
             trajectories, lengths, self._planning_discount(), CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds

@@ -70,14 +70,21 @@ class Trajectories:
         :param n_conditions: how many
         :return: their trajectories
         """
-        n = n_conditions
+        return self.take(slice(n_conditions))
+
+    def take(self, conditions: slice | IntArray) -> "Trajectories":
+        """Restrict to some conditions.
+
+        :param conditions: which
+        :return: their trajectories
+        """
         return Trajectories(
-            map_observations(lambda array: array[:n], self.observations),
-            self.states[:n],
-            self.actions[:n],
-            self.rewards[:n],
-            self.alive[:n],
-            self.terminated[:n],
+            map_observations(lambda array: array[conditions], self.observations),
+            self.states[conditions],
+            self.actions[conditions],
+            self.rewards[conditions],
+            self.alive[conditions],
+            self.terminated[conditions],
         )
 
 
@@ -119,7 +126,9 @@ class TrajectoryBuffer(RolloutBuffer):
     :param n_envs: number of parallel environments
     :param horizon: time steps of a trajectory
     :param state_dim: size of the planner's state
-    :param n_conditions: conditions M; trajectory i, counted over batches and then environments, has condition i mod M
+    :param n_conditions: conditions m of each environment; trajectory i of an environment, counted over batches and then its
+        sub-environments, has condition i mod m. With K environments that differ there are M = K m conditions
+    :param environment_indices: which environment each sub-environment is, ``[n_envs]``; None if all are copies of one
     """
 
     def __init__(
@@ -134,16 +143,31 @@ class TrajectoryBuffer(RolloutBuffer):
         horizon: int = 1,
         state_dim: int = 1,
         n_conditions: int = 1,
+        environment_indices: IntArray | None = None,
     ):
         if buffer_size % horizon:
             raise ValueError(f"buffer_size ({buffer_size}) must be a multiple of the horizon ({horizon})")
         self.horizon, self.state_dim, self.n_conditions = horizon, state_dim, n_conditions
+        indices = np.zeros(n_envs, dtype=int) if environment_indices is None else environment_indices
+        self._members = [np.flatnonzero(indices == i) for i in range(int(indices.max()) + 1)]
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     @property
     def n_batches(self) -> int:
         """Batches of ``n_envs`` trajectories that the buffer holds."""
         return self.buffer_size // self.horizon
+
+    def conditions(self, batch: int) -> IntArray:
+        """Conditions of the trajectories of a batch.
+
+        :param batch: which
+        :return: ``[n_envs]``
+        """
+        conditions = np.zeros(self.n_envs, dtype=int)
+        for i, members in enumerate(self._members):
+            number = batch * len(members) + np.arange(len(members))
+            conditions[members] = i * self.n_conditions + number % self.n_conditions
+        return conditions
 
     def reset(self) -> None:
         """Forget everything collected."""
@@ -242,13 +266,18 @@ class TrajectoryBuffer(RolloutBuffer):
 
     def _fold(self, array: np.ndarray, length: int | None = None, fill: float | bool = 0) -> np.ndarray:
         length = length or self.horizon
-        by_trajectory = array.reshape(-1, length, *array.shape[1:]).swapaxes(1, 2)
-        by_trajectory = by_trajectory.reshape(-1, length, *array.shape[2:])
-        missing = -len(by_trajectory) % self.n_conditions
-        if missing:
-            padding = np.full((missing, *by_trajectory.shape[1:]), fill, dtype=array.dtype)
-            by_trajectory = np.concatenate([by_trajectory, padding])
-        return by_trajectory.reshape(-1, self.n_conditions, *by_trajectory.shape[1:]).swapaxes(0, 1)
+        batches = array.reshape(-1, length, *array.shape[1:]).swapaxes(1, 2)
+        n_samples = -(-max(map(len, self._members)) * len(batches) // self.n_conditions)
+        parts = []
+        for members in self._members:
+            own = batches if len(self._members) == 1 else batches[:, members]
+            own = own.reshape(-1, length, *array.shape[2:])
+            missing = n_samples * self.n_conditions - len(own)
+            if missing:
+                padding = np.full((missing, *own.shape[1:]), fill, dtype=array.dtype)
+                own = np.concatenate([own, padding])
+            parts.append(own.reshape(n_samples, self.n_conditions, *own.shape[1:]).swapaxes(0, 1))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def get(  # type: ignore[override]
         self, batch_size: int | None = None

@@ -50,12 +50,13 @@ class MDGPS(LocalPlanningAlgorithm):
     Paper: https://arxiv.org/abs/1607.04614
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
-    :param env: The environment to learn from (if registered in Gymnasium, can be str); the action space must be a Box
+    :param env: The environment to learn from (if registered in Gymnasium, can be str); the action space must be a Box. A list
+        of ids, environments or functions that make one, or a VecEnv of these, trains one policy on all of them
     :param learning_rate: of the S-step, it can be a function of the current progress remaining (from 1 to 0);
         usual: 3e-4 to 3e-3
     :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
         limit, or 200 where there is none. Shorter horizons need fewer steps and often carry over to whole episodes
-    :param n_conditions: Initial conditions M sampled in an iteration; usual: 1 to 20
+    :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20
     :param samples_per_condition: Trajectories N from each condition; usual: 4 to 20
     :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds, as in the paper;
         ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states
@@ -84,6 +85,9 @@ class MDGPS(LocalPlanningAlgorithm):
     :param min_std: Smallest standard deviation of the policy, in units of the action bounds, it can be a function of the
         progress remaining; without one the dynamics are no longer identified; usual: .05 to .4
     :param min_samples: Living trajectories that a time step needs to be planned; later ones are cut
+    :param environments: How the sub-environments of a VecEnv are told apart: ``"auto"``, by their place in a list, else by id
+        and keyword arguments; ``"same"``: all are copies of one; ``"different"``: each is another. Those that differ have
+        conditions, a model and an expert each
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -120,6 +124,7 @@ class MDGPS(LocalPlanningAlgorithm):
         batch_size: int = 256,
         min_std: float | Schedule = 0.2,
         min_samples: int = 2,
+        environments: str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -144,6 +149,7 @@ class MDGPS(LocalPlanningAlgorithm):
             cost_fn=cost_fn,
             min_std=min_std,
             min_samples=min_samples,
+            environments=environments,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -170,8 +176,8 @@ class MDGPS(LocalPlanningAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.kl_step = FloatSchedule(self.kl_step)
-        if len(self.step_multiplier) != self.n_conditions:
-            self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.n_conditions), None, None, ()
+        if len(self.step_multiplier) != self.total_conditions:
+            self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.total_conditions), None, None, ()
         if self.previous is not None and self.previous.controller.K.shape[1] != self._resolved_horizon:
             self.previous = None
 
@@ -206,14 +212,14 @@ class MDGPS(LocalPlanningAlgorithm):
         :param trajectories: of this iteration and those that are kept
         :return: the local controllers p of all conditions
         """
-        latest = model.first(self.n_conditions)
+        latest = model.first(self.total_conditions)
         cost_linearized = total_cost(latest, latest.policy, self.gamma)
         self._adjust_step(latest, cost_linearized)
         epsilon = max(self.kl_step(self._current_progress_remaining), MIN_KL_STEP) * self._for_all(self.step_multiplier, model)
         eta = None if self.eta is None else self._for_all(self.eta, model)
         model, solution = solve_shortening(model, epsilon, eta, self.gamma, self.kl_per_time_step)
-        latest = model.first(self.n_conditions)
-        self.eta = solution.eta[: self.n_conditions].reshape(self.n_conditions, -1).mean(-1)
+        latest = model.first(self.total_conditions)
+        self.eta = solution.eta[: self.total_conditions].reshape(self.total_conditions, -1).mean(-1)
         self.previous = CStep(latest, latest.take(solution.controller))
         self._log_c_step(self.previous, cost_linearized, solution, trajectories)
         return solution.controller
@@ -310,7 +316,7 @@ class MDGPS(LocalPlanningAlgorithm):
     def _log_c_step(
         self, step: CStep, cost_linearized: FloatArray, solution: KLConstrainedSolution, trajectories: Trajectories
     ) -> None:
-        n, sampled = self.n_conditions, trajectories.returns[: self.n_conditions]
+        n, sampled = self.total_conditions, trajectories.returns[: self.total_conditions]
         kl_step = self.kl_step(self._current_progress_remaining) * float(self.step_multiplier.mean())
         self.logger.record("trajopt/kl", float(np.sum(solution.kl[:n]) / max(step.model.lengths.sum(), 1)))
         self.logger.record("trajopt/eta", float(np.mean(self.eta)))  # type: ignore[arg-type]
