@@ -27,11 +27,16 @@ from sb3_dpi.compare.statistics import interquartile_mean
 from sb3_dpi.envs import CARTPOLE_ID
 
 EPISODE = 150
+"""Time steps"""
 EPISODES = 1050
-BATCH = 35
-"""Episodes of an iteration of AggreVaTeD-OC, five on each of seven cart-poles, and between tests."""
-TRPO_BATCH = 14
-"""Episodes of an iteration of TRPO: its 2048 steps as nearly as whole episodes of seven environments allow."""
+"""Budget, in steps of whole episodes"""
+TEST_EVERY = 21
+"""Episodes between tests, at least"""
+HORIZON = 50
+TRAJECTORIES = 70
+"""Of an iteration of AggreVaTeD-OC, from all cart-poles that it learns on."""
+TRPO_STEPS = 300
+"""Of an iteration of TRPO on each of the seven: its 2048 in all, as nearly as whole episodes allow."""
 N_TRAINING = 7
 
 
@@ -58,7 +63,7 @@ class Test(BaseCallback):
         self.rows: list[list[float]] = []
 
     def _on_rollout_start(self) -> None:
-        if self.rows and self.num_timesteps // EPISODE < self.rows[-1][0] + BATCH:
+        if self.rows and self.num_timesteps // EPISODE < self.rows[-1][0] + TEST_EVERY:
             return
         costs = -evaluate_on_environments(self.model, self.environments, 10).mean(1)
         self.rows.append([self.num_timesteps // EPISODE, *costs])
@@ -72,11 +77,11 @@ def make_model(algorithm: str, training: list[Callable[[], gym.Env]], seed: int)
     common: dict[str, Any] = {"seed": seed, "device": "cpu"}
     if algorithm == "TRPO":
         env = VecNormalize(make_environments(training), norm_reward=False)
-        return TRPO("MlpPolicy", env, n_steps=TRPO_BATCH // N_TRAINING * EPISODE, **common)
+        return TRPO("MlpPolicy", env, n_steps=TRPO_STEPS, batch_size=TRPO_STEPS, **common)
     if algorithm == "AggreVaTeD-OC, one":
         training = [training[seed % N_TRAINING]]
-    each = BATCH // len(training)
-    return AggreVaTeDOC("MlpPolicy", training, horizon=EPISODE, samples_per_condition=each, **common)
+    each = TRAJECTORIES // len(training)
+    return AggreVaTeDOC("MlpPolicy", training, horizon=HORIZON, samples_per_condition=each, **common)
 
 
 def run(algorithm: str, seed: int, path: Path) -> None:
@@ -108,7 +113,7 @@ def plot(out: Path, algorithms: tuple[str, ...]) -> None:
         episodes, costs = runs[0][:length, 0], np.stack([rows[:length, 1:].mean(1) for rows in runs])
         (line,) = axes.plot(episodes, [interquartile_mean([column]) for column in costs.T], label=algorithm)
         axes.fill_between(episodes, costs.min(0), costs.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(yscale="log", xlabel="episodes", ylabel="cost on three unseen cart-poles")
+    axes.set(yscale="log", xlabel="episodes' worth of environment steps", ylabel="cost on three unseen cart-poles")
     axes.legend(frameon=False)
     figure.savefig(out / "robust_cart_poles.png", dpi=150)
 
