@@ -1,4 +1,4 @@
-"""Time one iteration of MDGPS on HalfCheetah-v5 in units of the raw ``env.step`` calls that it makes: ``make bench``.
+"""Time one iteration on HalfCheetah-v5 in units of the raw ``env.step`` calls that it makes: ``make bench``.
 
 Every repetition times one iteration and then the same number of raw steps with the same actions, so that a change of the
 machine's speed meets both. Times are CPU times of one thread; the tables show medians over the repetitions.
@@ -23,67 +23,87 @@ from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import MDGPS
+from sb3_dpi import MDGPS, AggreVaTeDOC
+from sb3_dpi.common import local_planning
 from sb3_dpi.compare.build import constructor_arguments
-from sb3_dpi.mdgps import mdgps
 from sb3_dpi.trajopt.kernels import COMPILED
-from sb3_dpi.zoo import resolve_hyperparams
+from sb3_dpi.zoo import algorithm_class, resolve_hyperparams
 
 ENV_ID = "HalfCheetah-v5"
 HORIZON = 100
 TRAJECTORIES = 20
-PARTS: tuple[tuple[str, Any, str], ...] = (
-    ("collection", MDGPS, "collect_rollouts"),
-    ("dynamics fit", mdgps, "fit_regression"),
-    ("held-out error", mdgps, "held_out_error"),
-    ("cost fit", mdgps, "fit_local_cost"),
-    ("linearisation", MDGPS, "_linearize"),
-    ("C-step", MDGPS, "improve_expert"),
-    ("S-step", MDGPS, "imitate"),
-)
+PARTS: dict[str, tuple[tuple[str, Any, str], ...]] = {
+    "mdgps": (
+        ("collection", MDGPS, "collect_rollouts"),
+        ("dynamics fit", local_planning, "fit_regression"),
+        ("held-out error", local_planning, "held_out_error"),
+        ("cost fit", local_planning, "fit_local_cost"),
+        ("linearisation", MDGPS, "_linearize"),
+        ("C-step", MDGPS, "improve_expert"),
+        ("S-step", MDGPS, "imitate"),
+    ),
+    "aggrevated_oc": (
+        ("collection", AggreVaTeDOC, "collect_rollouts"),
+        ("dynamics fit", local_planning, "fit_regression"),
+        ("held-out error", local_planning, "held_out_error"),
+        ("cost fit", local_planning, "fit_local_cost"),
+        ("linearisation", AggreVaTeDOC, "_linearize"),
+        ("value function", AggreVaTeDOC, "_evaluate_policy"),
+        ("expert", AggreVaTeDOC, "improve_expert"),
+        ("imitation", AggreVaTeDOC, "imitate"),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Setting:
     """One column of the table."""
 
+    algo: str
     name: str
     n_envs: int
     arguments: dict[str, Any]
     """of the constructor"""
     normalize: bool = False
 
-    def make_model(self) -> MDGPS:
+    def make_model(self) -> MDGPS | AggreVaTeDOC:
         """:return: an untrained model with its environment"""
         env = make_vec_env(ENV_ID, n_envs=self.n_envs, seed=1)
         wrapped = VecNormalize(env, norm_reward=False) if self.normalize else env
-        return MDGPS(**{"policy": "MlpPolicy", **self.arguments, "env": wrapped, "seed": 1, "device": "cpu"})
+        make = algorithm_class(self.algo)
+        return make(**{"policy": "MlpPolicy", **self.arguments, "env": wrapped, "seed": 1, "device": "cpu"})
 
 
-def make_settings() -> list[Setting]:
-    """:return: the pooled setting with one and with four environments, and the zoo entry"""
+def make_settings(algo: str) -> list[Setting]:
+    """
+    Choose what is timed.
+
+    :param algo: name in the zoo
+    :return: the pooled setting with one and with four environments, and the zoo entry
+    """
     pooled = {"conditions": "random", "n_conditions": 1, "samples_per_condition": TRAJECTORIES, "replay": 0}
     pooled["horizon"] = HORIZON
-    entry = resolve_hyperparams("mdgps", ENV_ID)
+    entry = resolve_hyperparams(algo, ENV_ID)
     arguments = {**constructor_arguments(entry.hyperparams), "horizon": HORIZON}
     samples = arguments.get("samples_per_condition", 4)
     arguments["n_conditions"] = max(TRAJECTORIES // samples, 1)
     n_envs = int(entry.hyperparams.get("n_envs", 1))
     name = f"zoo entry ({entry.source.rpartition(', ')[2]}), n_envs={n_envs}"
     return [
-        Setting("replay=0, n_envs=1", 1, pooled),
-        Setting("replay=0, n_envs=4", 4, pooled),
-        Setting(name, n_envs, arguments, bool(entry.hyperparams.get("normalize", False))),
+        Setting(algo, "replay=0, n_envs=1", 1, pooled),
+        Setting(algo, "replay=0, n_envs=4", 4, pooled),
+        Setting(algo, name, n_envs, arguments, bool(entry.hyperparams.get("normalize", False))),
     ]
 
 
 @contextmanager
-def stopwatch() -> Iterator[dict[str, float]]:
+def stopwatch(algo: str) -> Iterator[dict[str, float]]:
     """Time the parts of an iteration.
 
+    :param algo: of which
     :return: from part to the CPU seconds spent in it since the start
     """
-    spent = dict.fromkeys((label for label, _, _ in PARTS), 0.0)
+    spent = dict.fromkeys((label for label, _, _ in PARTS[algo]), 0.0)
 
     def timed(label: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -95,7 +115,7 @@ def stopwatch() -> Iterator[dict[str, float]]:
         return call
 
     with ExitStack() as stack:
-        for label, owner, name in PARTS:
+        for label, owner, name in PARTS[algo]:
             stack.enter_context(patch.object(owner, name, timed(label, getattr(owner, name))))
         yield spent
 
@@ -129,7 +149,7 @@ def measure(setting: Setting, repetitions: int) -> dict[str, float]:
         model.learn(1, reset_num_timesteps=False)
     rows = []
     for _ in range(repetitions):
-        with stopwatch() as spent:
+        with stopwatch(setting.algo) as spent:
             start = time.process_time()
             model.learn(1, reset_num_timesteps=False)
             total = time.process_time() - start
@@ -179,13 +199,14 @@ def make_table(settings: list[Setting], results: list[dict[str, float]]) -> Tabl
     :param results: of ``measure``
     :return: the table
     """
-    table = Table(title=f"One iteration on {ENV_ID}, {TRAJECTORIES} trajectories of {HORIZON} steps")
+    algo = settings[0].algo
+    table = Table(title=f"One iteration of {algo} on {ENV_ID}, {TRAJECTORIES} trajectories of {HORIZON} steps")
     table.caption = "Times of the raw env.step calls of the same iteration; CPU time, one thread, medians."
     table.add_column("")
     for setting in settings:
         table.add_column(setting.name, justify="right")
     table.add_column("target", justify="right")
-    labels = [label for label, _, _ in PARTS]
+    labels = [label for label, _, _ in PARTS[algo]]
     rows = [("raw steps a second", ",.0f", ""), ("share of raw speed", ".0%", "at least 50%")]
     rows += [(label, ".2f", "") for label in [*labels, "rest"]]
     rows += [("all but the stepping", ".2f", "at most 4")]
@@ -200,20 +221,23 @@ def make_table(settings: list[Setting], results: list[dict[str, float]]) -> Tabl
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", default="mdgps,aggrevated_oc", help="which, separated by commas (default: all)")
     parser.add_argument("--repetitions", type=int, default=7, help="timed iterations of each setting (default: 7)")
     parser.add_argument("--iterations", type=int, default=25, help="iterations until memory is looked at again (default: 25)")
     args = parser.parse_args()
     th.set_num_threads(1)
-    console, settings = Console(), make_settings()
+    console = Console()
     console.print(f"numba {'compiles the kernels' if COMPILED else 'is not used: install the extra [fast]'}")
-    console.print(make_table(settings, [measure(setting, args.repetitions) for setting in settings]))
-    # from the first of these on, replay is full
-    first = max(5, *(setting.arguments.get("replay", 4) + 1 for setting in settings))
-    times = (first, max(args.iterations, first + 1))
-    table = Table("", *(f"after {n} iterations" for n in times), title="Memory, MiB: Python and numpy (whole process)")
-    for setting in settings:
-        table.add_row(setting.name, *(f"{held:.1f} ({resident:.0f})" for held, resident in memory(setting, times)))
-    console.print(table)
+    for algo in args.algo.split(","):
+        settings = make_settings(algo)
+        console.print(make_table(settings, [measure(setting, args.repetitions) for setting in settings]))
+        # from the first of these on, replay is full
+        first = max(5, *(setting.arguments.get("replay", 4) + 1 for setting in settings))
+        times = (first, max(args.iterations, first + 1))
+        table = Table("", *(f"after {n} iterations" for n in times), title="Memory, MiB: Python and numpy (whole process)")
+        for setting in settings:
+            table.add_row(setting.name, *(f"{held:.1f} ({resident:.0f})" for held, resident in memory(setting, times)))
+        console.print(table)
 
 
 if __name__ == "__main__":

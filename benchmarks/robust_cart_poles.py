@@ -38,6 +38,7 @@ TRAJECTORIES = 70
 TRPO_STEPS = 300
 """Of an iteration of TRPO on each of the seven: its 2048 in all, as nearly as whole episodes allow."""
 N_TRAINING = 7
+N_TEST_EPISODES = 10
 
 
 def cart_poles() -> list[Callable[[], gym.Env]]:
@@ -63,9 +64,11 @@ class Test(BaseCallback):
         self.rows: list[list[float]] = []
 
     def _on_rollout_start(self) -> None:
-        if self.rows and self.num_timesteps // EPISODE < self.rows[-1][0] + TEST_EVERY:
-            return
-        costs = -evaluate_on_environments(self.model, self.environments, 10).mean(1)
+        if not self.rows or self.num_timesteps // EPISODE >= self.rows[-1][0] + TEST_EVERY:
+            self._on_training_end()
+
+    def _on_training_end(self) -> None:
+        costs = -evaluate_on_environments(self.model, self.environments, N_TEST_EPISODES).mean(1)
         self.rows.append([self.num_timesteps // EPISODE, *costs])
 
     def _on_step(self) -> bool:
@@ -88,7 +91,7 @@ def run(algorithm: str, seed: int, path: Path) -> None:
     """Train a model and write its test costs."""
     poles = cart_poles()
     model, test = make_model(algorithm, poles[:N_TRAINING], seed), Test(poles[N_TRAINING:])
-    model.learn(EPISODES * EPISODE + 1, callback=test, log_interval=None)  # type: ignore[call-arg]
+    model.learn(EPISODES * EPISODE, callback=test, log_interval=None)  # type: ignore[call-arg]
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("w", newline="") as file:
         writer = csv.writer(file)
