@@ -215,12 +215,14 @@ def test_kill_of_a_worker_fails_only_its_run(tmp_path: Path, mark: str) -> None:
 
 
 LAB = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from sb3_dpi.compare.engines import LocalEngine, RayEngine
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import RunConfig
+# tests that are started in the background hand down that Ctrl-C is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 engine = {"local": LocalEngine(2), "ray": RayEngine(jobs=2)}[sys.argv[3]]
 run_all([RunConfig(**config) for config in json.loads(sys.argv[2])], Store(Path(sys.argv[1])), engine)
 """
@@ -240,7 +242,7 @@ def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal
         wait_for(lambda: any(store.unfinished(long).glob("*.monitor.csv")), 60)
         assert len(workers_alive(mark)) == 1
         lab.send_signal(end)
-        printed = lab.stdout.read()
+        printed, _ = lab.communicate(timeout=60)
     wait_for(lambda: not workers_alive(mark), 5)
     assert "long on Pendulum-v1, seed 1: started" in printed and not list(find_runs(tmp_path))
     assert "Traceback" not in store.log(long).read_text()

@@ -21,6 +21,7 @@ from sb3_dpi.common.local_models import (
     initial_state,
     planned_lengths,
     step_costs,
+    take_conditions,
     total_cost,
     transition_points,
 )
@@ -183,6 +184,32 @@ def test_earlier_iterations_of_a_condition_are_its_neighbours() -> None:
         return float(np.abs(fit.coef[..., 0, 0] - gains[:, None]).mean())
 
     assert error(together) < 0.5 * error(alone) and error(together) < 0.05
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_conditions_that_are_not_fitted_stand_behind_the_prior(prior: str) -> None:
+    trajectories = sample(noise=0.05, n_conditions=4)
+    arguments = (transition_points(trajectories), trajectories.weights, DX + DU, RegressionSettings(prior=prior))
+    everything = fit_regression(*arguments, np.random.default_rng(0))
+    some = fit_regression(*arguments, np.random.default_rng(0), n_fitted=2)
+    for part, whole in zip(vars(some).values(), vars(everything).values(), strict=True):
+        np.testing.assert_allclose(part, whole[:2], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_cost_of_the_first_conditions(known: bool) -> None:
+    trajectories, lengths = sample(n_conditions=4), np.array([T, T - 2])
+
+    def cost_fn(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        return (obs**2).sum(-1) + (action**2).sum(-1)
+
+    dynamics = LinearGaussianDynamics(np.tile(np.hstack([A, B]), (4, T, 1, 1)), np.zeros((4, T, DX)), np.zeros((4, T, DX, DX)))
+    settings, function = CostSettings(), cost_fn if known else None
+    all_lengths = np.concatenate([lengths, [T, T]])
+    everything = fit_local_cost(trajectories, all_lengths, 0.9, settings, dynamics, function, NO_BOUNDS)
+    some = fit_local_cost(trajectories, lengths, 0.9, settings, take_conditions(dynamics, slice(2)), function, NO_BOUNDS)
+    for part, whole in zip(vars(some).values(), vars(everything).values(), strict=True):
+        np.testing.assert_allclose(part, whole[:2], rtol=1e-12)
 
 
 def test_initial_state() -> None:

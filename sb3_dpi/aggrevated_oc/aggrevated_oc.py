@@ -255,6 +255,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         elif not 0.0 <= self.safeguard <= 1.0:
             raise ValueError(f"safeguard is {' or '.join(SAFEGUARDS)} or a fixed trust from 0 to 1, got {self.safeguard}")
 
+    def _planned_conditions(self, trajectories: Trajectories) -> int:
+        return self.total_conditions
+
     def _planning_discount(self) -> float:
         return self.gamma * self.plan_lambda
 
@@ -264,13 +267,15 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         :param trajectories: of this iteration and those that are kept, which stand behind the prior of the dynamics
         :return: the model of the latest conditions
         """
-        local = super().fit_model(trajectories).first(self.total_conditions)
+        local = super().fit_model(trajectories)
         latest = trajectories.first(self.total_conditions)
         advantages = self._evaluate_policy(latest)
         values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
         settings = CostSettings.parse(self.cost)
         value = self._in_each_environment(
-            lambda own: fit_local_value(latest.take(own), values[own], settings, local.lengths[own]), latest
+            lambda own, n: fit_local_value(latest.take(own), values[own], settings, local.lengths[own]),
+            latest,
+            len(latest.alive),
         )
         return PolicyModel(local, value, advantages)
 

@@ -211,6 +211,7 @@ def fit_regression(
     settings: RegressionSettings,
     rng: np.random.Generator,
     n_same: int | None = None,
+    n_fitted: int | None = None,
 ) -> LinearGaussianFit:
     """Fit outputs on inputs for every condition and time step with the prior of ``settings``.
 
@@ -220,25 +221,29 @@ def fit_regression(
     :param settings: kind and strength of the prior
     :param rng: of the mixture's start
     :param n_same: conditions i and i + n_same are the same one at different iterations; None if all differ
+    :param n_fitted: fit the first so many conditions, the others only stand behind the prior; None fits all
     :return: the fit
     """
     scale = Standardizer.fit(points, weights)
     standard = scale.apply(points)
+    fitted = slice(n_fitted)
     if settings.prior == "gmm":
         living = standard[weights > 0]
         n_clusters = number_of_components(len(living), settings.samples_per_cluster, settings.max_clusters)
         mixture = fit_mixture(living, n_clusters, rng)
-        by_time, weights_by_time = np.swapaxes(standard, 1, 2), np.swapaxes(weights, 1, 2)
+        by_time, weights_by_time = np.swapaxes(standard[fitted], 1, 2), np.swapaxes(weights[fitted], 1, 2)
         count = n_inputs if settings.cov_count is None else settings.cov_count
         prior = mixture_prior(mixture, by_time, weights_by_time, settings.mean_count, count)
     elif settings.prior == "nearest":
         count = 100.0 if settings.cov_count is None else settings.cov_count
         pool = standard[weights > 0]
-        prior = nearest_prior(standard, weights, pool, n_inputs, settings.neighbours, settings.mean_count, count)
+        own = standard[fitted], weights[fitted]
+        prior = nearest_prior(*own, pool, n_inputs, settings.neighbours, settings.mean_count, count)
     else:
         count = 4.0 if settings.cov_count is None else settings.cov_count
-        prior = window_prior(_neighbours_in_time(standard, weights, settings.window, n_same), settings.mean_count, count)
-    return fit_linear_gaussian(points, weights, n_inputs, prior, scale, settings.ridge)
+        neighbours = take_conditions(_neighbours_in_time(standard, weights, settings.window, n_same), fitted)
+        prior = window_prior(neighbours, settings.mean_count, count)
+    return fit_linear_gaussian(points[fitted], weights[fitted], n_inputs, prior, scale, settings.ridge)
 
 
 def _neighbours_in_time(standard: FloatArray, weights: FloatArray, window: int, n_same: int | None) -> Moments:
@@ -284,6 +289,7 @@ def linearize_policy(
     method: str | dict[str, Any],
     rng: np.random.Generator,
     input_limit: float = np.inf,
+    n_fitted: int | None = None,
 ) -> LinearGaussianFit:
     """Linearise a policy around the samples of each condition and time step (MDGPS, section 3.1).
 
@@ -295,9 +301,13 @@ def linearize_policy(
     :param method: ``"jacobian"``, ``"auto"``, or the settings of a regression
     :param rng: of the regression
     :param input_limit: where the policy's inputs are clipped
+    :param n_fitted: linearise at the first so many conditions; None does at all
     :return: mean actions on states
     :raises ValueError: if the Jacobian is asked for where policy and planner see different things
     """
+    by_jacobian = method == "jacobian" or (method == "auto" and input_scale is not None)
+    if by_jacobian and n_fitted is not None:
+        trajectories = trajectories.first(n_fitted)
     shape = trajectories.alive.shape
     flat = to_inputs(map_observations(lambda a: a[:, :, :-1].reshape(-1, *a.shape[3:]), trajectories.observations))
     states = trajectories.states[:, :, :-1]
@@ -306,7 +316,7 @@ def linearize_policy(
             'linearization="jacobian" needs a policy that observes the planner\'s state; here it observes something else: '
             'use "auto" or a regression ("nearest", "niw", "gmm")'
         )
-    if method == "jacobian" or (method == "auto" and input_scale is not None):
+    if by_jacobian:
         assert input_scale is not None
         means, jacobians = policy_mean_and_jacobian(policy, np.asarray(flat), input_scale)
         flat_array = np.asarray(flat).reshape(len(jacobians), 1, -1)
@@ -316,7 +326,7 @@ def linearize_policy(
     means = policy_mean(policy, flat).reshape(*shape, -1)
     points = np.where(trajectories.alive[..., None], np.concatenate([states, means], -1), 0.0)
     settings = RegressionSettings.parse("linearization", "nearest" if method == "auto" else method)
-    return fit_regression(points, trajectories.weights, states.shape[-1], settings, rng)
+    return fit_regression(points, trajectories.weights, states.shape[-1], settings, rng, n_fitted=n_fitted)
 
 
 def policy_mean(policy: BoundedGaussianPolicy, inputs: Observations, chunk: int = 2048) -> FloatArray:
@@ -420,7 +430,7 @@ def fit_local_cost(
 ) -> QuadraticCost:
     """Quadratic cost of each condition and time step, positive semi-definite.
 
-    :param trajectories: sampled
+    :param trajectories: sampled; conditions behind the first M only stand behind the pooled fit
     :param lengths: planned time steps, ``[M]``
     :param gamma: discount factor
     :param settings: of the fit to rewards
@@ -429,18 +439,16 @@ def fit_local_cost(
     :param bounds: lower and upper bounds of the actions
     :return: ``[M, T]``, zero behind ``lengths``
     """
-    weights = trajectories.weights
-    z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1)
+    own = trajectories.first(len(lengths))
     if cost_fn is None:
         options = (settings.ridge, settings.local_window, settings.local_ridge)
-        cost = fit_cost(z, step_costs(trajectories, gamma, settings.death_spread), weights, *options)
+        z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1)
+        costs = step_costs(trajectories, gamma, settings.death_spread)
+        cost = take_conditions(fit_cost(z, costs, trajectories.weights, *options), slice(len(lengths)))
     else:
-        states = trajectories.states
-        raw = expand_cost(
-            cost_fn, states[:, :, :-1], trajectories.actions, states[:, :, 1:], trajectories.alive, dynamics, *bounds
-        )
-        total = np.maximum(weights.sum(1), 1.0)[..., None]
-        mean = np.sum(np.where(trajectories.alive[..., None], z, 0.0), 1) / total
+        raw = expand_cost(cost_fn, own.states[:, :, :-1], own.actions, own.states[:, :, 1:], own.alive, dynamics, *bounds)
+        z = np.concatenate([own.states[:, :, :-1], own.actions], -1)
+        mean = np.sum(np.where(own.alive[..., None], z, 0.0), 1) / np.maximum(own.weights.sum(1), 1.0)[..., None]
         cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C), mean)
     keep = (np.arange(cost.const.shape[1]) < lengths[:, None]).astype(np.float64)
     return QuadraticCost(cost.C * keep[..., None, None], cost.c * keep[..., None], cost.const * keep)

@@ -132,25 +132,35 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         """Fit dynamics, cost and the policy's linearisation around the trajectories, those of each environment apart.
 
         :param trajectories: of this iteration and those that are kept
-        :return: the local models of all conditions
+        :return: the local models of all conditions that are planned for
         """
-        return self._in_each_environment(lambda conditions: self._fit_one(trajectories.take(conditions)), trajectories)
+        n = self._planned_conditions(trajectories)
+        return self._in_each_environment(lambda own, n_own: self._fit_one(trajectories.take(own), n_own), trajectories, n)
 
-    def _in_each_environment(self, fit: Callable[[slice | IntArray], Part], trajectories: Trajectories) -> Part:
-        """Call a fit with the conditions of each environment: what it pools stays within an environment."""
+    def _planned_conditions(self, trajectories: Trajectories) -> int:
+        """How many conditions, the latest first, are planned for; the others stand behind the priors."""
+        return len(trajectories.alive)
+
+    def _in_each_environment(
+        self, fit: Callable[[slice | IntArray, int], Part], trajectories: Trajectories, n_planned: int
+    ) -> Part:
+        """Call a fit with the conditions of each environment, what it pools stays within one, and how many of them to plan."""
         if self.n_environments == 1:
-            return fit(slice(None))
+            return fit(slice(None), n_planned)
         environment = np.arange(len(trajectories.alive)) % self.total_conditions // self.n_conditions
         chosen = [np.flatnonzero(environment == i) for i in range(self.n_environments)]
-        return take_conditions(join_conditions([fit(own) for own in chosen]), np.argsort(np.concatenate(chosen)))
+        planned = [own[own < n_planned] for own in chosen]
+        parts = [fit(own, len(first)) for own, first in zip(chosen, planned, strict=True)]
+        return take_conditions(join_conditions(parts), np.argsort(np.concatenate(planned)))
 
-    def _fit_one(self, trajectories: Trajectories) -> LocalModel:
-        lengths = planned_lengths(trajectories, self.min_samples)
+    def _fit_one(self, trajectories: Trajectories, n: int) -> LocalModel:
+        planned = trajectories.first(n)
+        lengths = planned_lengths(planned, self.min_samples)
         settings = RegressionSettings.parse("dynamics", self.dynamics)
         points, weights = transition_points(trajectories), trajectories.weights
         n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
         n_same = self.n_conditions if self.conditions == "fixed" else None
-        dynamics = as_dynamics(fit_regression(points, weights, n_inputs, settings, self._rng, n_same))
+        dynamics = as_dynamics(fit_regression(points, weights, n_inputs, settings, self._rng, n_same, n))
         latest, held_out = slice(0, self.n_conditions), self.n_iterations % weights.shape[1]
         error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
         self.logger.record_mean("trajopt/held_out_error", error)
@@ -158,13 +168,13 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         cost = fit_local_cost(
             trajectories, lengths, self._planning_discount(), CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds
         )
-        return LocalModel(dynamics, cost, self._linearize(trajectories), initial_state(trajectories), lengths)
+        return LocalModel(dynamics, cost, self._linearize(trajectories, n), initial_state(planned), lengths)
 
     def _planning_discount(self) -> float:
         """The discount of the plan, by which a death is charged for the rewards that it prevents."""
         return self.gamma
 
-    def _linearize(self, trajectories: Trajectories) -> LinearGaussianController:
+    def _linearize(self, trajectories: Trajectories, n: int | None = None) -> LinearGaussianController:
         """The global policy as a time-varying linear-Gaussian controller (MDGPS, section 3.1)."""
         fit = linearize_policy(
             self.policy,
@@ -174,6 +184,7 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
             self.linearization,
             self._rng,
             self._input_limit(),
+            n,
         )
         return as_controller(fit, np.exp(self.policy.log_std.detach().double().cpu().numpy()))
 
