@@ -40,7 +40,6 @@ def test_robust_cart_poles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         ("EPISODE", 10),
         ("EPISODES", 15),
         ("TEST_EVERY", 1),
-        ("HORIZON", 10),
         ("TRAJECTORIES", 14),
         ("TRPO_STEPS", 20),
     ):
