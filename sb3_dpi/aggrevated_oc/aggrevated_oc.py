@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 
-from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.choices import as_schedule, check_choice
 from sb3_dpi.common.critic import (
     ReturnScale,
     actor_parameters,
@@ -43,11 +43,11 @@ class PolicyModel:
     """What an iteration knows of the system and of the policy in it."""
 
     local: LocalModel
-    """of the latest conditions"""
+    """of the latest conditions, or of all with ``aggregate``; M counts these"""
     value: QuadraticValue
     """learned cost-to-go of the state after each time step, ``[M, T]``"""
     advantages: FloatArray
-    """of the sampled actions, by GAE on the real rewards, ``[M, N, T]``"""
+    """of the sampled actions, by GAE on the real rewards, of the latest conditions alone, ``[m, N, T]``"""
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Expert:
     """eta_n and its cost-to-go under the model and the true cost."""
 
     controller: LinearGaussianController
-    """``[M, T]``, of the latest conditions"""
+    """``[M, T]``, of the model's conditions"""
     action_value: QuadraticCost
     """``Q_t(s, a)``, ``[M, T]``"""
     lengths: np.ndarray
     """``[M]``, planned time steps"""
     advantages: FloatArray
-    """of the sampled actions, by GAE on the real rewards, ``[M, N, T]``"""
+    """of the sampled actions, by GAE on the real rewards, of the latest conditions alone, ``[m, N, T]``"""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What the imitation step sees of the planned samples, ``[n]`` leading."""
+    """What the imitation step sees of the planned samples, ``[n]`` leading; the ``k`` of the latest iteration come first."""
 
     inputs: Any
     """of the policy"""
@@ -77,9 +77,9 @@ class Samples:
     linear: th.Tensor
     """``Qus s + qu``, ``[n, du]``"""
     advantages: th.Tensor
-    """of GAE, in units of the rewards, ``[n]``"""
+    """of GAE, in units of the rewards, ``[k]``"""
     trajectory: np.ndarray
-    """which trajectory each belongs to, ``[n]``"""
+    """which trajectory each belongs to, ``[k]``"""
 
 
 class AggreVaTeDOC(LocalPlanningAlgorithm):
@@ -107,7 +107,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         ``"continue"``: each trajectory starts where the last one was cut, a window of an episode that goes on;
         ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds
     :param replay: Earlier iterations whose trajectories stand behind the prior of the dynamics; the policy learns from the
-        latest alone; usual: 0 to 5
+        latest alone unless ``aggregate``; usual: 0 to 8
     :param gamma: Discount factor; usual: .95 to 1
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator; usual: .9 to 1
     :param plan_lambda: The same trade-off for the plan: 1 plans to the end of the trajectory with the model alone, as in the
@@ -117,9 +117,12 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         of the progress remaining. 0 leaves the policy itself as the expert, which reduces the algorithm to the natural policy
         gradient with a model; usual: 0 to 1
     :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples, half of the paper's beta; it can be a
-        function of the progress remaining; usual: .01 to .2
+        function of the progress remaining, or ``"lin_0.1"``, which falls to zero; usual: .01 to .2
     :param safeguard: ``"calibration"``: the expert is believed as far as its advantages agree with the sampled ones;
         ``"off"``: always, as in the paper; a number from 0 (natural policy gradient) to 1: a fixed share
+    :param aggregate: Whether the policy also imitates at the states of the earlier iterations that ``replay`` keeps, whose
+        conditions are planned for again; the sampled advantages are those of the latest alone. It lets small iterations with
+        few conditions generalise (a few goals, say); an iteration takes ``replay`` times as long
     :param dynamics: Prior of the dynamics fit: ``"nearest"``, ``"niw"`` or ``"gmm"``, or a dictionary
         ``{"prior": "niw", "window": 5}`` (fields of ``common.local_models.RegressionSettings``)
     :param linearization: Of the policy: its ``"jacobian"``, a regression with the same choice of priors as the dynamics, or
@@ -165,9 +168,10 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         gamma: float = 0.99,
         gae_lambda: float = 0.97,
         plan_lambda: float = 0.95,
-        trust_region: float | Schedule = 0.3,
-        target_kl: float | Schedule = 0.05,
+        trust_region: float | str | Schedule = 0.3,
+        target_kl: float | str | Schedule = 0.05,
         safeguard: str | float = "calibration",
+        aggregate: bool = False,
         dynamics: str | dict[str, Any] = "nearest",
         linearization: str | dict[str, Any] = "auto",
         cost: dict[str, Any] | None = None,
@@ -178,7 +182,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
         batch_size: int = 256,
-        min_std: float | Schedule = 0.1,
+        min_std: float | str | Schedule = 0.1,
         min_samples: int = 2,
         environments: str = "auto",
         stats_window_size: int = 100,
@@ -215,9 +219,10 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         )
         self.gae_lambda = gae_lambda
         self.plan_lambda = plan_lambda
-        self.trust_region = FloatSchedule(trust_region)
-        self.target_kl = FloatSchedule(target_kl)
+        self.trust_region = as_schedule("trust_region", trust_region)
+        self.target_kl = as_schedule("target_kl", target_kl)
         self.safeguard = safeguard
+        self.aggregate = aggregate
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
@@ -234,8 +239,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         # arguments may be changed on loading
-        self.trust_region, self.target_kl = FloatSchedule(self.trust_region), FloatSchedule(self.target_kl)
-        if self.eta is not None and len(self.eta) != self.total_conditions:
+        self.trust_region = as_schedule("trust_region", self.trust_region)
+        self.target_kl = as_schedule("target_kl", self.target_kl)
+        if self.eta is not None and len(self.eta) % self.total_conditions:
             self.eta, self.past = None, ()
 
     def _check_arguments(self) -> None:
@@ -247,7 +253,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, least in (("target_kl", "above 0"), ("trust_region", "at least 0"), ("min_std", "at least 0")):
-            value = FloatSchedule(getattr(self, name))(1.0)
+            value = as_schedule(name, getattr(self, name))(1.0)
             if value < 0.0 or (value == 0.0 and name == "target_kl"):
                 raise ValueError(f"{name} must be {least}, got {value}")
         if isinstance(self.safeguard, str):
@@ -256,7 +262,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             raise ValueError(f"safeguard is {' or '.join(SAFEGUARDS)} or a fixed trust from 0 to 1, got {self.safeguard}")
 
     def _planned_conditions(self, trajectories: Trajectories) -> int:
-        return self.total_conditions
+        return len(trajectories.alive) if self.aggregate else self.total_conditions
 
     def _planning_discount(self) -> float:
         return self.gamma * self.plan_lambda
@@ -265,17 +271,18 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         """Fit dynamics (Eq. 8), cost and linearised policy around the trajectories, and the policy's value function.
 
         :param trajectories: of this iteration and those that are kept, which stand behind the prior of the dynamics
-        :return: the model of the latest conditions
+        :return: the model of the latest conditions, or of all with ``aggregate``
         """
-        local = super().fit_model(trajectories)
         latest = trajectories.first(self.total_conditions)
+        planned = trajectories.first(self._planned_conditions(trajectories))
+        local = super().fit_model(trajectories)
         advantages = self._evaluate_policy(latest)
-        values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
+        values = trajectory_values(self.policy, planned, self._policy_inputs, self.return_scale)
         settings = CostSettings.parse(self.cost)
         value = self._in_each_environment(
-            lambda own, n: fit_local_value(latest.take(own), values[own], settings, local.lengths[own]),
-            latest,
-            len(latest.alive),
+            lambda own, n: fit_local_value(planned.take(own), values[own], settings, local.lengths[own]),
+            planned,
+            len(planned.alive),
         )
         return PolicyModel(local, value, advantages)
 
@@ -284,7 +291,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
 
         :param model: of ``fit_model``
         :param trajectories: of this iteration and those that are kept
-        :return: the expert of the latest conditions
+        :return: the expert of the model's conditions
         """
         local, discount = self._close(model.local, model.value), self._planning_discount()
         alpha = self.trust_region(self._current_progress_remaining)
@@ -293,7 +300,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             local, solution = solve_shortening(
                 local,
                 alpha,
-                self.eta,
+                self._first_guess(len(local.lengths)),
                 discount,
                 shorten=lambda lengths: self._close(model.local.shortened(lengths), model.value),
             )
@@ -313,7 +320,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         :param expert: of ``improve_expert``
         :param trajectories: of this iteration and those that are kept
         """
-        samples = self._samples(expert, trajectories.first(self.total_conditions))
+        samples = self._samples(expert, trajectories.first(len(expert.lengths)))
         step = natural_gradient_step(
             actor_parameters(self.policy),
             self._objective(samples),
@@ -330,25 +337,32 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         self.logger.record("train/policy_objective", step.improvement)
         self.logger.record("train/is_line_search_success", float(step.accepted))
 
-    def _samples(self, expert: Expert, latest: Trajectories) -> Samples:
-        dx = latest.states.shape[-1]
-        chosen = latest.alive & (np.arange(latest.alive.shape[2]) < expert.lengths[:, None, None])
+    def _first_guess(self, n: int) -> FloatArray | None:
+        """eta of the iteration before, for n conditions."""
+        if self.eta is None or len(self.eta) == n:
+            return self.eta
+        return np.full(n, np.exp(np.log(self.eta).mean()))
+
+    def _samples(self, expert: Expert, planned: Trajectories) -> Samples:
+        dx = planned.states.shape[-1]
+        chosen = planned.alive & (np.arange(planned.alive.shape[2]) < expert.lengths[:, None, None])
         Q, q = expert.action_value.C, expert.action_value.c
-        linear = np.einsum("mtux,mntx->mntu", Q[..., dx:, :dx], latest.states[:, :, :-1]) + q[:, None, :, dx:]
+        linear = np.einsum("mtux,mntx->mntu", Q[..., dx:, :dx], planned.states[:, :, :-1]) + q[:, None, :, dx:]
         quadratic = np.broadcast_to(Q[:, None, :, dx:, dx:], (*chosen.shape, *Q[0, 0, dx:, dx:].shape))
         condition, sample, _ = np.nonzero(chosen)
+        latest = chosen[: self.total_conditions]
 
         def tensor(array: np.ndarray) -> th.Tensor:
             return th.as_tensor(array[chosen], dtype=th.float32, device=self.device)
 
-        inputs = obs_as_tensor(self._inputs_at(latest, chosen), self.device)
+        inputs = obs_as_tensor(self._inputs_at(planned, chosen), self.device)
         return Samples(
             inputs,
-            tensor(latest.actions),
+            tensor(planned.actions),
             tensor(quadratic),
             tensor(linear),
-            tensor(expert.advantages),
-            condition * chosen.shape[1] + sample,
+            th.as_tensor(expert.advantages[latest], dtype=th.float32, device=self.device),
+            (condition * chosen.shape[1] + sample)[: latest.sum()],
         )
 
     def _evaluate_policy(self, latest: Trajectories) -> FloatArray:
@@ -382,22 +396,27 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
                 cost = cost + 0.5 * (th.diagonal(samples.quadratic, dim1=1, dim2=2) * variance).sum(1)
             return -cost
 
+        n = len(samples.advantages)
         with th.no_grad():
             baseline = expert_advantage(old_mean, (2.0 * old_log_std).exp())
-            sampled = expert_advantage(samples.actions, None) - baseline
+            sampled = (expert_advantage(samples.actions, None) - baseline)[:n]
             centred = samples.advantages - samples.advantages.mean()
-            old_log_prob = _log_prob(samples.actions, old_mean, old_log_std)
+            old_log_prob = _log_prob(samples.actions, old_mean, old_log_std)[:n]
         weight, trust = self._calibrate(centred.cpu().numpy(), sampled.cpu().numpy(), samples.trajectory)
         remainder = centred - weight * sampled if weight > 0.0 else centred
-        closed, open_ = trust + (1.0 - trust) * weight, 1.0 - trust
+        open_, share = 1.0 - trust, n / len(baseline)
+        closed, kept = trust * share + open_ * weight, trust * (1.0 - share)
 
         def objective() -> th.Tensor:
             mean, log_std = self.policy.action_mean(samples.inputs), self.policy.log_std
             total = mean.new_zeros(())
-            if closed > 0.0:
-                total = closed * (expert_advantage(mean, (2.0 * log_std).exp()) - baseline).mean()
+            if trust > 0.0 or weight > 0.0:
+                foretold = expert_advantage(mean, (2.0 * log_std).exp()) - baseline
+                total = closed * foretold[:n].mean()
+                if kept > 0.0:
+                    total = total + kept * foretold[n:].mean()
             if open_ > 0.0:
-                ratio = (_log_prob(samples.actions, mean, log_std) - old_log_prob).exp()
+                ratio = (_log_prob(samples.actions, mean, log_std)[:n] - old_log_prob).exp()
                 total = total + open_ * (ratio * remainder).mean()
             return total
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Reject an unknown name with the list of known ones.
@@ -28,3 +31,20 @@ def parse_choice(name: str, value: str | dict[str, Any], choices: tuple[str, ...
     kind = str(options.pop("kind", None))
     check_choice(name, kind, choices)
     return kind, options
+
+
+def as_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
+    """Read an argument that may change over training: as RL Zoo's files write it, or as SB3 takes it.
+
+    :param name: of the argument, for the error
+    :param value: a number, ``"lin_0.1"`` (falls from 0.1 to zero) or a function of the progress remaining, from 1 to 0
+    :return: the function
+    :raises ValueError: if a string is not of this form
+    """
+    if not isinstance(value, str):
+        return FloatSchedule(value)
+    try:
+        start = float(value.removeprefix("lin_"))
+    except ValueError:
+        raise ValueError(f"{name}={value!r} is no schedule: write a number or lin_NUMBER (falls to zero)") from None
+    return FloatSchedule(LinearSchedule(start, 0.0, 1.0) if value.startswith("lin_") else start)

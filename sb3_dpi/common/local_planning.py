@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.local_models import (
     CostSettings,
@@ -99,7 +99,7 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         linearization: str | dict[str, Any],
         cost: dict[str, Any] | None,
         cost_fn: CostFunction | None,
-        min_std: float | Schedule,
+        min_std: float | str | Schedule,
         min_samples: int,
         **kwargs: Any,
     ) -> None:
@@ -108,14 +108,14 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         self.linearization = linearization
         self.cost = cost
         self.cost_fn = cost_fn
-        self.min_std = FloatSchedule(min_std)
+        self.min_std = as_schedule("min_std", min_std)
         self.min_samples = min_samples
 
     def _setup_model(self) -> None:
         super()._setup_model()
         # arguments may be changed on loading
         self._check_arguments()
-        self.min_std = FloatSchedule(self.min_std)
+        self.min_std = as_schedule("min_std", self.min_std)
 
     def _check_arguments(self) -> None:
         RegressionSettings.parse("dynamics", self.dynamics)

@@ -6,9 +6,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_dpi.common.choices import check_choice, parse_choice
+from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
 from sb3_dpi.common.dual_policy_algorithm import Sampler
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
@@ -112,7 +111,7 @@ class MDGPS(LocalPlanningAlgorithm):
         gamma: float = 0.99,
         sampling: str = "global",
         initial_controller: str | dict[str, Any] = "policy",
-        kl_step: float | Schedule = 0.3,
+        kl_step: float | str | Schedule = 0.3,
         kl_per_time_step: bool = False,
         step_rule: str = "fixed",
         step_limits: tuple[float, float] = (0.1, 3.0),
@@ -122,7 +121,7 @@ class MDGPS(LocalPlanningAlgorithm):
         cost_fn: CostFunction | None = None,
         imitation_steps: int = 300,
         batch_size: int = 256,
-        min_std: float | Schedule = 0.2,
+        min_std: float | str | Schedule = 0.2,
         min_samples: int = 2,
         environments: str = "auto",
         stats_window_size: int = 100,
@@ -159,7 +158,7 @@ class MDGPS(LocalPlanningAlgorithm):
         )
         self.sampling = sampling
         self.initial_controller = initial_controller
-        self.kl_step = FloatSchedule(kl_step)
+        self.kl_step = as_schedule("kl_step", kl_step)
         self.kl_per_time_step = kl_per_time_step
         self.step_rule = step_rule
         self.step_limits = step_limits
@@ -175,7 +174,7 @@ class MDGPS(LocalPlanningAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.kl_step = FloatSchedule(self.kl_step)
+        self.kl_step = as_schedule("kl_step", self.kl_step)
         if len(self.step_multiplier) != self.total_conditions:
             self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.total_conditions), None, None, ()
         if self.previous is not None and self.previous.controller.K.shape[1] != self._resolved_horizon:
