@@ -1,6 +1,7 @@
 """AggreVaTeD-OC: its gradient, the expert's advantage, the safeguard, plans with learned values, windows of long episodes."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import AggreVaTeDOC
 from sb3_dpi.aggrevated_oc.aggrevated_oc import CALIBRATION_MEMORY, SMALLEST_ERROR, Expert, PolicyModel, Samples
-from sb3_dpi.common.critic import actor_parameters
+from sb3_dpi.common.critic import actor_parameters, trajectory_values
 from sb3_dpi.common.local_models import LocalModel
 from sb3_dpi.common.local_planning import solve_shortening
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
-from sb3_dpi.common.trajectories import Trajectories
+from sb3_dpi.common.trajectories import Trajectories, concatenate
 from sb3_dpi.trajopt.kl_lqr import KLConstraintError
 from sb3_dpi.trajopt.lqr import add_next_value, evaluate_controller, expected_cost, forward_marginals
 from sb3_dpi.trajopt.types import (
@@ -182,6 +183,91 @@ def test_safeguard_of_zero_follows_gae_in_training() -> None:
     assert np.abs(rest).max() < 1.0 < np.abs(returns).max()
     np.testing.assert_allclose(seen[0].advantages, fitted[0][0].advantages[planned(model)], rtol=1e-5)
     np.testing.assert_allclose(seen[0].actions, trajectories.actions[planned(model)], rtol=1e-5)
+
+
+def test_critic_replay_fits_what_is_kept_before_the_advantages() -> None:
+    """The advantages are those of the fitted values, and change nothing but the units when there is nothing to fit."""
+    model = small_aggrevated_oc(safeguard=0.0, critic_replay=True, replay=2, gae_lambda=0.0, learning_rate=0.0)
+    model.learn(3 * ITERATION)
+
+    def values() -> np.ndarray:
+        parts = model.rollout_buffer.trajectories()
+        return trajectory_values(model.policy, parts, model._policy_inputs, model.return_scale)
+
+    before = values()
+    kept, scale = concatenate(model.past), model.return_scale
+    model._evaluate_policy(kept)
+    assert scale != model.return_scale
+    np.testing.assert_allclose(values(), before, rtol=1e-3, atol=1e-3)  # other units, the same values
+    model.policy.optimizer.param_groups[0]["lr"] = 1e-2
+    advantages = model._evaluate_policy(kept)
+    latest, now = kept.first(model.n_conditions), values()
+    assert np.abs(now - before).max() > 0.01
+    error = latest.rewards + model.gamma * now[..., 1:] * ~latest.terminated - now[..., :-1]
+    np.testing.assert_allclose(advantages[latest.alive], error[latest.alive], rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- imitation of the kept iterations
+
+
+def test_aggregate_imitates_the_kept_iterations_too() -> None:
+    """They are planned for again, with the policy of now; their advantages by GAE are not used."""
+    model = small_aggrevated_oc(aggregate=True, replay=2)
+    model.learn(2 * ITERATION)
+    experts, seen = experts_of(model), last_samples(model)
+    model.learn(ITERATION, reset_num_timesteps=False)
+    (fitted, expert), samples = experts[0], seen[0]
+    assert len(fitted.local.lengths) == len(expert.lengths) == 3 * CONDITIONS
+    assert fitted.advantages.shape == (CONDITIONS, SAMPLES, HORIZON)
+    assert len(samples.actions) > 2 * ITERATION >= 2 * len(samples.advantages) == 2 * len(samples.trajectory)
+    latest = model.rollout_buffer.trajectories()
+    np.testing.assert_allclose(samples.actions[: len(samples.advantages)], latest.actions[planned(model)], rtol=1e-5)
+
+
+def test_aggregate_without_kept_iterations_changes_nothing() -> None:
+    assert parameter_sum(small_aggrevated_oc(aggregate=True).learn(3 * ITERATION)) == parameter_sum(
+        small_aggrevated_oc().learn(3 * ITERATION)
+    )
+
+
+def test_gradient_of_kept_samples_is_the_experts_as_far_as_it_is_trusted() -> None:
+    """The objective is linear in the trust, and without trust the kept samples add nothing."""
+    model, samples = random_samples()
+    n = len(samples.advantages) // 2
+    few = replace(samples, advantages=samples.advantages[:n], trajectory=samples.trajectory[:n])
+    alone = Samples(
+        few.inputs[:n], few.actions[:n], few.quadratic[:n], few.linear[:n], few.advantages, few.trajectory
+    )  # what a model without ``aggregate`` sees
+    found = {}
+    for trust in (0.0, 0.5, 1.0):
+        pin(model, 0.7, trust)
+        found[trust] = gradient(model, few)
+    np.testing.assert_allclose(found[0.5], 0.5 * (found[0.0] + found[1.0]), rtol=1e-4, atol=1e-6)
+    pin(model, 0.7, 0.0)
+    np.testing.assert_allclose(found[0.0], gradient(model, alone), rtol=1e-4, atol=1e-6)
+    pin(model, 0.7, 1.0)
+    np.testing.assert_allclose(found[1.0], gradient(model, samples), rtol=1e-4, atol=1e-6)
+
+
+def test_aggregate_goes_on_after_loading(tmp_path: Path) -> None:
+    """The dual variables of all planned conditions, and the iterations they belong to, are in the file."""
+    model = small_aggrevated_oc(aggregate=True, replay=2).learn(3 * ITERATION)
+    assert model.eta is not None and len(model.eta) == 3 * CONDITIONS
+    model.save(tmp_path / "model")
+    loaded = AggreVaTeDOC.load(tmp_path / "model", PointMass())
+    np.testing.assert_array_equal(loaded.eta, model.eta)
+    assert loaded.aggregate and len(loaded.past) == len(model.past)
+    for one in (model, loaded):
+        one.set_random_seed(3)
+        one.learn(ITERATION, reset_num_timesteps=False)
+    assert np.isfinite(parameter_sum(loaded)) and loaded.n_iterations == 4
+    for n_conditions in (CONDITIONS + 1, CONDITIONS + 2):
+        others = AggreVaTeDOC.load(tmp_path / "model", PointMass(), n_conditions=n_conditions)
+        others.learn(1, reset_num_timesteps=False)
+        assert others.eta is not None and len(others.eta) == n_conditions, "what is kept of other conditions is let go"
+
+
+# ---------------------------------------------------------------------- the control variate
 
 
 def test_control_variate_leaves_the_gradient_unbiased() -> None:
@@ -861,7 +947,8 @@ def test_without_the_model_it_is_a_natural_policy_gradient() -> None:
 
 
 def test_it_learns_in_windows() -> None:
-    assert improvement(0, 15, horizon=10, conditions="continue", target_kl=0.1) > 5.0
+    """One seed of six explores the wrong way."""
+    assert np.mean([improvement(seed, 15, horizon=10, conditions="continue", target_kl=0.1) for seed in (1, 2, 3)]) > 8.0
 
 
 def test_known_cost_is_used() -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from algorithms import ALGORITHMS, Make, Model, every_algorithm, every_class, small_aggrevated_oc
 from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, limited, parameter_sum, small_mdgps, vec_env
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi.common.choices import check_choice, parse_choice
+from sb3_dpi import MDGPS, AggreVaTeDOC
+from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 
 # ---------------------------------------------------------------------- arguments
@@ -31,6 +33,13 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"n_conditions": 0}, "n_conditions must be at least 1, got 0"),
     ({"horizon": 1}, "horizon must be at least 2, got 1"),
     ({"horizon": 0}, "horizon must be at least 2, got 0"),
+]
+SCHEDULES: list[tuple[type[Model], str]] = [
+    (MDGPS, "kl_step"),
+    (MDGPS, "min_std"),
+    (AggreVaTeDOC, "trust_region"),
+    (AggreVaTeDOC, "target_kl"),
+    (AggreVaTeDOC, "min_std"),
 ]
 ARGUMENTS: list[tuple[Make, dict[str, Any], str]] = [
     *[(make, options, message) for options, message in COMMON for make in ALGORITHMS.values()],
@@ -95,6 +104,26 @@ def test_choices() -> None:
     assert options == {"kind": "b", "x": 1}, "what the user gave is left alone"
     with pytest.raises(ValueError, match="Unknown thing 'c': choose one of 'a', 'b'"):
         check_choice("thing", "c", ("a", "b"))
+
+
+def test_schedules() -> None:
+    """Numbers, functions of the progress remaining, and what RL Zoo's files write."""
+    for value in (0.3, "0.3", "3e-1"):
+        assert [as_schedule("alpha", value)(progress) for progress in (1.0, 0.25, 0.0)] == [0.3] * 3
+    for value in ("lin_0.4", LinearSchedule(0.4, 0.0, 1.0), lambda progress: 0.4 * progress):
+        np.testing.assert_allclose([as_schedule("alpha", value)(progress) for progress in (1.0, 0.25, 0.0)], [0.4, 0.1, 0.0])
+    schedule = as_schedule("alpha", "lin_0.4")
+    assert as_schedule("alpha", schedule)(0.5) == 0.2, "one that was read before"
+    with pytest.raises(ValueError, match=r"alpha='exp_0.1' is no schedule: write a number or lin_NUMBER \(falls to zero\)"):
+        as_schedule("alpha", "exp_0.1")
+
+
+@pytest.mark.parametrize(("algorithm", "name"), SCHEDULES)
+def test_schedules_as_arguments(algorithm: type[Model], name: str) -> None:
+    model = algorithm("MlpPolicy", PointMass(), device="cpu", **{name: "lin_0.4"})
+    assert getattr(model, name)(0.5) == 0.2
+    with pytest.raises(ValueError, match=f"{name}='much' is no schedule"):
+        algorithm("MlpPolicy", PointMass(), device="cpu", **{name: "much"})
 
 
 @every_algorithm

@@ -143,11 +143,15 @@ AGGREVATED_OC_CHOICES: list[dict[str, Any]] = [
     {"cg_damping": 0.1},
     {"line_search_shrinking_factor": 0.5},
     {"n_critic_updates": 1},
+    {"critic_replay": True},
+    {"critic_replay": True, "replay": 2},
+    {"aggregate": True},
+    {"aggregate": True, "replay": 2},
+    {"aggregate": True, "replay": 2, "target_kl": "lin_0.1"},
 ]
 
 
 def check_choice_of(model: Model) -> None:
-    before = parameter_sum(model)
     before = parameter_sum(model)
     model.learn(3 * model.n_steps)
     check_learned(model, 3)

@@ -14,6 +14,7 @@ from sb3_dpi.common.critic import (
     actor_parameters,
     fit_values,
     generalized_advantages,
+    rescale_values,
     trajectory_values,
 )
 from sb3_dpi.common.local_models import CostSettings, LocalModel, fit_local_value, total_cost
@@ -135,6 +136,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :param line_search_shrinking_factor: Of the step, where it was too long or did not improve
     :param line_search_max_iter: Steps that are tried
     :param n_critic_updates: Passes of the value function over the samples of an iteration; usual: 5 to 20
+    :param critic_replay: Fit the value function to the kept trajectories of earlier iterations as well, and before the
+        advantages are estimated: less noise where the reward of a step says little of its worth, for some bias; by default
+        it is fitted to the latest ones alone, afterwards
     :param batch_size: Minibatch size of the value function
     :param min_std: Smallest standard deviation of the policy, in units of the action bounds, it can be a function of the
         progress remaining; usual: .05 to .4
@@ -181,6 +185,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
+        critic_replay: bool = False,
         batch_size: int = 256,
         min_std: float | str | Schedule = 0.1,
         min_samples: int = 2,
@@ -228,6 +233,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.n_critic_updates = n_critic_updates
+        self.critic_replay = critic_replay
         self.batch_size = batch_size
         # learned
         self.eta: FloatArray | None = None
@@ -273,10 +279,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         :param trajectories: of this iteration and those that are kept, which stand behind the prior of the dynamics
         :return: the model of the latest conditions, or of all with ``aggregate``
         """
-        latest = trajectories.first(self.total_conditions)
         planned = trajectories.first(self._planned_conditions(trajectories))
         local = super().fit_model(trajectories)
-        advantages = self._evaluate_policy(latest)
+        advantages = self._evaluate_policy(trajectories)
         values = trajectory_values(self.policy, planned, self._policy_inputs, self.return_scale)
         settings = CostSettings.parse(self.cost)
         value = self._in_each_environment(
@@ -365,18 +370,28 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             (condition * chosen.shape[1] + sample)[: latest.sum()],
         )
 
-    def _evaluate_policy(self, latest: Trajectories) -> FloatArray:
-        """GAE on the real rewards, after the value function has been fitted to the returns."""
-        values = trajectory_values(self.policy, latest, self._policy_inputs, self.return_scale)
-        rewards = np.where(latest.alive, latest.rewards, 0.0)
-        advantages = generalized_advantages(rewards, values, latest.alive, latest.terminated, self.gamma, self.gae_lambda)
-        returns = (advantages + values[..., :-1])[latest.alive]
-        self.logger.record("train/explained_variance", float(explained_variance(values[..., :-1][latest.alive], returns)))
-        self.return_scale = ReturnScale(float(returns.mean()), float(max(returns.std(), 1e-6)))
-        inputs = self._inputs_at(latest, latest.alive)
+    def _evaluate_policy(self, trajectories: Trajectories) -> FloatArray:
+        """GAE on the real rewards of the latest conditions, and a fit of the value function to the returns: by default after
+        the advantages, which then know nothing of what happened; with ``critic_replay`` before, on all that is kept."""
+        latest = trajectories.first(self.total_conditions)
+        fitted = trajectories if self.critic_replay else latest
+        values, advantages = self._advantages(fitted)
+        returns = (advantages + values[..., :-1])[fitted.alive]
+        self.logger.record("train/explained_variance", float(explained_variance(values[..., :-1][fitted.alive], returns)))
+        scale = ReturnScale(float(returns.mean()), float(max(returns.std(), 1e-6)))
+        if self.n_iterations > 0:
+            rescale_values(self.policy, self.return_scale, scale)
+        self.return_scale = scale
+        inputs = self._inputs_at(fitted, fitted.alive)
         loss = fit_values(self.policy, inputs, returns, self.return_scale, self.n_critic_updates, self.batch_size, self._rng)
         self.logger.record("train/value_loss", loss)
-        return advantages
+        return self._advantages(latest)[1] if self.critic_replay else advantages
+
+    def _advantages(self, trajectories: Trajectories) -> tuple[FloatArray, FloatArray]:
+        """The values of all observations and the advantages of all actions."""
+        values = trajectory_values(self.policy, trajectories, self._policy_inputs, self.return_scale)
+        rewards, alive = np.where(trajectories.alive, trajectories.rewards, 0.0), trajectories.alive
+        return values, generalized_advantages(rewards, values, alive, trajectories.terminated, self.gamma, self.gae_lambda)
 
     def _close(self, model: LocalModel, value: QuadraticValue) -> LocalModel:
         """Close the plan with the learned value: at its end, and with weight 1 - lambda after every step before."""
@@ -444,10 +459,11 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         believed = float(np.clip((prior + total * mean) / (prior + total), 0.0, 1.0)) if np.isfinite(power) else 0.0
         self.logger.record("trajopt/calibration", slope)
         self.logger.record("trajopt/calibration_error", error)
-        trust = believed if self.safeguard == "calibration" else 1.0 if self.safeguard == "off" else float(self.safeguard)
-        trust = trust if np.isfinite(power) else 0.0
+        trust = believed
+        if self.safeguard != "calibration" and np.isfinite(power):
+            trust = 1.0 if self.safeguard == "off" else float(self.safeguard)
         self.logger.record("trajopt/trust", trust)
-        return believed, trust
+        return trust if self.safeguard == 0.0 else believed, trust
 
     def _divergence(self, samples: Samples) -> Any:
         with th.no_grad():

@@ -84,6 +84,18 @@ def trajectory_values(policy: ActorCriticPolicy, trajectories: Trajectories, to_
     return predict_values(policy, to_inputs(flat), scale).reshape(shape)
 
 
+def rescale_values(policy: ActorCriticPolicy, old: ReturnScale, new: ReturnScale) -> None:
+    """Change the units of the value network; what it predicts in units of the rewards stays what it was.
+
+    :param policy: with the value network
+    :param old: its units until now
+    :param new: its units from now on
+    """
+    with th.no_grad():
+        policy.value_net.weight.mul_(old.std / new.std)
+        policy.value_net.bias.mul_(old.std).add_(old.mean - new.mean).div_(new.std)
+
+
 def fit_values(
     policy: ActorCriticPolicy,
     inputs: Any,
