@@ -767,7 +767,7 @@ def test_advantages_that_explode_leave_the_plain_gradient(huge: float, safeguard
 
 def recorded(**options: Any) -> tuple[AggreVaTeDOC, list[Trajectories]]:
     """A model and the trajectories of its iterations."""
-    model = small_aggrevated_oc(conditions="continue", **options)
+    model = small_aggrevated_oc(**{"conditions": "continue", **options})
     seen: list[Trajectories] = []
     train = model.train
 
@@ -850,6 +850,38 @@ def test_episodes_that_go_on_are_reported_once(n_envs: int) -> None:
     assert model.env is not None
     expected = [total for returns in model.env.env_method("get_episode_rewards") for total in returns]
     assert sorted(total for total, _ in reported) == pytest.approx(sorted(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_mixed_windows_go_on_or_begin_anew(n_envs: int) -> None:
+    """Half of them, all environments at once; whatever begins anew has a seed of its own."""
+    env = vec_env(n_envs, lambda: PointMass(death=(13, 40)))
+    model, seen = recorded(env=env, conditions="mixed", samples_per_condition=40)
+    model.learn(3 * model.n_steps * n_envs)
+    states = np.concatenate([by_environment(part, part.states, n_envs) for part in seen])
+    alive = np.concatenate([by_environment(part, part.alive, n_envs) for part in seen])
+    goes_on = []
+    for i in range(len(states) - 1):
+        cut = alive[i].all(-1) & ~np.concatenate([by_environment(part, part.terminated, n_envs) for part in seen])[i].any(-1)
+        if cut.all():
+            follows = [np.array_equal(states[i + 1, e, 0], states[i, e, -1]) for e in range(n_envs)]
+            assert all(follows) or not any(follows)
+            goes_on.append(follows[0])
+    assert len(goes_on) > 50 and 0.3 < np.mean(goes_on) < 0.7
+    seeds = [seed for inner in env.get_attr("unwrapped") for seed in inner.seeds if seed is not None and seed >= 2**16]
+    assert len(seeds) == len(set(seeds)) > 50
+
+
+def test_mixed_windows_report_every_episode_once() -> None:
+    """Those that end by Monitor, those that are left when a window is cut by what was sampled of them."""
+    model, _ = recorded(env=vec_env(1, lambda: Monitor(limited(25))), conditions="mixed", samples_per_condition=20)
+    model.learn(2 * model.n_steps)
+    lengths = [info["l"] for info in model.ep_info_buffer or []]
+    assert set(lengths) == {10, 20, 25}
+    returns, running = model._cut_episodes[:, 0]
+    assert sum(lengths) + running == model.num_timesteps
+    assert model.env is not None
+    assert running == 0.0 or returns == pytest.approx(sum(model.env.get_attr("rewards")[0]), abs=1e-5)
 
 
 def test_learning_goes_on_after_loading_windows(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ OPTIONS: list[tuple[Make, dict[str, Any]]] = [
     *[(make, options) for options in COMMON for make in ALGORITHMS.values()],
     (small_mdgps, {"sampling": "local", "conditions": "fixed", "step_rule": "classic"}),
     (small_aggrevated_oc, {"conditions": "continue"}),
+    (small_aggrevated_oc, {"conditions": "mixed"}),
     (small_aggrevated_oc, {"conditions": "continue", "make_env": lambda: vec_env(2, lambda: PointMass(death=(4, 30)))}),
 ]
 

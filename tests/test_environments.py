@@ -161,7 +161,7 @@ def test_conditions_of_an_environment_have_its_seeds(make: Make) -> None:
 
 
 @every_algorithm
-@pytest.mark.parametrize("conditions", ["fresh", "fixed", "random", "continue"])
+@pytest.mark.parametrize("conditions", ["fresh", "fixed", "random", "continue", "mixed"])
 def test_it_learns_on_unequal_numbers_of_copies(make: Make, conditions: str) -> None:
     env = DummyVecEnv([lambda gain=gain: Gain(gain) for gain in (1.0, 1.0, 2.0)])  # type: ignore[misc]
     for i, index in enumerate((0, 0, 1)):

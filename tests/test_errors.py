@@ -24,7 +24,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"linearization": {"prior": "auto"}}, "Unknown linearization 'auto'"),
     (
         {"conditions": "random_seeds"},
-        "Unknown conditions 'random_seeds': choose one of 'fresh', 'fixed', 'random', 'continue'",
+        "Unknown conditions 'random_seeds': choose one of 'fresh', 'fixed', 'random', 'continue', 'mixed'",
     ),
     ({"cost": {"window": 2}}, "Unknown setting of cost 'window': choose one of 'ridge', 'local_window', 'local_ridge'"),
     ({"samples_per_condition": 1}, "at least min_samples=2 trajectories of each condition.*raise samples_per_condition"),

@@ -90,6 +90,7 @@ COMMON_CHOICES: list[dict[str, Any]] = [
     {"conditions": "fixed"},
     {"conditions": "random"},
     {"conditions": "continue"},
+    {"conditions": "mixed"},
     {"dynamics": "niw"},
     {"dynamics": "niw", "conditions": "fixed", "replay": 2},
     {"dynamics": "nearest"},

@@ -106,6 +106,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :param samples_per_condition: Trajectories N from each condition; usual: 4 to 40
     :param conditions: ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
         ``"continue"``: each trajectory starts where the last one was cut, a window of an episode that goes on;
+        ``"mixed"``: goes on or begins anew by the toss of a coin, for long episodes that end early or are hard to begin;
         ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds
     :param replay: Earlier iterations whose trajectories stand behind the prior of the dynamics; the policy learns from the
         latest alone unless ``aggregate``; usual: 0 to 8
@@ -379,7 +380,8 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         returns = (advantages + values[..., :-1])[fitted.alive]
         self.logger.record("train/explained_variance", float(explained_variance(values[..., :-1][fitted.alive], returns)))
         scale = ReturnScale(float(returns.mean()), float(max(returns.std(), 1e-6)))
-        if self.n_iterations > 0:
+        # Otherwise old values take the spread of the new returns: they shrink as the policy improves, which learns faster
+        if self.critic_replay and self.n_iterations > 0:
             rescale_values(self.policy, self.return_scale, scale)
         self.return_scale = scale
         inputs = self._inputs_at(fitted, fitted.alive)

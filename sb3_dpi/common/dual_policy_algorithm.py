@@ -38,7 +38,9 @@ Sampler = Callable[[int, Any, FloatArray], np.ndarray]
 
 DEFAULT_HORIZON = 200
 """Planned time steps where the environment has no time limit."""
-CONDITIONS = ("fresh", "fixed", "random", "continue")
+CONDITIONS = ("fresh", "fixed", "random", "continue", "mixed")
+MIXED_RESTARTS = 0.5
+"""Probability that an episode is left after a window, so that a new one begins: early and late states are seen alike."""
 FORMAT_VERSION = 1
 """Version of saved files; raised when older code could not read them."""
 
@@ -68,7 +70,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         up to a multiple of the number of environments
     :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds; ``"random"``:
         each trajectory starts from a seed of its own, so that a condition covers the distribution of initial states;
-        ``"continue"``: each starts where the last one of its environment was cut, a window of an episode that goes on
+        ``"continue"``: each starts where the last one of its environment was cut, a window of an episode that goes on;
+        ``"mixed"``: goes on or begins anew by the toss of a coin, so that neither early nor late states are forgotten
     :param replay: earlier iterations whose trajectories are kept: their conditions are planned for and imitated again beside
         the new ones; usual: 0 to 10
     :param gamma: discount factor; usual: .95 to 1
@@ -183,6 +186,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
             "n_conditions": self.n_conditions,
             "environment_indices": self.environment_indices,
         }
+        self._cut_episodes = np.zeros((2, self.n_envs))  # returns and lengths of what goes on
         super()._setup_model()
         if not isinstance(self.policy, BoundedGaussianPolicy):
             raise ValueError(
@@ -306,7 +310,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     def _collect_batch(self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, batch: int) -> bool:
         """One trajectory in each environment, from its own reset seed."""
         conditions = rollout_buffer.conditions(batch)
-        if self.conditions != "continue" or self.num_timesteps == self._num_timesteps_at_start:
+        if self._begins_anew():
+            self._report_cut_episodes()
             env.unwrapped._seeds = self._reset_seeds(batch, conditions)
             self._last_obs = env.reset()  # type: ignore[assignment]
         obs = self._original_obs(self._last_obs)
@@ -340,15 +345,23 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
                 if not alive.any():
                     break
         rollout_buffer.end_batch()
-        self._report_cut_episodes(alive, rollout_buffer)
+        returns, lengths = rollout_buffer.last_batch()
+        self._cut_episodes = np.where(alive, self._cut_episodes + (returns, lengths), 0.0)
+        if self.conditions not in ("continue", "mixed"):
+            self._report_cut_episodes()
         return True
 
-    def _report_cut_episodes(self, cut: np.ndarray, rollout_buffer: TrajectoryBuffer) -> None:
-        """A horizon shorter than the episode leaves no episode for Monitor to report, unless the episode goes on."""
-        if self.conditions == "continue":
-            return
-        returns, lengths = rollout_buffer.last_batch()
-        self._update_info_buffer([{"episode": {"r": returns[i], "l": lengths[i]}} for i in np.flatnonzero(cut)])
+    def _begins_anew(self) -> bool:
+        """Whether the next trajectories start from a reset, instead of where the last ones were cut."""
+        if self.num_timesteps == self._num_timesteps_at_start or self.conditions not in ("continue", "mixed"):
+            return True
+        return self.conditions == "mixed" and self._rng.random() < MIXED_RESTARTS
+
+    def _report_cut_episodes(self) -> None:
+        """An episode that is left before its end leaves nothing for Monitor to report."""
+        cut = zip(*self._cut_episodes, strict=True)
+        self._update_info_buffer([{"episode": {"r": total, "l": int(length)}} for total, length in cut if length > 0])
+        self._cut_episodes = np.zeros((2, self.n_envs))
 
     def _step(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """``env.step`` with terminal observations that VecNormalize has not clipped."""
@@ -369,7 +382,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _reset_seeds(self, batch: int, conditions: IntArray) -> list[int | None]:
         assert self.condition_base is not None
-        if self.conditions in ("random", "continue"):
+        if self.conditions in ("random", "continue", "mixed"):
             index = batch * self.n_envs + np.arange(self.n_envs)
             per_iteration = self.total_conditions * self.samples_per_condition + self.n_envs
             per_iteration = max(per_iteration, self.rollout_buffer.n_batches * self.n_envs)

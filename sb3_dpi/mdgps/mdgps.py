@@ -58,7 +58,8 @@ class MDGPS(LocalPlanningAlgorithm):
     :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20
     :param samples_per_condition: Trajectories N from each condition; usual: 4 to 20
     :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds, as in the paper;
-        ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states
+        ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
+        ``"continue"`` and ``"mixed"``: windows of episodes that go on, always or by the toss of a coin
     :param replay: Earlier iterations whose conditions are planned for and imitated again beside the new ones; usual: 0 to 10
     :param gamma: Discount factor; usual: .95 to 1
     :param sampling: Trajectories are sampled from the ``"global"`` policy (on-policy) or from the ``"local"`` controllers

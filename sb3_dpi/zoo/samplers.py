@@ -77,7 +77,7 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
     return {
         "n_conditions": 1,
         "samples_per_condition": trial.suggest_int("samples_per_condition", 8, 40, log=True),
-        "conditions": trial.suggest_categorical("conditions", ["random", "continue"]),
+        "conditions": trial.suggest_categorical("conditions", ["random", "continue", "mixed"]),
         "replay": trial.suggest_int("replay", 0, 4),
         "gamma": gamma,
         "gae_lambda": trial.suggest_float("gae_lambda", 0.9, 1.0),
