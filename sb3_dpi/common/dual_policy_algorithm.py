@@ -345,8 +345,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
                 if not alive.any():
                     break
         rollout_buffer.end_batch()
-        returns, lengths = rollout_buffer.last_batch()
-        self._cut_episodes = np.where(alive, self._cut_episodes + (returns, lengths), 0.0)
+        self._cut_episodes = np.where(alive, self._cut_episodes + np.stack(rollout_buffer.last_batch()), 0.0)
         if self.conditions not in ("continue", "mixed"):
             self._report_cut_episodes()
         return True
