@@ -144,6 +144,7 @@ AGGREVATED_OC_CHOICES: list[dict[str, Any]] = [
     {"cg_damping": 0.1},
     {"line_search_shrinking_factor": 0.5},
     {"n_critic_updates": 1},
+    {"noise_correlation": 0.8},
     {"critic_replay": True},
     {"critic_replay": True, "replay": 2},
     {"aggregate": True},

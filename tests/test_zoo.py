@@ -149,7 +149,7 @@ def test_register_adds_our_algorithms() -> None:
 
     registry: dict[str, Any] = {"ppo": None}
     register_algorithms(registry)
-    assert registry == {"ppo": None, "mdgps": sb3_dpi.MDGPS}
+    assert registry == {"ppo": None, "mdgps": sb3_dpi.MDGPS, "aggrevated_oc": sb3_dpi.AggreVaTeDOC}
 
 
 @pytest.mark.usefixtures("any_env")

@@ -147,6 +147,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :param environments: How the sub-environments of a VecEnv are told apart: ``"auto"``, by their place in a list, else by id
         and keyword arguments; ``"same"``: all are copies of one; ``"different"``: each is another. Those that differ have
         conditions, a model and an expert each
+    :param noise_correlation: Of the exploration noise of one time step with that of the next, 0 for white noise, which cancels
+        out where a body is heavy or the medium thick. The objective knows the noise of single steps, so that every action of a
+        lasting deviation is credited with all that follows from it; usual: 0 to .9
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -191,6 +194,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         min_std: float | str | Schedule = 0.1,
         min_samples: int = 2,
         environments: str = "auto",
+        noise_correlation: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -216,6 +220,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
             min_std=min_std,
             min_samples=min_samples,
             environments=environments,
+            noise_correlation=noise_correlation,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,

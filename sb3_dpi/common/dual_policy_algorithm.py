@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_dpi.common.actor import export_actor
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.environments import ENVIRONMENTS, environment_indices, make_environments
+from sb3_dpi.common.noise import correlate
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
@@ -77,6 +78,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     :param gamma: discount factor; usual: .95 to 1
     :param environments: how the sub-environments of a VecEnv are told apart: ``"auto"``, by their place in a list, else by
         id and keyword arguments; ``"same"``: all are copies of one; ``"different"``: each is another
+    :param noise_correlation: of the exploration noise of one time step with that of the next, from 0 (white) to below 1; the
+        standard deviation stays that of the policy. Actions that last reach states which white noise does not; usual: 0 to .9
     :param stats_window_size: window size for the rollout logging, in episodes
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -109,6 +112,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         replay: int,
         gamma: float,
         environments: str = "auto",
+        noise_correlation: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -149,6 +153,7 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
         self.conditions = conditions
         self.replay = replay
         self.environments = environments
+        self.noise_correlation = noise_correlation
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
         # what follows is learned or drawn in training and survives save and load (attributes of __init__ do)
@@ -160,6 +165,8 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_saved_format()
+        if not 0.0 <= self.noise_correlation < 1.0:
+            raise ValueError(f"noise_correlation must be at least 0 and below 1, got {self.noise_correlation}")
         self._rng = np.random.default_rng(self.seed)
         if self.condition_base is None:
             # far from the small seeds that evaluation environments usually get
@@ -393,7 +400,10 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
     def _make_sampler(self, conditions: np.ndarray, first_states: FloatArray, horizon: int) -> Sampler:
         """A function of (t, observations, states) that samples actions ``[n_envs, du]`` in units of the bounds."""
         mean, std = self._actor, np.exp(self.policy.log_std.detach().cpu().numpy())
-        noise = self._rng.standard_normal((horizon, len(conditions), len(std)), dtype=np.float32) * std
+        noise = self._rng.standard_normal((horizon, len(conditions), len(std)), dtype=np.float32)
+        if self.noise_correlation > 0.0:
+            noise = correlate(noise, self.noise_correlation)
+        noise *= std
         return lambda t, obs, states: mean(obs) + noise[t]
 
     def _input_scale(self) -> FloatArray | None:
