@@ -44,14 +44,16 @@ class StandardizedExtractor(FlattenExtractor):
         return (super().forward(observations) - self.obs_mean) / self.obs_std
 
 
-class BoundedGaussianPolicy(ActorCriticPolicy):
-    """``ActorCriticPolicy`` whose Gaussian lives in units of the bounds: -1 and 1 are the action space's limits.
+class StandardizedPolicy(ActorCriticPolicy):
+    """``ActorCriticPolicy`` in units that no task has to be scaled for: a Box action space's limits are -1 and 1, and vector
+    observations are standardised.
 
     Exploration, cost of actions and every KL divergence are then in the same units on every task, asymmetric and scaled
-    action spaces included. Actions are clipped to the bounds, not squashed, so that the policy stays Gaussian.
+    action spaces included. Actions are clipped to the bounds, not squashed, so that a Gaussian stays one. Discrete actions
+    are what they are.
 
     :param observation_space: observation space
-    :param action_space: action space, a bounded Box
+    :param action_space: action space
     :param lr_schedule: learning rate schedule
     :param log_std_init: initial log standard deviation, in units of the bounds; usual: -1.5 to 0
     :param features_extractor_class: features extractor; the default standardises vector observations
@@ -78,35 +80,12 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
 
     @property
     def squash_output(self) -> bool:
-        """True: actions are in [-1, 1] and ``unscale_action`` leads to the environment's units."""
-        return True
+        """True for a Box: actions are in [-1, 1] and ``unscale_action`` leads to the environment's units."""
+        return isinstance(self.action_space, spaces.Box)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return super()._predict(observation, deterministic).clamp(-1.0, 1.0)
-
-    def action_mean(self, obs: PyTorchObs) -> th.Tensor:
-        """Mean action, without the cost of building a distribution.
-
-        :param obs: observations, ``[n, ...]``
-        :return: ``[n, du]``, in units of the bounds, not clipped
-        """
-        features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
-        return self.action_net(self.mlp_extractor.forward_actor(features))
-
-    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
-        """Convert a numpy observation; a missing ``"state"`` is filled with zeros, for the policy never reads it.
-
-        :param observation: array or dictionary of arrays
-        :return: tensors, and whether the observation was vectorized
-        """
-        known = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else {}
-        if isinstance(observation, dict) and STATE_KEY in known and STATE_KEY not in observation:
-            key, visible = next(iter(observation.items()))
-            space = known[STATE_KEY]
-            n_batch = visible.ndim - len(known[key].shape or ())
-            filler = th.zeros((*visible.shape[:n_batch], *(space.shape or ()))).numpy()
-            observation = {**observation, STATE_KEY: filler}
-        return super().obs_to_tensor(observation)
+        actions = super()._predict(observation, deterministic)
+        return actions.clamp(-1.0, 1.0) if self.squash_output else actions
 
     def set_standardization(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Standardise observations with new statistics; the policy's function stays what it was.
@@ -134,6 +113,40 @@ class BoundedGaussianPolicy(ActorCriticPolicy):
                 extractor.obs_mean.copy_(new_mean)
                 extractor.obs_std.copy_(new_std)
                 extractor.is_set.fill_(True)
+
+
+class BoundedGaussianPolicy(StandardizedPolicy):
+    """The same for a bounded Box of actions, beside whose observations the environment may give the planner a ``"state"``.
+
+    :param observation_space: observation space
+    :param action_space: action space, a bounded Box
+    :param lr_schedule: learning rate schedule
+    :param kwargs: as for ``StandardizedPolicy``
+    """
+
+    def action_mean(self, obs: PyTorchObs) -> th.Tensor:
+        """Mean action, without the cost of building a distribution.
+
+        :param obs: observations, ``[n, ...]``
+        :return: ``[n, du]``, in units of the bounds, not clipped
+        """
+        features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
+        return self.action_net(self.mlp_extractor.forward_actor(features))
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Convert a numpy observation; a missing ``"state"`` is filled with zeros, for the policy never reads it.
+
+        :param observation: array or dictionary of arrays
+        :return: tensors, and whether the observation was vectorized
+        """
+        known = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else {}
+        if isinstance(observation, dict) and STATE_KEY in known and STATE_KEY not in observation:
+            key, visible = next(iter(observation.items()))
+            space = known[STATE_KEY]
+            n_batch = visible.ndim - len(known[key].shape or ())
+            filler = th.zeros((*visible.shape[:n_batch], *(space.shape or ()))).numpy()
+            observation = {**observation, STATE_KEY: filler}
+        return super().obs_to_tensor(observation)
 
 
 class StatelessImageExtractor(NatureCNN):

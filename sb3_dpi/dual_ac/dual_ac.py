@@ -1,0 +1,524 @@
+"""Dual actor-critic: the actor and the dual critic of the Bellman equation's Lagrangian (Dai et al., 2018)."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.critic import actor_parameters
+from sb3_dpi.common.features import RandomFourierExtractor
+from sb3_dpi.common.natural_gradient import natural_gradient_step
+from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
+from sb3_dpi.dual_ac import windows
+from sb3_dpi.dual_ac.critic import ValueProblem, descend, n_rows, solve_in_closed_form, take, value_is_linear
+from sb3_dpi.dual_ac.game import dual_weights
+from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy
+from sb3_dpi.dual_ac.rollout import Endings, check_finite, concatenate, flatten_time
+from sb3_dpi.trajopt.types import FloatArray, IntArray
+
+SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
+
+DEFAULT_BATCH = 1024
+"""Steps of all environments between updates."""
+INITIAL_STATES = 256
+"""Observed resets that are kept as samples of mu."""
+GRADIENTS = ("causal", "averaged", "literal")
+STEP_RULES = ("adaptive", "decaying", "constant")
+SMALLEST_STEP = 0.1
+"""Of ``target_kl``, for the adaptive step."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rollout, T steps of N environments, rows as in ``windows``."""
+
+    observations: Any
+    """of all rows, tensor or dictionary of tensors"""
+    actions: th.Tensor
+    """``[T * N, ...]``"""
+    rewards: FloatArray
+    """as the environment gave them, ``[T, N]``"""
+    following: IntArray
+    """row of the true next observation, ``[T, N]``"""
+    ends: np.ndarray
+    """last step of an episode or of the rollout, ``[T, N]``"""
+    lengths: IntArray
+    """of the window that starts with each step, ``[T, N]``"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """T and N."""
+        T, N = self.rewards.shape
+        return T, N
+
+
+class DualAC(OnPolicyAlgorithm):
+    """
+    Dual Actor-Critic (Dual-AC)
+
+    The Lagrangian of the Bellman equation's linear programme is a game of a weighted actor, states alpha(s) and policy
+    pi(a|s), against a dual critic V. Each iteration solves V to convergence on windows of k steps, near the returns of the
+    policy that sampled them, takes alpha in closed form and one natural-gradient step of the policy.
+
+    Paper: https://arxiv.org/abs/1712.10282
+
+    :param policy: The policy model to use (MlpPolicy, RBFPolicy, CnnPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str)
+    :param learning_rate: of V, it can be a function of the current progress remaining (from 1 to 0); usual: 3e-4 to 3e-3
+    :param n_steps: The number of steps to run for each environment per update. None takes 1024 over all environments
+    :param batch_size: Minibatch size for V
+    :param gamma: Discount factor; usual: .98 to .999
+    :param window_length: The most steps of a window, k + 1 in the paper's count: 1 is the one-step game. Windows end where
+        their episode does; usual: 10 to 50
+    :param path_regularization: eta_V, how much V keeps to the returns of the policy, in units of one over the standard
+        deviation of the returns. 0 switches path regularisation off, ``inf`` the game: V is then a regression to the
+        returns; usual: 1 to 1000
+    :param inner_tolerance: V counts as solved when a pass over the samples gains less than this, in variances of the returns.
+        None takes one gradient step instead; usual: 1e-4 to 1e-2
+    :param n_critic_updates: Passes of V over the samples of an iteration at most
+    :param gae_lambda: Factor for trade-off of bias vs variance of the returns that V is regularised to (1: Monte Carlo)
+    :param dual_weights: Whether states weigh alpha + eta_mu; otherwise all weigh the same
+    :param alpha_regularization: eta_alpha, in units of the standard deviation of the windows' advantage; usual: 1 to 10
+    :param mu_weight: eta_mu, what a state weighs without alpha; usual: .1 to 1
+    :param gradient: ``"causal"``: the policy gradient of the Lagrangian without terms of expectation zero; ``"averaged"``:
+        the same with every state of the rollout counted once, windows only averaged; ``"literal"``: as in the paper, every
+        action of a window with the whole window's advantage
+    :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples; it can be a function of the progress
+        remaining; usual: .01 to .1
+    :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' standard deviation below the largest one seen,
+        to a tenth at most; ``"decaying"``: with the progress remaining; ``"constant"``
+    :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm; usual: 10 to 20
+    :param cg_damping: damping in the Hessian vector product computation; usual: .01 to 1
+    :param line_search_shrinking_factor: step-size reduction factor for the line-search
+    :param line_search_max_iter: maximum number of iterations for the backtracking line-search
+    :param max_grad_norm: The maximum value for the gradient clipping of V
+    :param normalize_advantage: Whether to centre the advantages
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: only at the beginning of the rollout
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of range or unknown
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "RBFPolicy": RBFPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        gamma: float = 0.99,
+        window_length: int = 20,
+        path_regularization: float = 100.0,
+        inner_tolerance: float | None = 1e-3,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        dual_weights: bool = True,
+        alpha_regularization: float = 5.0,
+        mu_weight: float = 1.0,
+        gradient: str = "averaged",
+        target_kl: float | Schedule = 0.05,
+        step_rule: str = "adaptive",
+        cg_max_steps: int = 20,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        max_grad_norm: float = 1.0,
+        normalize_advantage: bool = True,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,  # type: ignore[arg-type]  # None until the number of environments is known
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size = batch_size
+        self.window_length = window_length
+        self.path_regularization = path_regularization
+        self.inner_tolerance = inner_tolerance
+        self.n_critic_updates = n_critic_updates
+        self.dual_weights = dual_weights
+        self.alpha_regularization = alpha_regularization
+        self.mu_weight = mu_weight
+        self.gradient = gradient
+        self.target_kl = FloatSchedule(target_kl)
+        self.step_rule = step_rule
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.normalize_advantage = normalize_advantage
+        # what is learned beside the networks, it survives saving
+        self.obs_rms: RunningMeanStd | None = None
+        self.return_rms = RunningMeanStd(epsilon=1e-4)
+        self.largest_advantage = 0.0
+        self.initial_observations: Any = None
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        if self.n_steps is None:
+            self.n_steps = max(DEFAULT_BATCH // self.n_envs, 1)
+        if self.n_steps * self.n_envs < 2:
+            raise ValueError(f"n_steps times environments must be at least 2, got {self.n_steps} x {self.n_envs}")
+        # arguments may be changed on loading
+        self.target_kl = FloatSchedule(self.target_kl)
+        super()._setup_model()
+        self._rng = np.random.default_rng(self.seed)
+
+    def _check_arguments(self) -> None:
+        check_choice("gradient", self.gradient, GRADIENTS)
+        check_choice("step_rule", self.step_rule, STEP_RULES)
+        whole = ["batch_size", "window_length", "n_critic_updates", "cg_max_steps", "line_search_max_iter"]
+        for name in whole if self.n_steps is None else ["n_steps", *whole]:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("path_regularization", "mu_weight", "cg_damping", "inner_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0.0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        for name in ("alpha_regularization", "target_kl", "max_grad_norm"):
+            value = FloatSchedule(getattr(self, name))(1.0)
+            if not value > 0.0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_rng", "_endings"]
+
+    # ------------------------------------------------------------------ sampling
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect experiences using the current policy and fill a ``RolloutBuffer``, with the rewards as they are: at a time limit
+        the true next observation is kept, for V is solved anew.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill with rollouts
+        :param n_rollout_steps: Number of experiences to collect per environment
+        :return: False if callback terminated rollout prematurely
+        :raises ValueError: if an observation or reward is not finite, naming environment and step
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        self._endings = Endings(n_rollout_steps, env.num_envs)
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        unknown = th.zeros(env.num_envs)  # values and log-probabilities are computed at once, afterwards
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                actions = self.policy.get_distribution(obs_tensor).get_actions().cpu().numpy()
+            new_obs, rewards, dones, infos = env.step(self._to_env_units(actions))
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            check_finite(new_obs, rewards, self.num_timesteps)
+            self._endings.add(n_steps, new_obs, dones, infos)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions.reshape(env.num_envs, -1),
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                unknown,
+                unknown,
+            )
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        actions = actions.reshape(-1, *self.action_space.shape)
+        if self.policy.squash_output:
+            return self.policy.unscale_action(np.clip(actions, -1.0, 1.0))
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    # ------------------------------------------------------------------ learning
+
+    def train(self) -> None:
+        """One iteration of Algorithm 1: V-step, alpha-step and pi-step on the rollout in the buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        batch = self._recall()  # of pi_{t-1}, the behaviour policy pi_b
+        values = self._values(batch)
+        targets = self._path_returns(batch, values)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
+        weights = self._weights(self._deltas(batch, values))  # alpha_{t-1}
+        self._solve_values(batch, targets, weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
+        solved = self._values(batch)
+        delta = self._deltas(batch, solved)  # Eq. 8
+        weights = self._weights(delta)  # alpha_t, Eq. 14 and 15
+        advantages, weights = self._advantages(batch, solved, delta, weights)  # Eq. 10 and 11
+        self._improve_policy(batch, advantages, weights)  # pi_t, Eq. 16 and 17
+        self._n_updates += 1
+        self._report(batch, values, targets)
+
+    def _recall(self) -> Batch:
+        """The rollout as it happened: the true next observations behind those of the buffer."""
+        buffer, endings = self.rollout_buffer, self._endings
+        observations = flatten_time(buffer.observations)
+        starts = buffer.episode_starts.reshape(-1).astype(bool)
+        self._remember_resets(take(observations, starts))
+        self._update_standardization(observations)
+        every = obs_as_tensor(concatenate(observations, endings.observations()), self.device)
+        actions = th.as_tensor(flatten_time(buffer.actions), device=self.device)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        ends = endings.ends
+        return Batch(
+            every,
+            actions,
+            buffer.rewards.astype(np.float64),
+            windows.following_rows(endings.terminated, endings.truncated),
+            ends,
+            windows.window_lengths(ends, self.window_length),
+        )
+
+    def _remember_resets(self, observations: Any) -> None:
+        """Samples of mu."""
+        if self.initial_observations is None:
+            kept = observations
+        else:
+            kept = concatenate(self.initial_observations, observations)
+        self.initial_observations = take(kept, slice(-INITIAL_STATES, None))
+
+    def _update_standardization(self, observations: Any) -> None:
+        extractor = self.policy.pi_features_extractor
+        if isinstance(extractor, RandomFourierExtractor):
+            tensor: Any = preprocess_obs(th.as_tensor(observations, device=self.device), self.observation_space)
+            for module in {extractor, self.policy.vf_features_extractor}:
+                module.fit(tensor)  # type: ignore[operator]
+        elif isinstance(extractor, StandardizedExtractor) and isinstance(self.policy, StandardizedPolicy):
+            if not isinstance(self.observation_space, spaces.Box) or is_image_space(self.observation_space):
+                return
+            flat = observations.reshape(len(observations), -1).astype(np.float64)
+            if self.obs_rms is None:
+                self.obs_rms = RunningMeanStd(epsilon=1e-4, shape=flat.shape[1:])
+            self.obs_rms.update(flat)
+            std = np.sqrt(self.obs_rms.var)
+            self.policy.set_standardization(self.obs_rms.mean, np.where(std > 1e-6, std, 1.0))
+
+    def _scale(self) -> tuple[float, float]:
+        return float(self.return_rms.mean), float(max(np.sqrt(self.return_rms.var), 1e-8))
+
+    def _values(self, batch: Batch) -> FloatArray:
+        """V of all rows, in units of the rewards."""
+        mean, std = self._scale()
+        with th.no_grad():
+            standard = self.policy.predict_values(batch.observations).reshape(-1).double().cpu().numpy()
+        return mean + std * standard
+
+    def _temporal_differences(self, batch: Batch, values: FloatArray) -> FloatArray:
+        following = windows.successor_values(values, batch.following)
+        return batch.rewards + self.gamma * following - values[: batch.rewards.size].reshape(batch.shape)
+
+    def _path_returns(self, batch: Batch, values: FloatArray) -> FloatArray:
+        """What pi_b earns from each state on, TD(lambda) with the V of before, ``[T, N]``."""
+        differences = self._temporal_differences(batch, values)
+        further = windows.discounted_sums(differences, batch.ends, self.gamma * self.gae_lambda)
+        return values[: batch.rewards.size].reshape(batch.shape) + further
+
+    def _deltas(self, batch: Batch, values: FloatArray) -> FloatArray:
+        """``sum_i gamma^i R + gamma^{k+1} V(s_{k+1}) - V(s_0)`` of every window, as a sum that telescopes, ``[T, N]``."""
+        return windows.window_sums(self._temporal_differences(batch, values), batch.ends, batch.lengths, self.gamma)
+
+    def _weights(self, delta: FloatArray) -> FloatArray:
+        return dual_weights(delta, self.alpha_regularization, self.mu_weight) if self.dual_weights else np.ones_like(delta)
+
+    def _solve_values(self, batch: Batch, targets: FloatArray, weights: FloatArray) -> None:
+        self._rescale_values(targets)
+        mean, std = self._scale()
+        end_rows = windows.at_last_step(batch.following, batch.lengths)
+        discounts = np.where(end_rows == windows.NOTHING, 0.0, self.gamma**batch.lengths)
+        returns = windows.window_sums(batch.rewards, batch.ends, batch.lengths, self.gamma)
+
+        def tensor(array: np.ndarray) -> th.Tensor:
+            return th.as_tensor(array.reshape(-1).astype(np.float32), device=self.device)
+
+        problem = ValueProblem(
+            batch.observations,
+            obs_as_tensor(self.initial_observations, self.device),
+            tensor((targets - mean) / std),
+            th.as_tensor(np.maximum(end_rows, 0).reshape(-1), device=self.device),
+            tensor(returns / std),
+            tensor(discounts),
+            tensor(weights),
+            self.path_regularization,
+        )
+        if self.inner_tolerance is not None and value_is_linear(self.policy):
+            solve = solve_in_closed_form(self.policy, problem)
+        else:
+            solve = descend(
+                self.policy,
+                problem,
+                self.inner_tolerance,
+                self.n_critic_updates,
+                self.batch_size,
+                self.max_grad_norm,
+                self._rng,
+            )
+        self.logger.record("train/value_loss", solve.objective)
+        self.logger.record("train/inner_steps", solve.n_steps)
+        self.logger.record("train/inner_gap", solve.gap)
+
+    def _rescale_values(self, targets: FloatArray) -> None:
+        """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
+        old_mean, old_std = self._scale()
+        self.return_rms.update(targets.reshape(-1))
+        mean, std = self._scale()
+        layer = self.policy.value_net
+        assert isinstance(layer, th.nn.Linear)
+        with th.no_grad():
+            layer.weight.mul_(old_std / std)
+            layer.bias.copy_((old_std * layer.bias + old_mean - mean) / std)
+
+    def _advantages(
+        self, batch: Batch, values: FloatArray, delta: FloatArray, weights: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """What multiplies ``grad log pi`` of each step, and the weight of its state, both ``[T * N]``."""
+        if self.gradient == "literal":
+            advantages = windows.literal_gradient_weights(delta, weights, batch.lengths)
+            return advantages.reshape(-1), np.ones(advantages.size)
+        differences = self._temporal_differences(batch, values)
+        advantages, covered = windows.causal_gradient_weights(differences, weights, batch.ends, batch.lengths, self.gamma)
+        if self.gradient == "averaged":
+            covered = np.ones_like(covered)
+        return advantages.reshape(-1), (covered / covered.mean()).reshape(-1)
+
+    def _kl_bound(self, spread: float) -> float:
+        """zeta: the step is small when little is left to gain, for a normalised step would spend its whole KL on noise."""
+        bound = self.target_kl(self._current_progress_remaining)
+        if self.step_rule == "decaying":
+            return bound * max(self._current_progress_remaining, SMALLEST_STEP)
+        self.largest_advantage = max(self.largest_advantage, spread)
+        if self.step_rule == "constant" or self.largest_advantage == 0.0:
+            return bound
+        return bound * float(np.clip(spread / self.largest_advantage, SMALLEST_STEP, 1.0))
+
+    def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> None:
+        if self.normalize_advantage:
+            advantages = advantages - np.average(advantages, weights=weights)
+        spread = float(np.sqrt(np.average(advantages**2, weights=weights)))
+        factors = th.as_tensor(weights * advantages / max(spread, 1e-12), dtype=th.float32, device=self.device)
+        observations = take(batch.observations, slice(0, len(factors)))
+        with th.no_grad():
+            # the distribution that a policy returns is one object, whose inner one it replaces
+            old = copy.copy(self.policy.get_distribution(observations))
+            old_log_prob = old.log_prob(batch.actions)
+
+        def objective() -> th.Tensor:
+            ratio = (self.policy.get_distribution(observations).log_prob(batch.actions) - old_log_prob).exp()
+            return (ratio * factors).mean()
+
+        def kl() -> th.Tensor:
+            return _divergence(old, self.policy.get_distribution(observations))
+
+        step = natural_gradient_step(
+            actor_parameters(self.policy),
+            objective,
+            kl,
+            self._kl_bound(spread),
+            self.cg_max_steps,
+            self.cg_damping,
+            self.line_search_max_iter,
+            self.line_search_shrinking_factor,
+        )
+        self.logger.record("train/policy_objective", step.improvement)
+        self.logger.record("train/kl_divergence_loss", step.kl)
+        self.logger.record("train/is_line_search_success", float(step.accepted))
+        self.logger.record("train/advantage_std", spread)
+
+    def _report(self, batch: Batch, values: FloatArray, targets: FloatArray) -> None:
+        before = values[: targets.size]
+        self.logger.record("train/explained_variance", float(explained_variance(before, targets.reshape(-1))))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+
+    def learn(
+        self: SelfDualAC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "DualAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDualAC:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """KL(old || new), summed over the action's dimensions, mean over the samples."""
+    divergence = kl_divergence(old, new)
+    return divergence.reshape(len(divergence), -1).sum(1).mean()

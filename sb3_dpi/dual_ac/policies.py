@@ -1,0 +1,89 @@
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_dpi.common.features import RandomFourierExtractor
+from sb3_dpi.common.policies import StandardizedPolicy
+
+
+class RBFPolicy(StandardizedPolicy):
+    """Actor and value function linear in random Fourier features of standardised observations, as in the paper.
+
+    The value function is then solved for in closed form.
+
+    :param observation_space: observation space, of vectors or numbers
+    :param action_space: action space
+    :param lr_schedule: learning rate schedule
+    :param net_arch: layers between the features and the last ones; none by default
+    :param features_extractor_class: features extractor; ``features_extractor_kwargs`` has ``n_features`` and ``bandwidth``
+    :param kwargs: as for ``ActorCriticPolicy``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] = RandomFourierExtractor,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[] if net_arch is None else net_arch,
+            features_extractor_class=features_extractor_class,
+            **kwargs,
+        )
+
+
+class CnnPolicy(StandardizedPolicy):
+    """The same for images.
+
+    :param observation_space: image space
+    :param action_space: action space
+    :param lr_schedule: learning rate schedule
+    :param features_extractor_class: features extractor
+    :param kwargs: as for ``ActorCriticPolicy``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+class MultiInputPolicy(StandardizedPolicy):
+    """The same for dictionaries of images, vectors and numbers.
+
+    :param observation_space: dictionary space
+    :param action_space: action space
+    :param lr_schedule: learning rate schedule
+    :param features_extractor_class: features extractor
+    :param kwargs: as for ``ActorCriticPolicy``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+MlpPolicy = StandardizedPolicy
