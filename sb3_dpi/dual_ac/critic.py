@@ -55,10 +55,10 @@ class InnerSolve:
     """what the last pass still gained; zero for the closed form"""
 
 
-def take(observations: Any, rows: th.Tensor | slice) -> Any:
+def take(observations: Any, rows: th.Tensor | np.ndarray | slice) -> Any:
     """Select rows.
 
-    :param observations: tensor or dictionary of tensors
+    :param observations: array or tensor, or dictionary of such
     :param rows: which
     :return: the same with these rows
     """
@@ -103,7 +103,7 @@ def objective(policy: ActorCriticPolicy, problem: ValueProblem, rows: th.Tensor,
     initial = take(problem.initial_observations, initial_rows)
     parts = (take(problem.observations, rows), ends, initial)
     together = (
-        {key: th.cat([part[key] for part in parts]) for key in ends} if isinstance(ends, dict) else th.cat(parts)  # type: ignore[arg-type]
+        {key: th.cat([part[key] for part in parts]) for key in ends} if isinstance(ends, dict) else th.cat(parts)
     )
     start, end, first = policy.predict_values(together).reshape(-1).split([b, b, len(initial_rows)])
     mu = th.full_like(first, 1.0 / len(first))
@@ -170,14 +170,14 @@ def solve_in_closed_form(policy: ActorCriticPolicy, problem: ValueProblem) -> In
     with th.no_grad():
         every, initial = (_features(policy, obs) for obs in (problem.observations, problem.initial_observations))
         start, end = every[:n], every[problem.end_rows]
-        weights, discounts, targets = (x.double() / s for x, s in ((problem.weights, n), (problem.discounts, 1), (problem.targets, 1)))
+        weights, discounts, targets = (x.double() for x in (problem.weights / n, problem.discounts, problem.targets))
         slope = (1.0 - (weights * discounts).sum()) * initial.mean(0) + (weights * discounts) @ end - weights @ start
         ridge = th.full_like(slope, RIDGE)
         ridge[-1] = 1e-12  # what the constant is must not depend on where zero is
         left = share[0] * start.T @ start / n + th.diag(ridge)
         theta = th.linalg.solve(left, share[0] * targets @ start / n - 0.5 * share[1] * slope)
-        policy.value_net.weight.copy_(theta[None, :-1])  # type: ignore[operator, index]
-        policy.value_net.bias.copy_(theta[-1:])  # type: ignore[operator, union-attr]
+        policy.value_net.weight.copy_(theta[None, :-1])
+        policy.value_net.bias.copy_(theta[-1:])
         loss = objective(policy, problem, *(th.arange(k, device=targets.device) for k in (n, len(initial))))
     return InnerSolve(1, float(loss), 0.0)
 

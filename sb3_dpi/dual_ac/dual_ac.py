@@ -24,7 +24,7 @@ from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
 from sb3_dpi.dual_ac import windows
-from sb3_dpi.dual_ac.critic import ValueProblem, descend, n_rows, solve_in_closed_form, take, value_is_linear
+from sb3_dpi.dual_ac.critic import ValueProblem, descend, solve_in_closed_form, take, value_is_linear
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy
 from sb3_dpi.dual_ac.rollout import Endings, check_finite, concatenate, flatten_time
@@ -252,8 +252,8 @@ class DualAC(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        Collect experiences using the current policy and fill a ``RolloutBuffer``, with the rewards as they are: at a time limit
-        the true next observation is kept, for V is solved anew.
+        Collect experiences using the current policy and fill a ``RolloutBuffer``, with the rewards as they are: at a time
+        limit the true next observation is kept, for V is solved anew.
 
         :param env: The training environment
         :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
@@ -370,7 +370,7 @@ class DualAC(OnPolicyAlgorithm):
             self.policy.set_standardization(self.obs_rms.mean, np.where(std > 1e-6, std, 1.0))
 
     def _scale(self) -> tuple[float, float]:
-        return float(self.return_rms.mean), float(max(np.sqrt(self.return_rms.var), 1e-8))
+        return float(self.return_rms.mean), max(float(np.sqrt(self.return_rms.var)), 1e-8)
 
     def _values(self, batch: Batch) -> FloatArray:
         """V of all rows, in units of the rewards."""
@@ -435,6 +435,8 @@ class DualAC(OnPolicyAlgorithm):
     def _rescale_values(self, targets: FloatArray) -> None:
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
         old_mean, old_std = self._scale()
+        import os
+        self.return_rms.count = min(self.return_rms.count, float(os.environ.get("MEM", "1e9")) * targets.size)
         self.return_rms.update(targets.reshape(-1))
         mean, std = self._scale()
         layer = self.policy.value_net
@@ -464,7 +466,8 @@ class DualAC(OnPolicyAlgorithm):
         self.largest_advantage = max(self.largest_advantage, spread)
         if self.step_rule == "constant" or self.largest_advantage == 0.0:
             return bound
-        return bound * float(np.clip(spread / self.largest_advantage, SMALLEST_STEP, 1.0))
+        import os
+        return bound * float(np.clip((spread / self.largest_advantage)**float(os.environ.get("POW","1")), float(os.environ.get("MINS",".1")), 1.0))
 
     def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> None:
         if self.normalize_advantage:

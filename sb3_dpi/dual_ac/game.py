@@ -1,8 +1,8 @@
 """The game of the dual critic V against the weighted actor (alpha, pi): its value, and alpha in closed form.
 
 A window starts in a state s, collects the return R of its m steps and ends in a state s' from which it goes on with the
-discount ``d = gamma^m``, or d = 0 if it ended by death. Windows have weights w that sum to one: alpha(s) times the probability
-of the window under pi, or for samples alpha over the density that they were drawn from.
+discount ``d = gamma^m``, or d = 0 if it ended by death. Its weight w is alpha(s) times the probability of the window under pi,
+or for samples alpha over the density that they were drawn from.
 """
 
 from typing import TypeVar
@@ -20,9 +20,9 @@ def lagrangian(
 ) -> Vector:
     """Evaluate the Lagrangian (Eq. 6 for windows of one step, Eq. 8 for longer ones).
 
-    ``L = (1 - E[d]) E_mu[V] + E[R + d V(s') - V(s)]``. Where no window ends early this is Eq. 8, for then
-    ``d = gamma^{k+1}``. The factor of ``E_mu[V]`` is what keeps alpha a distribution: L does not change when a constant is
-    added to V.
+    ``L = (1 - E[d]) E_mu[V] + sum_w (R + d V(s') - V(s))``, E the mean over the windows. Where none ends early this is Eq. 8,
+    for then ``d = gamma^{k+1}``. The factor of ``E_mu[V]`` is what makes a distribution of alpha: as long as the weights sum
+    to one, L does not change when a constant is added to V.
 
     :param initial: V of the initial states, ``[m]``
     :param initial_weights: mu, ``[m]``, sums to one
@@ -30,12 +30,11 @@ def lagrangian(
     :param end: V(s'), ``[n]``
     :param returns: R, ``[n]``
     :param discounts: d, ``[n]``
-    :param weights: w, ``[n]``, sums to one
+    :param weights: w, ``[n]``, at least 0; the saddle point's sum to one
     :return: L, ``[]``, in units of the rewards' sum
     """
-    return (1.0 - (weights * discounts).sum()) * (initial_weights * initial).sum() + (
-        weights * (returns + discounts * end - start)
-    ).sum()
+    continues = (weights * discounts).sum() / weights.sum()
+    return (1.0 - continues) * (initial_weights * initial).sum() + (weights * (returns + discounts * end - start)).sum()
 
 
 def dual_weights(delta: FloatArray, alpha_regularization: float, mu_weight: float) -> FloatArray:

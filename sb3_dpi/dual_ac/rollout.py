@@ -86,7 +86,9 @@ class Endings:
             if truncated:
                 self._cut.append(infos[i]["terminal_observation"])
             elif is_last and not done:
-                self._cut.append({key: value[i] for key, value in new_obs.items()} if isinstance(new_obs, dict) else new_obs[i])
+                self._cut.append(
+                    {key: value[i] for key, value in new_obs.items()} if isinstance(new_obs, dict) else new_obs[i]
+                )
 
     def observations(self) -> Any:
         """Those behind the steps at which an episode was cut, by a time limit or the rollout's end, in the order of time.

@@ -85,7 +85,7 @@ def _after_window(sums: FloatArray, ends: np.ndarray, lengths: IntArray) -> Floa
 def window_sums(x: FloatArray, ends: np.ndarray, lengths: IntArray, gamma: float) -> FloatArray:
     """Sum over windows: ``sum_{i < m} gamma^i x_{t+i}``.
 
-    :param x: rewards for the return of a window, temporal differences for ``delta`` (Eq. 8), whose values telescope, ``[T, N]``
+    :param x: rewards for the return of a window; temporal differences for ``delta`` (Eq. 8), for values telescope; ``[T, N]``
     :param ends: ``[T, N]``
     :param lengths: m, ``[T, N]``
     :param gamma: discount factor
