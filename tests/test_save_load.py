@@ -16,7 +16,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import MDGPS, AggreVaTeDOC
-from sb3_dpi.common.dual_policy_algorithm import FORMAT_VERSION
+from sb3_dpi.common.saved_models import FORMAT_VERSION
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 

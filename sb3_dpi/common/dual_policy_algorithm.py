@@ -1,20 +1,16 @@
 """The loop that the algorithms of dual policy iteration share."""
 
 import copy
-import io
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -30,6 +26,7 @@ from sb3_dpi.common.policies import (
     BoundedGaussianPolicy,
     StandardizedExtractor,
 )
+from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, concatenate, map_observations
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -42,15 +39,13 @@ DEFAULT_HORIZON = 200
 CONDITIONS = ("fresh", "fixed", "random", "continue", "mixed")
 MIXED_RESTARTS = 0.5
 """Probability that an episode is left after a window, so that a new one begins: early and late states are seen alike."""
-FORMAT_VERSION = 1
-"""Version of saved files; raised when older code could not read them."""
 
 
 class NotFiniteError(ValueError):
     """An environment returned an observation or reward that is not finite."""
 
 
-class DualPolicyAlgorithm(OnPolicyAlgorithm):
+class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
     """Dual policy iteration: an expert plans with a learned model, a reactive policy imitates it.
 
     Each iteration samples time-aligned trajectories from M initial conditions with the policy (or with what a subclass
@@ -225,38 +220,6 @@ class DualPolicyAlgorithm(OnPolicyAlgorithm):
                 f"({self.environment_indices.tolist()}): use {type(self).__name__}.load(path, env)"
             )
         super().set_env(wrapped, force_reset)
-
-    @classmethod
-    def load(
-        cls: type[SelfDualPolicyAlgorithm],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfDualPolicyAlgorithm:
-        start = path.tell() if isinstance(path, io.BufferedIOBase) else 0
-        data, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
-        if isinstance(path, io.BufferedIOBase):
-            path.seek(start)
-        if data is not None and "algorithm_name" not in data:
-            raise ValueError(f"This file holds a model of another algorithm: it cannot be loaded with {cls.__name__}.load")
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-
-    def _check_saved_format(self) -> None:
-        if self.algorithm_name != type(self).__name__:
-            raise ValueError(
-                f"This file holds a {self.algorithm_name} model: load it with {self.algorithm_name}.load, "
-                f"not {type(self).__name__}.load"
-            )
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"This file has format {self.format_version}, newer than the format {FORMAT_VERSION} that this version of "
-                "sb3_dpi reads: upgrade sb3_dpi"
-            )
-        self.format_version = FORMAT_VERSION
 
     def _resolve_horizon(self) -> int:
         limit = None

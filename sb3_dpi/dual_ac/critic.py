@@ -102,9 +102,7 @@ def objective(policy: ActorCriticPolicy, problem: ValueProblem, rows: th.Tensor,
     ends = take(problem.observations, problem.end_rows[rows])
     initial = take(problem.initial_observations, initial_rows)
     parts = (take(problem.observations, rows), ends, initial)
-    together = (
-        {key: th.cat([part[key] for part in parts]) for key in ends} if isinstance(ends, dict) else th.cat(parts)
-    )
+    together = {key: th.cat([part[key] for part in parts]) for key in ends} if isinstance(ends, dict) else th.cat(parts)
     start, end, first = policy.predict_values(together).reshape(-1).split([b, b, len(initial_rows)])
     mu = th.full_like(first, 1.0 / len(first))
     weights = problem.weights[rows] / problem.weights[rows].sum().clamp(min=1e-9)

@@ -23,6 +23,7 @@ from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
+from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.critic import ValueProblem, descend, solve_in_closed_form, take, value_is_linear
 from sb3_dpi.dual_ac.game import dual_weights
@@ -66,7 +67,7 @@ class Batch:
         return T, N
 
 
-class DualAC(OnPolicyAlgorithm):
+class DualAC(SavedModel, OnPolicyAlgorithm):
     """
     Dual Actor-Critic (Dual-AC)
 
@@ -205,6 +206,8 @@ class DualAC(OnPolicyAlgorithm):
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.normalize_advantage = normalize_advantage
+        self.format_version = FORMAT_VERSION
+        self.algorithm_name = type(self).__name__
         # what is learned beside the networks, it survives saving
         self.obs_rms: RunningMeanStd | None = None
         self.return_rms = RunningMeanStd(epsilon=1e-4)
@@ -214,6 +217,7 @@ class DualAC(OnPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        self._check_saved_format()
         self._check_arguments()
         if self.n_steps is None:
             self.n_steps = max(DEFAULT_BATCH // self.n_envs, 1)
@@ -269,6 +273,8 @@ class DualAC(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
+        normalizer = self._vec_normalize_env
+        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
         unknown = th.zeros(env.num_envs)  # values and log-probabilities are computed at once, afterwards
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -282,7 +288,7 @@ class DualAC(OnPolicyAlgorithm):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            check_finite(new_obs, rewards, self.num_timesteps)
+            self._check_finite(new_obs, rewards, statistics)
             self._endings.add(n_steps, new_obs, dones, infos)
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
@@ -296,6 +302,15 @@ class DualAC(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _check_finite(self, new_obs: Any, rewards: np.ndarray, statistics: Any) -> None:
+        try:
+            check_finite(new_obs, rewards, self.num_timesteps)
+        except ValueError:
+            if self._vec_normalize_env is not None:  # what is not finite would stay in its running statistics
+                self._vec_normalize_env.obs_rms, self._vec_normalize_env.ret_rms = statistics
+            self._last_obs = None  # start from a reset
+            raise
 
     def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
         if not isinstance(self.action_space, spaces.Box):
@@ -332,7 +347,8 @@ class DualAC(OnPolicyAlgorithm):
         self._remember_resets(take(observations, starts))
         self._update_standardization(observations)
         every = obs_as_tensor(concatenate(observations, endings.observations()), self.device)
-        actions = th.as_tensor(flatten_time(buffer.actions), device=self.device)
+        # Stable-Baselines3 keeps MultiBinary actions as integers, which torch has no log-probability for
+        actions = th.as_tensor(flatten_time(buffer.actions).astype(np.float32), device=self.device)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         ends = endings.ends
@@ -370,6 +386,9 @@ class DualAC(OnPolicyAlgorithm):
             self.policy.set_standardization(self.obs_rms.mean, np.where(std > 1e-6, std, 1.0))
 
     def _scale(self) -> tuple[float, float]:
+        """Units of the value network; before the first returns are known V is zero in any."""
+        if self.return_rms.count < 1.0:
+            return 0.0, 0.0
         return float(self.return_rms.mean), max(float(np.sqrt(self.return_rms.var)), 1e-8)
 
     def _values(self, batch: Batch) -> FloatArray:
@@ -436,6 +455,7 @@ class DualAC(OnPolicyAlgorithm):
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
         old_mean, old_std = self._scale()
         import os
+
         self.return_rms.count = min(self.return_rms.count, float(os.environ.get("MEM", "1e9")) * targets.size)
         self.return_rms.update(targets.reshape(-1))
         mean, std = self._scale()
@@ -467,7 +487,14 @@ class DualAC(OnPolicyAlgorithm):
         if self.step_rule == "constant" or self.largest_advantage == 0.0:
             return bound
         import os
-        return bound * float(np.clip((spread / self.largest_advantage)**float(os.environ.get("POW","1")), float(os.environ.get("MINS",".1")), 1.0))
+
+        return bound * float(
+            np.clip(
+                (spread / self.largest_advantage) ** float(os.environ.get("POW", "1")),
+                float(os.environ.get("MINS", ".1")),
+                1.0,
+            )
+        )
 
     def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> None:
         if self.normalize_advantage:

@@ -39,13 +39,13 @@ def check_finite(observations: Any, rewards: np.ndarray, n_steps: int) -> None:
     :raises ValueError: if a number is not finite
     """
     fine = np.isfinite(rewards)
-    what = "reward"
+    what = "a reward"
     for array in observations.values() if isinstance(observations, dict) else (observations,):
         if fine.all() and array.dtype.kind == "f" and not np.isfinite(array).all():
-            fine, what = np.isfinite(array.reshape(len(array), -1)).all(1), "observation"
+            fine, what = np.isfinite(array.reshape(len(array), -1)).all(1), "an observation"
     if not fine.all():
         raise ValueError(
-            f"Environment {int(np.argmin(fine))} returned a {what} that is not finite after {n_steps} steps in all. "
+            f"Environment {int(np.argmin(fine))} returned {what} that is not finite after {n_steps} steps in all. "
             "The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
         )
 

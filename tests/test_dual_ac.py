@@ -1,0 +1,544 @@
+"""Dual-AC as an algorithm of Stable-Baselines3: rollouts, spaces, switches, saving, callbacks, determinism, bad arguments."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from dummy_envs import DictPointMass, ImagePointMass, Matrix, PointMass, limited, vec_env
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_dpi import DualAC
+from sb3_dpi.dual_ac.dual_ac import INITIAL_STATES
+from sb3_dpi.dual_ac.windows import NOTHING
+
+STEPS = 32
+OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+
+
+def small(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DualAC:
+    """:return: a model whose iteration takes milliseconds"""
+    options: dict[str, Any] = {
+        "n_steps": STEPS,
+        "batch_size": 16,
+        "n_critic_updates": 2,
+        "policy_kwargs": {"features_extractor_kwargs": {"n_features": 10}} if policy == "RBFPolicy" else {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return DualAC(policy, limited(12) if env is None else env, **{**options, **kwargs})
+
+
+def parameters(model: DualAC) -> float:
+    return float(sum(parameter.detach().double().sum() for parameter in model.policy.parameters()))
+
+
+def check_learns(model: DualAC, iterations: int = 3) -> DualAC:
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    model.learn(iterations * model.n_steps * model.n_envs)
+    assert model._n_updates == iterations
+    changed = [not th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True)]
+    assert sum(changed) >= (3 if model.policy_aliases["RBFPolicy"] is type(model.policy) else 4) and np.isfinite(
+        parameters(model)
+    )
+    return model
+
+
+class Spaces(PointMass):
+    """Any action space; the first number pushes."""
+
+    def __init__(self, action_space: spaces.Space) -> None:
+        super().__init__()
+        self.given = action_space
+        self.action_space = action_space  # type: ignore[assignment]
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.given.contains(action), f"{action!r} is not in {self.given}"
+        force = float(np.ravel(action)[0])
+        self.state = self.state + 0.1 * np.array([self.state[1], 2.0 * force - 1.0])
+        self.t += 1
+        return self.observation(), -float(self.state @ self.state), False, self.t >= 12, {}
+
+
+# ---------------------------------------------------------------------- rollouts
+
+
+class Counter(gym.Env[np.ndarray, np.ndarray]):
+    """Observes its own number and the time, earns 1, and ends as told.
+
+    :param number: of the environment
+    :param lengths: of its episodes, in turn; negative: by death
+    """
+
+    def __init__(self, number: int, lengths: tuple[int, ...]) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.number, self.lengths, self.episode, self.t = number, lengths, -1, 0
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.number, self.episode, self.t], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        length = self.lengths[self.episode % len(self.lengths)]
+        ends = self.t >= abs(length)
+        return self.observe(), 1.0, ends and length < 0, ends and length > 0, {}
+
+
+def counted() -> tuple[DualAC, Any]:
+    """A model after one rollout of 10 steps and the batch that it learns from."""
+    endings = iter([(3, -4), (10,), (-10,), (1000,)])
+    makers = iter(range(4))
+    env = vec_env(4, lambda: Counter(next(makers), next(endings)))
+    model = small(env, n_steps=10, window_length=4, gamma=0.5)
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(40)
+    return model, model._recall()
+
+
+def test_true_next_observations() -> None:
+    """Also at time limits, at deaths and at the end of the rollout."""
+    _, batch = counted()
+    observations = batch.observations.numpy()
+    for t in range(10):
+        for n in range(4):
+            before, row = observations[t * 4 + n], batch.following[t, n]
+            assert before[0] == n
+            died = (n == 0 and t == 6) or (n == 2 and t == 9)
+            assert (row == NOTHING) == died
+            if not died:
+                np.testing.assert_array_equal(observations[row], before + np.array([0.0, 0.0, 1.0]))
+    expected = np.zeros((10, 4), dtype=bool)
+    expected[[2, 6], 0] = True
+    expected[9] = True
+    np.testing.assert_array_equal(batch.ends, expected)
+    assert batch.lengths[0].tolist() == [3, 4, 4, 4] and batch.lengths[-1].tolist() == [1, 1, 1, 1]
+
+
+def test_rewards_are_not_touched_at_time_limits() -> None:
+    model, batch = counted()
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(1000.0)
+    np.testing.assert_array_equal(batch.rewards, 1.0)
+    np.testing.assert_array_equal(model.rollout_buffer.rewards, 1.0)
+    values = model._values(batch)
+    bootstrapped = values[batch.following[2, 0]]
+    returns = model._path_returns(batch, values)
+    assert returns[2, 0] == pytest.approx(1.0 + 0.5 * bootstrapped), "a time limit goes on with the present V"
+    assert returns[6, 0] == pytest.approx(1.0), "a death does not"
+
+
+def test_initial_states_are_those_of_resets() -> None:
+    model, _ = counted()
+    starts = model.initial_observations
+    assert sorted((int(n), int(episode)) for n, episode, _ in starts) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (3, 0)]
+    np.testing.assert_array_equal(starts[:, 2], 0.0)
+    model = small(limited(2))
+    model.learn(40 * STEPS)
+    assert len(model.initial_observations) == INITIAL_STATES
+
+
+def test_buffer_is_that_of_stable_baselines() -> None:
+    assert type(small().rollout_buffer) is RolloutBuffer
+    assert type(small(DictPointMass(), "MultiInputPolicy").rollout_buffer) is DictRolloutBuffer
+
+    class Own(RolloutBuffer):
+        pass
+
+    assert type(check_learns(small(rollout_buffer_class=Own)).rollout_buffer) is Own
+
+
+@pytest.mark.parametrize("n_envs, expected", [(1, 1024), (8, 128), (3, 341)])
+def test_steps_of_an_iteration(n_envs: int, expected: int) -> None:
+    assert small(vec_env(n_envs), n_steps=None).n_steps == expected
+
+
+# ---------------------------------------------------------------------- spaces
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "RBFPolicy"])
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Discrete(2), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(0.0, 5.0, (2,), np.float32)],
+    ids=str,
+)
+def test_action_spaces(space: spaces.Space, policy: str) -> None:
+    model = check_learns(small(vec_env(2, lambda: Spaces(space)), policy))
+    assert model.action_space.contains(model.predict(OBSERVATIONS[0])[0])
+    assert model.predict(OBSERVATIONS)[0].shape[0] == 20
+
+
+def test_box_actions_are_in_units_of_the_bounds() -> None:
+    env = PointMass(-0.2, 5.0)
+    model = check_learns(small(env, policy_kwargs={"net_arch": [8], "log_std_init": 1.0}))
+    sampled = model.rollout_buffer.actions
+    assert np.abs(sampled).max() > 1.0
+    executed = -0.2 + 0.5 * (np.clip(sampled, -1.0, 1.0) + 1.0) * 5.2
+    np.testing.assert_allclose(env.actions[-STEPS:], executed.ravel(), atol=1e-5)
+    assert model.predict(100.0 * OBSERVATIONS, deterministic=True)[0].max() <= 5.0
+
+
+def test_policies_of_stable_baselines() -> None:
+    model = check_learns(small(PointMass(-3.0, 3.0), ActorCriticPolicy))
+    assert np.abs(model.predict(100.0 * OBSERVATIONS)[0]).max() <= 3.0
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "RBFPolicy"])
+def test_observations_that_are_numbers(policy: str) -> None:
+    check_learns(small(gym.make("FrozenLake-v1"), policy))
+
+
+def test_matrices() -> None:
+    model = check_learns(small(Matrix()))
+    assert model.predict(np.zeros((2, 1), np.float32))[0].shape == (2, 1)
+
+
+@pytest.mark.parametrize("keys", [("state", "position"), ("image", "velocity")], ids=str)
+def test_dictionaries(keys: tuple[str, ...]) -> None:
+    model = check_learns(small(vec_env(2, lambda: DictPointMass(keys)), "MultiInputPolicy", n_steps=8), 2)
+    assert set(model.initial_observations) == set(keys)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_images(share: bool) -> None:
+    options = {"share_features_extractor": share, "features_extractor_kwargs": {"features_dim": 8}}
+    env = vec_env(2, lambda: gym.wrappers.TimeLimit(ImagePointMass(), 5))
+    model = check_learns(small(env, "CnnPolicy", n_steps=8, cg_max_steps=2, policy_kwargs=options), 2)
+    assert model.initial_observations.dtype == np.uint8
+
+
+def test_observations_are_standardised() -> None:
+    model = small(window_length=3)
+    model.learn(STEPS)
+    batch = model.rollout_buffer.observations.reshape(-1, 2)
+    extractor: Any = model.policy.pi_features_extractor
+    np.testing.assert_allclose(extractor.obs_mean, batch.mean(0), atol=1e-4)
+    np.testing.assert_allclose(extractor.obs_std, batch.std(0), rtol=1e-3)
+    model.learn(STEPS, reset_num_timesteps=False)
+    with th.no_grad():
+        before = model.policy.predict_values(th.as_tensor(OBSERVATIONS)).clone()
+        model._update_standardization(100.0 * OBSERVATIONS)
+        after = model.policy.predict_values(th.as_tensor(OBSERVATIONS))
+    assert abs(float(extractor.obs_std[0]) - float(batch.std(0)[0])) > 1.0
+    np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_values_stay_when_their_units_move() -> None:
+    model, batch = counted()
+    model._rescale_values(np.random.default_rng(0).normal(size=(10, 4)))
+    before = model._values(batch)
+    model._rescale_values(np.random.default_rng(0).normal(300.0, 50.0, size=(10, 4)))
+    assert model._scale()[1] > 10.0
+    np.testing.assert_allclose(model._values(batch), before, atol=1e-3)
+
+
+def test_learning_does_not_depend_on_the_units_of_the_rewards() -> None:
+    learned = [small(gym.wrappers.TransformReward(limited(12), lambda r, c=c: c * r)).learn(3 * STEPS) for c in (1.0, 1e3)]
+    expected, actions = (model.predict(OBSERVATIONS, deterministic=True)[0] for model in learned)
+    np.testing.assert_allclose(actions, expected, atol=1e-2)
+
+
+# ---------------------------------------------------------------------- what can be switched off or chosen
+
+SWITCHES: list[dict[str, Any]] = [
+    {"window_length": 1},
+    {"window_length": 50},
+    {"path_regularization": 0.0},
+    {"path_regularization": math.inf},
+    {"inner_tolerance": None},
+    {"inner_tolerance": 0.0},
+    {"dual_weights": False},
+    {"window_length": 1, "path_regularization": 0.0, "inner_tolerance": None},
+    {"gradient": "literal"},
+    {"gradient": "averaged"},
+    {"gradient": "causal"},
+    {"step_rule": "constant"},
+    {"step_rule": "decaying"},
+    {"step_rule": "adaptive"},
+    {"mu_weight": 0.0},
+    {"alpha_regularization": 0.1},
+    {"gae_lambda": 1.0},
+    {"gamma": 1.0},
+    {"normalize_advantage": False},
+    {"target_kl": LinearSchedule(0.1, 0.01, 1.0)},
+    {"learning_rate": LinearSchedule(1e-2, 1e-3, 1.0)},
+    {"use_sde": True},
+    {"use_sde": True, "sde_sample_freq": 4},
+]
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "RBFPolicy"])
+@pytest.mark.parametrize("options", SWITCHES, ids=str)
+def test_switches(options: dict[str, Any], policy: str) -> None:
+    check_learns(small(policy=policy, **options))
+
+
+def scalars(model: DualAC) -> dict[str, Any]:
+    return model.logger.name_to_value
+
+
+def test_one_inner_step_is_one() -> None:
+    model = small(inner_tolerance=None).learn(2 * STEPS)
+    assert scalars(model)["train/inner_steps"] == 1
+    model = small(inner_tolerance=0.0, n_critic_updates=3).learn(2 * STEPS)
+    assert scalars(model)["train/inner_steps"] == 3 * STEPS // 16
+    model = small(inner_tolerance=100.0).learn(2 * STEPS)
+    assert scalars(model)["train/inner_steps"] == 2 * STEPS // 16, "a gain is known from the second pass on"
+    model = small(policy="RBFPolicy").learn(2 * STEPS)
+    assert (scalars(model)["train/inner_steps"], scalars(model)["train/inner_gap"]) == (1, 0.0)
+
+
+def test_dual_weights_are_used() -> None:
+    model, batch = counted()
+    values = np.random.default_rng(0).normal(size=len(batch.observations))
+    delta = model._deltas(batch, values)
+    weights = model._weights(delta)
+    assert np.all(np.diff(weights.ravel()[np.argsort(delta.ravel())]) >= 0.0) and weights.std() > 0.1
+    model.dual_weights = False
+    np.testing.assert_array_equal(model._weights(delta), 1.0)
+
+
+def test_without_the_game_v_is_a_regression() -> None:
+    """And with it, V moves against what alpha weighs."""
+    plain, game = (small(policy="RBFPolicy", path_regularization=eta).learn(STEPS) for eta in (math.inf, 0.01))
+    shared = [np.array(model._values(model._recall())[:STEPS]) for model in (plain, game)]
+    assert np.abs(shared[0] - shared[1]).max() > 1e-3
+
+
+def test_kl_is_bounded() -> None:
+    for rule in ("constant", "adaptive", "decaying"):
+        model = small(target_kl=0.02, step_rule=rule).learn(4 * STEPS)
+        assert 0.0 <= scalars(model)["train/kl_divergence_loss"] <= 0.02
+    assert model._kl_bound(1.0) < 0.02, "it decays"
+
+
+def test_the_adaptive_step_shrinks_with_what_is_left_to_gain() -> None:
+    model = small(target_kl=0.02)
+    assert model._kl_bound(5.0) == pytest.approx(0.02)
+    assert model._kl_bound(2.5) < 0.02
+    assert model._kl_bound(0.0) > 0.0
+    assert model._kl_bound(50.0) == pytest.approx(0.02)
+
+
+def test_it_learns_a_double_integrator() -> None:
+    env = vec_env(4, lambda: limited(20))
+    model = small(env, n_steps=128, gamma=0.95, n_critic_updates=10, policy_kwargs={"net_arch": [32]})
+    before, _ = evaluate_policy(model, Monitor(limited(20)), 20)
+    model.learn(8_000)
+    after, _ = evaluate_policy(model, Monitor(limited(20)), 20)
+    assert isinstance(before, float) and isinstance(after, float)
+    assert after > before + 2.0
+
+
+def test_it_learns_discrete_actions() -> None:
+    model = DualAC("MlpPolicy", "CartPole-v1", n_steps=512, policy_kwargs={"net_arch": [32]}, seed=0, device="cpu")
+    model.learn(8_000)
+    assert model.ep_info_buffer is not None
+    assert np.mean([info["r"] for info in list(model.ep_info_buffer)[-10:]]) > 60.0
+
+
+# ---------------------------------------------------------------------- native
+
+
+def test_string_environment_without_further_argument() -> None:
+    model = DualAC("MlpPolicy", "Pendulum-v1").learn(1)
+    assert model.num_timesteps == 1024
+
+
+def test_vec_normalize() -> None:
+    env = VecNormalize(vec_env(2, lambda: limited(12)))
+    model = check_learns(small(env))
+    assert model.get_vec_normalize_env() is env
+    assert np.abs(model.rollout_buffer.observations).max() <= 10.0
+
+
+def test_processes() -> None:
+    env = SubprocVecEnv([lambda: limited(12)] * 2, start_method="fork")
+    check_learns(small(env))
+    env.close()
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "RBFPolicy"])
+def test_everything_learned_survives(policy: str, tmp_path: Path) -> None:
+    model = small(policy=policy).learn(3 * STEPS)
+    model.save(tmp_path / "model")
+    loaded = DualAC.load(tmp_path / "model", env=limited(12))
+    np.testing.assert_array_equal(
+        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
+    )
+    assert parameters(loaded) == parameters(model)
+    assert loaded._scale() == model._scale() and loaded._scale() != (0.0, 1.0)
+    assert loaded.largest_advantage == model.largest_advantage > 0.0
+    np.testing.assert_array_equal(loaded.initial_observations, model.initial_observations)
+    if policy == "MlpPolicy":
+        assert loaded.obs_rms is not None and model.obs_rms is not None
+        np.testing.assert_array_equal(loaded.obs_rms.mean, model.obs_rms.mean)
+    assert len(loaded.policy.optimizer.state) == len(model.policy.optimizer.state)
+    loaded.learn(2 * STEPS, reset_num_timesteps=False)
+    assert (loaded.num_timesteps, loaded._n_updates) == (5 * STEPS, 5)
+    assert parameters(loaded) != parameters(model)
+
+
+def test_loaded_models_predict_without_environment(tmp_path: Path) -> None:
+    model = small().learn(STEPS)
+    model.save(tmp_path / "model")
+    loaded = DualAC.load(tmp_path / "model", learning_rate=0.0, target_kl=0.2)
+    np.testing.assert_array_equal(
+        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
+    )
+    assert loaded.target_kl(1.0) == 0.2
+    loaded.set_env(limited(12))
+    loaded.learn(STEPS, reset_num_timesteps=False)
+
+
+def test_number_of_environments_may_change(tmp_path: Path) -> None:
+    small(vec_env(2)).learn(STEPS).save(tmp_path / "model")
+    loaded = DualAC.load(tmp_path / "model", env=vec_env(3))
+    loaded.learn(STEPS, reset_num_timesteps=False)
+    assert loaded.rollout_buffer.n_envs == 3
+
+
+def test_models_of_others_are_refused(tmp_path: Path) -> None:
+    PPO("MlpPolicy", limited(12), n_steps=8, batch_size=8).save(tmp_path / "ppo")
+    with pytest.raises(ValueError, match=r"another algorithm: it cannot be loaded with DualAC\.load"):
+        DualAC.load(tmp_path / "ppo")
+
+
+class Witness(BaseCallback):
+    """Looks at what callbacks look at."""
+
+    events = ""
+
+    def _on_rollout_start(self) -> None:
+        self.events += "("
+
+    def _on_step(self) -> bool:
+        assert self.locals["new_obs"].shape == (2, 2) and self.locals["rewards"].shape == self.locals["dones"].shape == (2,)
+        assert len(self.locals["infos"]) == 2 and self.locals["actions"].shape == (2, 1)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert self.locals["rollout_buffer"].full
+        self.events += ")"
+
+
+def test_callbacks() -> None:
+    witness = Witness()
+    model = small(vec_env(2, lambda: limited(12))).learn(3 * 2 * STEPS, callback=witness)
+    assert witness.events == "()()()" and 2 * witness.n_calls == model.num_timesteps == 6 * STEPS
+
+
+def test_a_callback_stops_training() -> None:
+    model = small(vec_env(1, lambda: Monitor(limited(5)))).learn(1000, callback=StopTrainingOnMaxEpisodes(3))
+    assert model.num_timesteps == 15
+
+
+def test_logs(tmp_path: Path) -> None:
+    model = small(verbose=0)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(3 * STEPS, progress_bar=False)
+    columns = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
+    keys = ["value_loss", "inner_steps", "inner_gap", "explained_variance", "policy_objective", "kl_divergence_loss"]
+    keys += ["is_line_search_success", "std", "n_updates", "learning_rate", "advantage_std"]
+    assert {f"train/{key}" for key in keys} | {"rollout/ep_rew_mean", "time/fps"} <= set(columns)
+
+
+def test_name_of_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    small(tensorboard_log=str(tmp_path)).learn(STEPS)
+    assert [path.name for path in tmp_path.iterdir()] == ["DualAC_1"]
+
+
+DETERMINISTIC: list[dict[str, Any]] = [
+    {},
+    {"policy": "RBFPolicy"},
+    {"use_sde": True},
+    {"gradient": "literal", "inner_tolerance": None},
+    {"env": lambda: VecNormalize(vec_env(2, lambda: limited(12)))},
+    {"env": DictPointMass, "policy": "MultiInputPolicy"},
+]
+
+
+@pytest.mark.parametrize("options", DETERMINISTIC, ids=str)
+def test_same_seed_same_numbers(options: dict[str, Any]) -> None:
+    def numbers(seed: int) -> tuple[float, float]:
+        kwargs = dict(options)
+        model = small(kwargs.pop("env", lambda: limited(12))(), seed=seed, **kwargs).learn(3 * STEPS)
+        return parameters(model), float(scalars(model)["train/value_loss"])
+
+    first = numbers(3)
+    np.random.seed(99)
+    assert first == numbers(3) != numbers(4)
+
+
+def test_evaluations_do_not_change_what_is_learned() -> None:
+    plain = small().learn(3 * STEPS)
+    callback = EvalCallback(Monitor(limited(5)), n_eval_episodes=2, eval_freq=17, verbose=0)
+    assert parameters(small().learn(3 * STEPS, callback=callback)) == parameters(plain)
+
+
+# ---------------------------------------------------------------------- errors
+
+ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"gradient": "natural"}, "Unknown gradient 'natural': choose one of 'causal', 'averaged', 'literal'"),
+    ({"step_rule": "x"}, "Unknown step_rule 'x'"),
+    ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
+    ({"n_steps": 1}, "n_steps times environments must be at least 2, got 1 x 1"),
+    ({"window_length": 0}, "window_length must be at least 1, got 0"),
+    ({"batch_size": 0}, "batch_size must"),
+    ({"n_critic_updates": 0}, "n_critic_updates must"),
+    ({"cg_max_steps": 0}, "cg_max_steps must"),
+    ({"line_search_max_iter": 0}, "line_search_max_iter must"),
+    ({"gamma": 1.1}, "gamma must be from 0 to 1, got 1.1"),
+    ({"gae_lambda": -0.1}, "gae_lambda must"),
+    ({"path_regularization": -1.0}, "path_regularization must be at least 0, got -1.0"),
+    ({"path_regularization": math.nan}, "path_regularization must"),
+    ({"inner_tolerance": -1.0}, "inner_tolerance must"),
+    ({"mu_weight": -1.0}, "mu_weight must"),
+    ({"cg_damping": -1.0}, "cg_damping must"),
+    ({"alpha_regularization": 0.0}, "alpha_regularization must be above 0, got 0.0"),
+    ({"target_kl": 0.0}, "target_kl must be above 0"),
+    ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+]
+
+
+@pytest.mark.parametrize("options, message", ARGUMENTS, ids=lambda x: str(x)[:40])
+def test_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_not_finite(what: str) -> None:
+    env = PointMass()
+    model = small(VecNormalize(vec_env(1, lambda: env))).learn(STEPS)
+    before = parameters(model)
+    env.broken = (what, STEPS + 10)
+    with pytest.raises(ValueError, match=rf"Environment 0 returned an? {what} that is not finite after {STEPS + 10} steps"):
+        model.learn(STEPS, reset_num_timesteps=False)
+    assert parameters(model) == before
+    env.broken = None
+    model.learn(STEPS, reset_num_timesteps=False)
+    assert np.isfinite(parameters(model)), "what raised can be mended, the statistics of VecNormalize included"
+
+
+def test_dictionaries_need_their_policy() -> None:
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        small(DictPointMass())
