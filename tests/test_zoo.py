@@ -149,7 +149,8 @@ def test_register_adds_our_algorithms() -> None:
 
     registry: dict[str, Any] = {"ppo": None}
     register_algorithms(registry)
-    assert registry == {"ppo": None, "mdgps": sb3_dpi.MDGPS, "aggrevated_oc": sb3_dpi.AggreVaTeDOC}
+    ours = {"aggrevated_oc": sb3_dpi.AggreVaTeDOC, "dual_ac": sb3_dpi.DualAC, "mdgps": sb3_dpi.MDGPS}
+    assert registry == {"ppo": None, **ours}
 
 
 @pytest.mark.usefixtures("any_env")

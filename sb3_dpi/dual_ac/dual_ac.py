@@ -39,8 +39,10 @@ INITIAL_STATES = 256
 """Observed resets that are kept as samples of mu."""
 GRADIENTS = ("causal", "averaged", "literal")
 STEP_RULES = ("adaptive", "decaying", "constant")
-SMALLEST_STEP = 0.1
-"""Of ``target_kl``, for the adaptive step."""
+SMALLEST_STEP = 1e-3
+"""Of ``target_kl``, for the adaptive and the decaying step."""
+RETURNS_MEMORY = 10
+"""Iterations that the scale of the returns remembers."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         action of a window with the whole window's advantage
     :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples; it can be a function of the progress
         remaining; usual: .01 to .1
-    :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' standard deviation below the largest one seen,
-        to a tenth at most; ``"decaying"``: with the progress remaining; ``"constant"``
+    :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance below the largest one seen, to a
+        thousandth at most; ``"decaying"``: with the progress remaining; ``"constant"``
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm; usual: 10 to 20
     :param cg_damping: damping in the Hessian vector product computation; usual: .01 to 1
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
@@ -140,13 +142,13 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         gamma: float = 0.99,
         window_length: int = 20,
         path_regularization: float = 100.0,
-        inner_tolerance: float | None = 1e-3,
+        inner_tolerance: float | None = 1e-4,
         n_critic_updates: int = 10,
         gae_lambda: float = 0.95,
         dual_weights: bool = True,
         alpha_regularization: float = 5.0,
         mu_weight: float = 1.0,
-        gradient: str = "averaged",
+        gradient: str = "causal",
         target_kl: float | Schedule = 0.05,
         step_rule: str = "adaptive",
         cg_max_steps: int = 20,
@@ -454,9 +456,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     def _rescale_values(self, targets: FloatArray) -> None:
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
         old_mean, old_std = self._scale()
-        import os
-
-        self.return_rms.count = min(self.return_rms.count, float(os.environ.get("MEM", "1e9")) * targets.size)
+        # what early returns were like is forgotten
+        self.return_rms.count = min(self.return_rms.count, RETURNS_MEMORY * targets.size)
         self.return_rms.update(targets.reshape(-1))
         mean, std = self._scale()
         layer = self.policy.value_net
@@ -479,22 +480,14 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         return advantages.reshape(-1), (covered / covered.mean()).reshape(-1)
 
     def _kl_bound(self, spread: float) -> float:
-        """zeta: the step is small when little is left to gain, for a normalised step would spend its whole KL on noise."""
+        """zeta: a normalised step would spend its whole KL on noise where next to nothing is left to gain."""
         bound = self.target_kl(self._current_progress_remaining)
         if self.step_rule == "decaying":
             return bound * max(self._current_progress_remaining, SMALLEST_STEP)
         self.largest_advantage = max(self.largest_advantage, spread)
         if self.step_rule == "constant" or self.largest_advantage == 0.0:
             return bound
-        import os
-
-        return bound * float(
-            np.clip(
-                (spread / self.largest_advantage) ** float(os.environ.get("POW", "1")),
-                float(os.environ.get("MINS", ".1")),
-                1.0,
-            )
-        )
+        return bound * max((spread / self.largest_advantage) ** 2, SMALLEST_STEP)
 
     def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> None:
         if self.normalize_advantage:

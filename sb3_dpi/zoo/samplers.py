@@ -95,7 +95,41 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-SEARCH_SPACES: dict[str, SearchSpace] = {"aggrevated_oc": aggrevated_oc, "mdgps": mdgps}
+def dual_ac(trial: BaseTrial) -> dict[str, Any]:
+    """
+    Search space of Dual-AC.
+
+    :param trial: What answers with values
+    :return: Arguments of ``DualAC``, plain numbers, strings, lists and dictionaries
+    """
+    gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
+    n_steps = 2 ** trial.suggest_int("n_steps_pow", 5, 9)
+    batch_size = 2 ** trial.suggest_int("batch_size_pow", 6, 9)
+    initial_std = trial.suggest_float("initial_std", 0.2, 1.0)
+    trial.set_user_attr("gamma", gamma)
+    trial.set_user_attr("n_steps", n_steps)
+    trial.set_user_attr("batch_size", batch_size)
+    return {
+        "n_steps": n_steps,
+        "batch_size": batch_size,
+        "gamma": gamma,
+        "window_length": trial.suggest_int("window_length", 5, 100, log=True),
+        "gae_lambda": trial.suggest_float("gae_lambda", 0.9, 1.0),
+        "path_regularization": trial.suggest_float("path_regularization", 1.0, 1000.0, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30, log=True),
+        "gradient": trial.suggest_categorical("gradient", ["causal", "averaged"]),
+        "alpha_regularization": trial.suggest_float("alpha_regularization", 0.5, 20.0, log=True),
+        "target_kl": trial.suggest_float("target_kl", 0.01, 0.2, log=True),
+        "cg_damping": trial.suggest_float("cg_damping", 0.01, 1.0, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 5e-3, log=True),
+        "policy_kwargs": {
+            "net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]),
+            "log_std_init": math.log(initial_std),
+        },
+    }
+
+
+SEARCH_SPACES: dict[str, SearchSpace] = {"aggrevated_oc": aggrevated_oc, "dual_ac": dual_ac, "mdgps": mdgps}
 """From the name of an algorithm to its search space"""
 
 
