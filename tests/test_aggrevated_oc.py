@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import logged, planned, small_aggrevated_oc
-from dummy_envs import CONDITIONS, HORIZON, ITERATION, SAMPLES, PointMass, limited, parameter_sum, vec_env
+from algorithms import Make, Model, logged, planned, small_aggrevated_oc
+from dummy_envs import CONDITIONS, HORIZON, ITERATION, SAMPLES, PointMass, limited, parameter_sum, small_mdgps, vec_env
 from problems import random_pd, well_conditioned
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -946,10 +946,10 @@ def test_memory_does_not_grow() -> None:
 # ---------------------------------------------------------------------- tasks
 
 
-def improvement(seed: int, iterations: int, limit: int = 20, **options: Any) -> float:
+def improvement(seed: int, iterations: int, limit: int = 20, make: Make = small_aggrevated_oc, **options: Any) -> float:
     """Of the mean return on the point mass, about -22 before learning and -5 with the best regulator."""
 
-    def evaluated(model: AggreVaTeDOC) -> float:
+    def evaluated(model: Model) -> float:
         env = vec_env(1, lambda: Monitor(limited(20)))
         env.seed(5)
         mean, _ = evaluate_policy(model, env, 20)
@@ -957,7 +957,8 @@ def improvement(seed: int, iterations: int, limit: int = 20, **options: Any) -> 
         return mean
 
     task: dict[str, Any] = {"horizon": 20, "n_conditions": 1, "samples_per_condition": 20, "conditions": "random"}
-    model = small_aggrevated_oc(limited(limit), seed=seed, **{**task, "n_critic_updates": 10, **options})
+    critic = {"n_critic_updates": 10} if make is small_aggrevated_oc else {}
+    model = make(limited(limit), seed=seed, **{**task, **critic, **options})
     before = evaluated(model)
     return evaluated(model.learn(iterations * model.n_steps)) - before
 
@@ -971,6 +972,13 @@ def test_it_learns_a_double_integrator(seed: int) -> None:
 def test_without_a_trust_region_it_learns_as_well(seed: int) -> None:
     """alpha = 0: the natural gradient of the policy's own advantage under the model."""
     assert improvement(seed, 6, trust_region=0.0, target_kl=0.1) > 10.0
+
+
+def test_without_a_trust_region_mirror_descent_stands_still() -> None:
+    """It clones an expert that is the policy; the natural gradient of the advantage is what AggreVaTeD-OC has left."""
+    options: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "imitation_steps": 100}
+    assert improvement(0, 6, make=small_mdgps, kl_step=1.0, **options) > 10.0
+    assert abs(improvement(0, 6, make=small_mdgps, kl_step=0.0, **options)) < 2.0
 
 
 def test_without_the_model_it_is_a_natural_policy_gradient() -> None:
