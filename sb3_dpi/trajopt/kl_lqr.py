@@ -38,6 +38,7 @@ KL_TOLERANCE = 0.1
 
 _LOG_ETA_LIMIT = 600.0
 _LOG_NEGLIGIBLE = -23.0
+_LARGEST_CANCELLATION = 1e-6
 
 
 class KLConstraintError(ValueError):
@@ -188,9 +189,11 @@ class _DualSearch:
         K, k, S, kl, failed = self.problem.run(np.exp(self.log_eta[which]), which)
         self.n_passes += 1
         total = kl.sum(-1)
-        valid = (failed < 0) & np.isfinite(total)
+        # a KL below zero is what cancellation leaves of numbers that have exploded
+        sound = np.isfinite(kl) & (kl >= -_LARGEST_CANCELLATION)
+        valid = (failed < 0) & np.all(sound, -1) & np.isfinite(total)
         self.n_recoveries += int(np.sum(failed >= 0))
-        overflow = np.where(valid, -1, np.argmin(np.isfinite(kl), -1))
+        overflow = np.where(valid, -1, np.argmin(sound, -1))
         self.failed_at[which] = np.where(failed >= 0, failed, overflow)
         self.K[which], self.k[which], self.S[which], self.kl[which] = K, k, S, kl
         with np.errstate(divide="ignore", invalid="ignore"):
