@@ -176,8 +176,6 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         self._resolved_horizon = self._resolve_horizon()
         if self.env is not None:
             self.environment_indices = environment_indices(self.env, self.environments)
-        elif len(self.environment_indices) != self.n_envs:
-            self.environment_indices = np.zeros(self.n_envs, dtype=int)
         copies = int(np.bincount(self.environment_indices).min())
         n_batches = -(-self.n_conditions * self.samples_per_condition // copies)
         self.n_steps = n_batches * self._resolved_horizon
