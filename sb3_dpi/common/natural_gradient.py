@@ -57,8 +57,7 @@ def natural_gradient_step(
     :param cg_max_steps: conjugate gradient steps; usual: 10 to 20
     :param cg_damping: added to the Fisher matrix; usual: 1e-4 to 1e-1
     :param line_search_max_iter: steps that are tried
-    :param line_search_shrinking_factor: of one step to the next where L did not increase; where the KL was too large it says
-        itself how much too long the step was
+    :param line_search_shrinking_factor: of a step where L did not increase; where the KL was too large it says itself how much
     :return: how it went
     """
     actor = [parameter for parameter in parameters if parameter.requires_grad]
@@ -73,9 +72,8 @@ def natural_gradient_step(
         along = kl_gradient.dot(th.as_tensor(vector, dtype=kl_gradient.dtype, device=kl_gradient.device))
         return _flat_gradient(along, actor, retain_graph=True).double().cpu().numpy() + cg_damping * vector
 
-    n = gradient.numel()
     # Not sb3-contrib's solver: it starts from a random vector and stops at a residual that depends on the units of L
-    fisher = LinearOperator((n, n), matvec=fisher_vector_product, dtype=np.float64)
+    fisher = LinearOperator((gradient.numel(),) * 2, matvec=fisher_vector_product, dtype=np.float64)
     solution, _ = cg(fisher, gradient.double().cpu().numpy(), rtol=CG_TOLERANCE, maxiter=cg_max_steps)
     direction = th.as_tensor(solution, dtype=gradient.dtype, device=gradient.device)
     slope = gradient.dot(direction)
