@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.features import RandomFourierExtractor
+from sb3_dpi.common.finite import check_finite
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
@@ -28,7 +29,7 @@ from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.critic import ValueProblem, descend, solve_in_closed_form, take, value_is_linear
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy
-from sb3_dpi.dual_ac.rollout import Endings, check_finite, concatenate, flatten_time
+from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")

@@ -1,0 +1,179 @@
+"""The reactive policy: a squashed Gaussian that planners can differentiate along imagined states."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from sb3_dpi.common.planner_state import is_vector_space
+from sb3_dpi.common.policies import STATE_KEY
+from sb3_dpi.models.actors import SquashedGaussian
+
+
+def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
+    """
+    The vectors that make up an observation.
+
+    :param observation_space: Box, or dictionary of Boxes
+    :return: by key, in the order in which they are joined; of a Box under an empty key
+    :raises ValueError: if the policy would see less than the planner, or something that is no vector
+    """
+    named = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    for key, space in named.items():
+        where = f"under the key {key!r} " if key else ""
+        if key == STATE_KEY and len(named) > 1:
+            raise ValueError(
+                f"DPI plans through its policy, which must see all that the planner sees: an observation with a hidden "
+                f"{key!r} is for MDGPS and AggreVaTeD-OC"
+            )
+        if not is_vector_space(space):
+            raise ValueError(
+                f"DPI learns a model of vectors and found {space} {where}in the observation: images and discrete observations "
+                "have no model here. Use an encoder's features as observation, or MDGPS with a vector beside the image"
+            )
+    return named  # type: ignore[return-value]
+
+
+class MlpPolicy(BasePolicy):
+    """Squashed Gaussian policy of standardised vector observations.
+
+    :param observation_space: Box
+    :param action_space: bounded Box
+    :param lr_schedule: learning rate schedule
+    :param use_sde: not supported; an argument because Stable-Baselines3 passes it
+    :param net_arch: widths of the hidden layers; two of one width have compiled loops
+    :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
+    :param std_bounds: smallest and largest standard deviation; equal ones fix it
+    """
+
+    obs_mean: th.Tensor
+    obs_std: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        use_sde: bool = False,
+        net_arch: Sequence[int] = (64, 64),
+        log_std_init: float = -0.7,
+        std_bounds: Sequence[float] = (0.05, 1.5),
+    ):
+        super().__init__(observation_space, action_space, squash_output=True)
+        self.net_arch, self.log_std_init, self.std_bounds = tuple(net_arch), log_std_init, tuple(std_bounds)
+        self.vectors = vector_spaces(observation_space)
+        state_dim = sum(int(np.prod(space.shape)) for space in self.vectors.values())
+        smallest, largest = std_bounds
+        self.actor = SquashedGaussian(
+            state_dim, int(np.prod(action_space.shape)), self.net_arch, log_std_init, (smallest, largest)
+        )
+        self.register_buffer("obs_mean", th.zeros(state_dim, dtype=th.float64))
+        self.register_buffer("obs_std", th.ones(state_dim, dtype=th.float64))
+        self.optimizer = th.optim.Adam([self.actor.network.flat], lr=lr_schedule(1))
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in an observation."""
+        return len(self.obs_mean)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = dict(net_arch=self.net_arch, log_std_init=self.log_std_init, std_bounds=self.std_bounds)
+        return {"observation_space": self.observation_space, "action_space": self.action_space, "lr_schedule": _no_rate, **own}
+
+    def standardize(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Join and standardise observations.
+
+        :param obs: ``[n, ...]``, or a dictionary of such
+        :return: ``[n, dx]``
+        """
+        parts = [obs[key] for key in self.vectors] if isinstance(obs, dict) else [obs]
+        joined = th.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+        return ((joined - self.obs_mean) / self.obs_std).clamp(-10.0, 10.0).float()
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        Act.
+
+        :param obs: ``[n, ...]``, or a dictionary of such
+        :param deterministic: whether to take the mean before tanh
+        :return: in units of the bounds, ``[n, *action_shape]``
+        """
+        mean, log_std = self.actor(self.standardize(obs))
+        before = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
+        return th.tanh(before).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)
+
+    def set_standardization(self, mean: th.Tensor, std: th.Tensor) -> None:
+        """
+        Read observations in new units; the network must have been told already.
+
+        :param mean: ``[dx]``
+        :param std: ``[dx]``, positive
+        """
+        self.obs_mean.copy_(mean)
+        self.obs_std.copy_(std)
+
+    def join(self, obs: Any) -> np.ndarray:
+        """
+        The planner's state.
+
+        :param obs: array ``[n, ...]`` or dictionary of arrays
+        :return: ``[n, dx]``
+        """
+        parts = [obs[key] for key in self.vectors] if isinstance(obs, dict) else [obs]
+        return np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in parts], axis=1)
+
+    def split(self, states: np.ndarray) -> Any:
+        """
+        Undo ``join``.
+
+        :param states: of one moment ``[dx]``
+        :return: an observation, array or dictionary of arrays, as a batch of one
+        """
+        parts, start = {}, 0
+        for key, space in self.vectors.items():
+            size = int(np.prod(space.shape))
+            parts[key] = np.asarray(states[start : start + size]).reshape(1, *space.shape)
+            start += size
+        return parts if isinstance(self.observation_space, spaces.Dict) else parts[""]
+
+    def export(self, mean: th.Tensor, std: th.Tensor) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """
+        A plain function of numpy arrays, which takes a tenth of the time for a few rows.
+
+        :param mean: by which states are standardised, ``[dx]``
+        :param std: likewise
+        :return: from states ``[n, dx]`` to mean and standard deviation before tanh, ``[n, du]`` each
+        """
+        layers = [
+            (weight[0].detach().cpu().numpy(), bias[0, 0].detach().cpu().numpy())
+            for weight, bias in self.actor.network.layers()
+        ]
+        center, scale, actor = mean.cpu().numpy(), std.cpu().numpy(), self.actor
+
+        def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            hidden = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
+            for i, (weight, bias) in enumerate(layers):
+                hidden = hidden.dot(weight) + bias
+                if i < len(layers) - 1:
+                    hidden = hidden * (np.minimum(np.maximum(hidden + 3.0, 0.0), 6.0) / 6.0)
+            before, raw = hidden[:, : actor.action_dim], hidden[:, actor.action_dim :]
+            log_std = actor.log_std_low + 0.5 * (actor.log_std_high - actor.log_std_low) * (np.tanh(raw) + 1.0)
+            return before, np.exp(log_std)
+
+        return act
+
+
+class MultiInputPolicy(MlpPolicy):
+    """The same for a dictionary of vectors."""
+
+
+def _no_rate(_: float) -> float:
+    return 0.0

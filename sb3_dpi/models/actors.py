@@ -1,0 +1,97 @@
+"""A Gaussian policy behind tanh, in standardised states and in units of the action bounds.
+
+    u = tanh(mu(x) + sigma(x) eps),   log pi(u|x) = log N(eps; 0, I) - sum log sigma - sum log(1 - u^2).
+
+Shapes: states ``[..., n, dx]``, noise and actions ``[..., n, du]``.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+from torch import nn
+
+from sb3_dpi.models.networks import StackedMLP
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+TANH_EPSILON = 1e-6
+
+
+def log_std_of(raw: th.Tensor, low: float, high: float) -> th.Tensor:
+    """
+    Bound a network's output smoothly, so that there is a gradient everywhere.
+
+    :param raw: any number
+    :param low: log of the smallest standard deviation
+    :param high: log of the largest
+    :return: between the two
+    """
+    return low + 0.5 * (high - low) * (th.tanh(raw) + 1.0)
+
+
+class SquashedGaussian(nn.Module):
+    """The policy as planners see it.
+
+    :param state_dim: dx
+    :param action_dim: du
+    :param hidden: widths of the hidden layers; usual: (64, 64)
+    :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
+    :param std_bounds: smallest and largest standard deviation; equal ones fix it
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (64, 64),
+        log_std_init: float = -0.7,
+        std_bounds: tuple[float, float] = (0.05, 1.5),
+    ):
+        super().__init__()
+        self.action_dim = action_dim
+        self.log_std_low, self.log_std_high = (math.log(bound) for bound in std_bounds)
+        self.network = StackedMLP(1, (state_dim, *hidden, 2 * action_dim), last_gain=0.1)
+        middle, half = 0.5 * (self.log_std_high + self.log_std_low), 0.5 * (self.log_std_high - self.log_std_low)
+        share = float(np.clip((log_std_init - middle) / half, -0.99, 0.99)) if half > 0.0 else 0.0
+        with th.no_grad():
+            self.network.layers()[-1][1][..., action_dim:].fill_(math.atanh(share))
+
+    def forward(self, states: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Mean and log standard deviation before tanh.
+
+        :param states: standardised, ``[..., n, dx]``
+        :return: both ``[..., n, du]``
+        """
+        outputs = self.network(states.reshape(-1, states.shape[-1]))[0]
+        outputs = outputs.view(*states.shape[:-1], outputs.shape[-1])
+        mean, raw = outputs[..., : self.action_dim], outputs[..., self.action_dim :]
+        return mean, log_std_of(raw, self.log_std_low, self.log_std_high)
+
+    def sample(self, states: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Draw actions, differentiable in states and parameters.
+
+        :param states: standardised, ``[..., n, dx]``
+        :param noise: standard normal, ``[..., n, du]``
+        :return: actions in (-1, 1) ``[..., n, du]`` and their log-probabilities ``[..., n]``
+        """
+        mean, log_std = self(states)
+        actions = th.tanh(mean + log_std.exp() * noise)
+        log_probs = -0.5 * noise.square() - log_std - HALF_LOG_TWO_PI - th.log(1.0 - actions.square() + TANH_EPSILON)
+        return actions, log_probs.sum(-1)
+
+
+def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, other_mean: th.Tensor, other_log_std: th.Tensor) -> th.Tensor:
+    """
+    KL(N || other N) of diagonal Gaussians, the same before and after tanh.
+
+    :param mean: ``[..., du]``
+    :param log_std: ``[..., du]``
+    :param other_mean: ``[..., du]``
+    :param other_log_std: ``[..., du]``
+    :return: nats, ``[...]``
+    """
+    ratio = ((2.0 * log_std).exp() + (mean - other_mean).square()) / (2.0 * (2.0 * other_log_std).exp())
+    return (other_log_std - log_std + ratio - 0.5).sum(-1)

@@ -1,0 +1,339 @@
+"""A learned model of the system: an ensemble of networks for change of state and reward, and one for the end of an episode.
+
+Every number inside is standardised: states by the mean and standard deviation of all that was seen, changes and rewards by
+theirs. A member predicts
+
+    x' = x + b + A f_e(x, u),    r = m + s f_e(x, u),
+
+f_e its network. Where the system is deterministic, the difference between what a member foretells for a real step and what
+happened is its error there, and nearly its error for other actions in the same state: ``residuals`` are these differences,
+and imagination that adds them is anchored in what was real (Froehlich et al. 2022, on-policy model errors). In a random system
+they are the noise that was drawn.
+
+Shapes: ``E`` members, ``n`` rows, states ``[n, dx]``, actions in units of the bounds ``[n, du]``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+from torch import nn
+from torch.nn import functional
+
+from sb3_dpi.models import kernels
+from sb3_dpi.models.data import Transitions
+from sb3_dpi.models.networks import StackedMLP
+from sb3_dpi.trajopt.types import FloatArray
+
+SystemFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
+"""Of states, actions in units of the bounds and next states, all ``[n, ...]`` and in the environment's units: ``[n]``"""
+
+STATE_LIMIT = 10.0
+"""Standard deviations at which standardised states are clipped."""
+CHANGE_LIMIT = 8.0
+"""Standard deviations at which targets and predictions are clipped."""
+FASTEST_RESCALE = 1.5
+"""Factor by which an update may change a standard deviation: faster ones destroyed models of systems that first fall over."""
+SMALLEST_STD = 1e-6
+"""Below it a dimension counts as constant."""
+TERMINATION_BATCH = 192, 64
+"""Rows of a step of the termination network: of all, and of those that ended an episode."""
+
+
+class DivergedError(RuntimeError):
+    """The model could not be fitted."""
+
+
+@dataclass(frozen=True)
+class UnitsChange:
+    """How standardised states changed: the new ones are ``(old - shift) / scale``."""
+
+    scale: th.Tensor
+    """``[dx]``"""
+    shift: th.Tensor
+    """``[dx]``"""
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What real steps did beyond a member's prediction."""
+
+    states: th.Tensor
+    """in standardised units, ``[E, n, dx]``"""
+    rewards: th.Tensor
+    """in units of the environment, ``[E, n]``"""
+
+
+class Ensemble(nn.Module):
+    """Deterministic members trained as one network, a termination network, and their units.
+
+    :param state_dim: dx
+    :param action_dim: du
+    :param n_members: E; usual: 3 to 7
+    :param width: of the two hidden layers; usual: 64 to 256
+    :param learning_rate: of Adam; usual: 1e-3
+    """
+
+    state_mean: th.Tensor
+    state_std: th.Tensor
+    change_mean: th.Tensor
+    change_std: th.Tensor
+    state_low: th.Tensor
+    state_high: th.Tensor
+    has_units: th.Tensor
+    sees_deaths: th.Tensor
+
+    def __init__(
+        self, state_dim: int, action_dim: int, n_members: int = 5, width: int = 128, learning_rate: float = 1e-3
+    ) -> None:
+        super().__init__()
+        self.state_dim, self.action_dim = state_dim, action_dim
+        self.networks = StackedMLP(n_members, (state_dim + action_dim, width, width, state_dim + 1), last_gain=0.3)
+        self.termination = StackedMLP(1, (state_dim, 64, 64, 1), last_gain=0.1)
+        for name, size, value in (
+            ("state_mean", state_dim, 0.0),
+            ("state_std", state_dim, 1.0),
+            ("change_mean", state_dim + 1, 0.0),  # of the change of state, then of the reward
+            ("change_std", state_dim + 1, 1.0),
+            ("state_low", state_dim, -STATE_LIMIT),
+            ("state_high", state_dim, STATE_LIMIT),
+        ):
+            self.register_buffer(name, th.full((size,), value, dtype=th.float64))
+        self.register_buffer("has_units", th.zeros((), dtype=th.bool))
+        self.register_buffer("sees_deaths", th.zeros((), dtype=th.bool))
+        self.known_reward: SystemFunction | None = None
+        self.known_end: SystemFunction | None = None
+        self.optimizer = th.optim.Adam([self.networks.flat], lr=learning_rate)
+        self.termination_optimizer = th.optim.Adam([self.termination.flat], lr=learning_rate)
+
+    @property
+    def n_members(self) -> int:
+        """E."""
+        return self.networks.n_members
+
+    @property
+    def change_gain(self) -> th.Tensor:
+        """A: from outputs of the network to standardised states, ``[dx]``."""
+        return (self.change_std[:-1] / self.state_std).float()
+
+    @property
+    def change_offset(self) -> th.Tensor:
+        """b, ``[dx]``."""
+        return (self.change_mean[:-1] / self.state_std).float()
+
+    def standardize(self, states: FloatArray) -> th.Tensor:
+        """
+        Express states in standard deviations.
+
+        :param states: in units of the environment, ``[n, dx]``
+        :return: clipped, ``[n, dx]``
+        """
+        raw = th.as_tensor(np.asarray(states, dtype=np.float64), device=self.state_mean.device)
+        return ((raw - self.state_mean) / self.state_std).clamp(-STATE_LIMIT, STATE_LIMIT).float()
+
+    def restore(self, states: th.Tensor) -> FloatArray:
+        """
+        Undo ``standardize``.
+
+        :param states: ``[n, dx]``
+        :return: in units of the environment
+        """
+        return (states.double() * self.state_std + self.state_mean).cpu().numpy()
+
+    @th.no_grad()
+    def update_units(self, data: Transitions) -> UnitsChange:
+        """
+        Follow the data with the units; what the model predicts stays what it was.
+
+        :param data: all that was seen
+        :return: what became of standardised states, for other networks that read them
+        """
+        changes = np.concatenate([data.next_states - data.states, data.rewards[:, None]], axis=1)
+        state_std, change_std = data.states.std(0), changes.std(0)
+        largest_reward = float(np.abs(data.rewards).max())
+        state_std = np.where(state_std > SMALLEST_STD, state_std, 1.0)
+        change_std = np.maximum(change_std, SMALLEST_STD)
+        change_std[-1] = max(change_std[-1], 1e-3 * largest_reward)
+        old = [array.clone() for array in (self.state_mean, self.state_std, self.change_mean, self.change_std)]
+        if self.has_units:
+            for std, before in ((state_std, old[1].cpu().numpy()), (change_std, old[3].cpu().numpy())):
+                np.clip(std, before / FASTEST_RESCALE, before * FASTEST_RESCALE, out=std)
+        self._copy("state_mean", data.states.mean(0))
+        self._copy("state_std", state_std)
+        self._copy("change_mean", changes.mean(0))
+        self._copy("change_std", change_std)
+        spread = data.states.std(0)
+        low, high = data.states.min(0) - spread, data.states.max(0) + spread
+        self._copy("state_low", np.maximum((low - data.states.mean(0)) / state_std, -STATE_LIMIT))
+        self._copy("state_high", np.minimum((high - data.states.mean(0)) / state_std, STATE_LIMIT))
+        change = UnitsChange((self.state_std / old[1]).float(), ((self.state_mean - old[0]) / old[1]).float())
+        if self.has_units:  # an untrained network has no function to keep
+            self.networks.rescale_inputs(change.scale, change.shift)
+            self.termination.rescale_inputs(change.scale, change.shift)
+            scale, shift = self.change_std / old[3], (self.change_mean - old[2]) / old[3]
+            self.networks.rescale_outputs(scale.float(), shift.float())
+        self.has_units.fill_(True)
+        return change
+
+    def _copy(self, name: str, values: FloatArray) -> None:
+        buffer = getattr(self, name)
+        buffer.copy_(th.as_tensor(values, dtype=buffer.dtype))
+
+    def _targets(self, data: Transitions) -> th.Tensor:
+        changes = np.concatenate([data.next_states - data.states, data.rewards[:, None]], axis=1)
+        raw = th.as_tensor(changes, dtype=th.float64, device=self.state_mean.device)
+        return ((raw - self.change_mean) / self.change_std).clamp(-CHANGE_LIMIT, CHANGE_LIMIT).float()
+
+    def _inputs(self, data: Transitions) -> th.Tensor:
+        actions = th.as_tensor(data.actions, dtype=th.float32, device=self.state_mean.device)
+        return th.cat([self.standardize(data.states), actions], dim=1)
+
+    # ------------------------------------------------------------------ learning
+
+    def fit(self, data: Transitions, n_steps: int, batch_size: int, rng: np.random.Generator) -> float:
+        """
+        Take steps of Adam on the Huber loss of standardised predictions, each member on minibatches of its own.
+
+        :param data: what to learn from
+        :param n_steps: steps of each member
+        :param batch_size: rows of each member's minibatch; usual: 256
+        :param rng: draws the minibatches
+        :return: mean loss over the steps
+        :raises DivergedError: if the parameters are no longer finite, in spite of a second try from new ones
+        """
+        for attempt in range(2):
+            loss = self._descend(self._inputs(data), self._targets(data), n_steps, batch_size, rng)
+            self._fit_termination(data, n_steps, rng)
+            if np.isfinite(loss) and bool(th.isfinite(self.networks.flat).all() and th.isfinite(self.termination.flat).all()):
+                return loss
+            if attempt == 0:
+                self._start_anew()
+        raise DivergedError(
+            "The model diverged twice: look for observations or rewards of extreme size, or lower model_learning_rate"
+        )
+
+    def _start_anew(self) -> None:
+        with th.no_grad():
+            for network in (self.networks, self.termination):
+                fresh = StackedMLP(network.n_members, network.sizes, network.layer_norm, last_gain=0.3)
+                network.flat.copy_(fresh.flat)
+        self.optimizer.state.clear()
+        self.termination_optimizer.state.clear()
+
+    def _descend(
+        self, inputs: th.Tensor, targets: th.Tensor, n_steps: int, batch_size: int, rng: np.random.Generator
+    ) -> float:
+        rows = rng.integers(len(inputs), size=(n_steps, self.n_members, batch_size))
+        if kernels.serves(self.networks):
+            return kernels.fit_ensemble(self.networks, self.optimizer, inputs, targets, rows)
+        total = 0.0
+        for batch in th.as_tensor(rows, device=inputs.device):
+            # the sum over members: each has a loss of its own
+            loss = functional.smooth_l1_loss(self.networks(inputs[batch]), targets[batch]) * self.n_members
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total += float(loss.detach()) / self.n_members
+        return total / max(n_steps, 1)
+
+    def _fit_termination(self, data: Transitions, n_steps: int, rng: np.random.Generator) -> None:
+        """On the next state: on state and action real deaths got probabilities from .01 on, on the next state from .97 on."""
+        deaths = np.flatnonzero(data.terminated)
+        self.sees_deaths.fill_(len(deaths) > 0)
+        if not len(deaths):
+            return
+        n_any, n_deaths = TERMINATION_BATCH
+        some = rng.integers(len(data), size=(n_steps, n_any))
+        rows = np.concatenate([some, deaths[rng.integers(len(deaths), size=(n_steps, n_deaths))]], axis=1)
+        states = self.standardize(data.next_states)
+        labels = th.as_tensor(data.terminated, dtype=th.float32, device=states.device)
+        if kernels.serves(self.termination):
+            kernels.fit_classifier(self.termination, self.termination_optimizer, states, labels, rows)
+            return
+        for batch in th.as_tensor(rows, device=states.device):
+            loss = functional.binary_cross_entropy_with_logits(self.termination(states[batch])[0, :, 0], labels[batch])
+            self.termination_optimizer.zero_grad()
+            loss.backward()
+            self.termination_optimizer.step()
+
+    # ------------------------------------------------------------------ prediction
+
+    def predict(self, states: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Take one imagined step with every member.
+
+        :param states: standardised, the same for all members ``[n, dx]`` or rows for each ``[E, n, dx]``
+        :param actions: ``[n, du]`` or ``[E, n, du]``
+        :return: next states, standardised and not yet clipped ``[E, n, dx]``; rewards in the environment's units ``[E, n]``
+        """
+        outputs = self.networks(th.cat([states, actions], dim=-1)).clamp(-CHANGE_LIMIT, CHANGE_LIMIT)
+        following = states + self.change_offset + self.change_gain * outputs[..., :-1]
+        return following, self.change_mean[-1].float() + self.change_std[-1].float() * outputs[..., -1]
+
+    def clip(self, states: th.Tensor) -> th.Tensor:
+        """
+        Keep standardised states in the range of what was seen, and a standard deviation beyond.
+
+        :param states: ``[..., dx]``
+        :return: the same shape
+        """
+        return th.maximum(th.minimum(states, self.state_high.float()), self.state_low.float())
+
+    def reward(self, states: th.Tensor, actions: th.Tensor, next_states: th.Tensor, foretold: th.Tensor) -> th.Tensor:
+        """
+        The known reward where there is one.
+
+        :param states: standardised, ``[..., dx]``
+        :param actions: ``[..., du]``
+        :param next_states: standardised, ``[..., dx]``
+        :param foretold: what the members predicted, ``[...]``
+        :return: ``[...]``, in units of the environment
+        """
+        return foretold if self.known_reward is None else self._ask(self.known_reward, states, actions, next_states)
+
+    def survival(self, states: th.Tensor, actions: th.Tensor, next_states: th.Tensor) -> th.Tensor:
+        """
+        Probability that an episode goes on after a step.
+
+        :param states: standardised, ``[..., dx]``
+        :param actions: ``[..., du]``
+        :param next_states: standardised, ``[..., dx]``
+        :return: ``[...]``, one where no episode has ended yet
+        """
+        if self.known_end is not None:
+            return 1.0 - self._ask(self.known_end, states, actions, next_states).float()
+        if not self.sees_deaths:
+            return th.ones(next_states.shape[:-1], device=next_states.device)
+        rows = next_states.reshape(-1, self.state_dim)
+        return th.sigmoid(-self.termination(rows)[0, :, 0]).view(next_states.shape[:-1])
+
+    def _ask(self, known: SystemFunction, states: th.Tensor, actions: th.Tensor, next_states: th.Tensor) -> th.Tensor:
+        mean, std = self.state_mean.float(), self.state_std.float()
+        rows = (array.reshape(-1, array.shape[-1]) for array in (states * std + mean, actions, next_states * std + mean))
+        return known(*rows).reshape(next_states.shape[:-1])
+
+    @th.no_grad()
+    def residuals(self, data: Transitions) -> Residuals:
+        """
+        What happened beyond the prediction.
+
+        :param data: real steps
+        :return: of every member
+        """
+        following, rewards = self.predict(self.standardize(data.states), self._inputs(data)[:, self.state_dim :])
+        real = th.as_tensor(data.rewards, dtype=th.float32, device=rewards.device)
+        return Residuals(self.standardize(data.next_states) - following, real - rewards)
+
+    @th.no_grad()
+    def r_squared(self, data: Transitions) -> tuple[float, float]:
+        """
+        Share of the variance of real changes and rewards that the members' mean explains.
+
+        :param data: real steps, best ones that were not fitted
+        :return: median over the state's dimensions, and for the reward
+        """
+        targets = self._targets(data)
+        errors = (targets - self.networks(self._inputs(data)).mean(0)).square().mean(0)
+        shares = 1.0 - errors / targets.var(0, correction=0).clamp_min(1e-9)
+        return float(shares[:-1].median()), float(shares[-1])

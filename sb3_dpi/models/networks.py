@@ -1,0 +1,111 @@
+"""Several small networks of one shape as one: what an ensemble, a pair of critics and a policy are made of.
+
+All parameters of all members lie in one array ``flat [E, P]``, layer after layer, weights ``[n_in, n_out]`` before biases. So
+five members cost one batched matrix product each layer, one optimizer step updates all, and ``kernels`` can work on the same
+memory.
+
+Shapes: ``E`` members, ``n`` rows, ``sizes = (n_in, hidden, ..., n_out)``.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch as th
+from torch import nn
+from torch.nn import functional
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def count_parameters(sizes: Sequence[int]) -> int:
+    """Parameters of one member.
+
+    :param sizes: of the layers, input and output included
+    :return: P
+    """
+    return sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes))
+
+
+class StackedMLP(nn.Module):
+    """E multilayer perceptrons with hardswish, side by side.
+
+    Hardswish is as smooth as a planner needs and costs half of what swish and tanh do.
+
+    :param n_members: E
+    :param sizes: of the layers, input and output included; usual: ``(dx, 64, 64, 1)``
+    :param layer_norm: whether hidden layers are normalised before the activation, without learned scale
+    :param last_gain: scale of the last layer's first weights; small ones start near zero; usual: .1 to 1
+    """
+
+    def __init__(self, n_members: int, sizes: Sequence[int], layer_norm: bool = False, last_gain: float = 1.0):
+        super().__init__()
+        self.sizes = tuple(int(size) for size in sizes)
+        self.layer_norm = layer_norm
+        self.flat = nn.Parameter(th.zeros(n_members, count_parameters(self.sizes)))
+        with th.no_grad():
+            layers = self.layers()
+            for i, (weight, _) in enumerate(layers):
+                gain = last_gain if i == len(layers) - 1 else 1.0
+                weight.normal_(0.0, gain * math.sqrt(1.5 / weight.shape[1]))
+
+    @property
+    def n_members(self) -> int:
+        """E."""
+        return len(self.flat)
+
+    def layers(self) -> list[tuple[th.Tensor, th.Tensor]]:
+        """
+        Views of the parameters.
+
+        :return: of each layer the weights ``[E, n_in, n_out]`` and biases ``[E, 1, n_out]``
+        """
+        views, start = [], 0
+        for n_in, n_out in pairwise(self.sizes):
+            end = start + n_in * n_out
+            weight = self.flat[:, start:end].view(-1, n_in, n_out)
+            views.append((weight, self.flat[:, None, end : end + n_out]))
+            start = end + n_out
+        return views
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        Evaluate all members.
+
+        :param inputs: the same for all ``[n, n_in]``, or rows for each ``[E, n, n_in]``
+        :return: ``[E, n, n_out]``
+        """
+        layers = self.layers()
+        hidden = inputs if inputs.ndim == 3 else inputs.expand(self.n_members, *inputs.shape)
+        for weight, bias in layers[:-1]:
+            hidden = th.baddbmm(bias, hidden, weight)
+            if self.layer_norm:
+                hidden = functional.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+            hidden = functional.hardswish(hidden)
+        weight, bias = layers[-1]
+        return th.baddbmm(bias, hidden, weight)
+
+    @th.no_grad()
+    def rescale_inputs(self, scale: th.Tensor, shift: th.Tensor) -> None:
+        """
+        Keep the function where the units of its first inputs change: the new ones are ``(old - shift) / scale``.
+
+        :param scale: ``[k]``, positive
+        :param shift: ``[k]``
+        """
+        weight, bias = self.layers()[0]
+        first = weight[:, : len(scale)]
+        bias.add_(shift[None, None] @ first)
+        first.mul_(scale[:, None])
+
+    @th.no_grad()
+    def rescale_outputs(self, scale: th.Tensor | float, shift: th.Tensor | float = 0.0) -> None:
+        """
+        Follow a change of the outputs' units: the new outputs are ``(old - shift) / scale``.
+
+        :param scale: ``[n_out]`` or a number, positive
+        :param shift: ``[n_out]`` or a number
+        """
+        weight, bias = self.layers()[-1]
+        weight.div_(scale)
+        bias.sub_(shift).div_(scale)
