@@ -7,7 +7,7 @@ import pytest
 from algorithms import small_aggrevated_oc
 from dummy_envs import ITERATION, vec_env
 
-from sb3_dpi.common.noise import correlate
+from sb3_dpi.trajopt.noise import correlate
 
 
 @pytest.mark.parametrize("correlation", [0.3, 0.9])

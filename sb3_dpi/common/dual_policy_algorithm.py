@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_dpi.common.actor import export_actor
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.environments import ENVIRONMENTS, environment_indices, make_environments
-from sb3_dpi.common.noise import correlate
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
@@ -28,6 +27,7 @@ from sb3_dpi.common.policies import (
 )
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, concatenate, map_observations
+from sb3_dpi.trajopt.noise import correlate
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -14,21 +15,24 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dpi.common.choices import parse_choice
 from sb3_dpi.common.finite import check_finite
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.models.actors import gaussian_kl
+from sb3_dpi.models.advice import Plan
 from sb3_dpi.models.critics import SoftTwinQ
 from sb3_dpi.models.data import Transitions, returns_to_go
 from sb3_dpi.models.ensemble import Ensemble, Residuals, SystemFunction
+from sb3_dpi.models.experts import EXPERTS, Expert
 from sb3_dpi.models.imagination import Pool, branch, join, make_windows, real_pool
-from sb3_dpi.models.pathwise import PolicyGradient, pathwise_gradient
+from sb3_dpi.models.pathwise import Pathwise
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 SelfDPI = TypeVar("SelfDPI", bound="DPI")
 
-DEFAULT_BLOCK = 250
+DEFAULT_BLOCK = 125
 """Real steps of all environments between updates."""
 LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
 """Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
@@ -47,6 +51,64 @@ LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
 class DPI(SavedModel, OnPolicyAlgorithm):
     """
     Dual policy iteration (DPI) on a learned neural ensemble
+
+    An ensemble of networks learns the system from all real steps. An expert plans in short windows that the model imagines
+    from real states, closed by soft Q-functions that learn from real and imagined steps; the policy imitates it, many times
+    for each block of real steps (Sun et al., 2018, with nonlinear dynamics). What the model foretells is anchored: a member's
+    error on the real step from the same state is added, so that only the effect of acting differently is imagined.
+
+    Paper: https://arxiv.org/abs/1805.10755
+
+    :param policy: The policy model to use (MlpPolicy, MultiInputPolicy)
+    :param env: The environment to learn from (if registered in Gymnasium, can be str); its actions must be a bounded Box, its
+        observations vectors
+    :param learning_rate: of the policy, it can be a function of the current progress remaining (from 1 to 0); usual: 1e-4 to
+        1e-3
+    :param n_steps: The number of steps to run for each environment per update. None takes 125 over all environments
+    :param learning_starts: Random steps before learning starts. None takes 1000, fewer where 25 episodes end earlier
+    :param buffer_size: Real steps that are kept
+    :param batch_size: Minibatch size for the critic
+    :param gamma: Discount factor; usual: .99 to .999
+    :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02
+    :param horizon: Steps H of a window; usual: 2 to 10
+    :param n_windows: Windows of a plan; usual: 100 to 500
+    :param expert: ``"pathwise"``: the gradient of the window's return, the limit of small trust regions; ``"lqr"``:
+        KL-constrained LQR along the windows; ``"mppi"``, ``"icem"``: sampled plans; or a dictionary of options whose key
+        ``"kind"`` is one of these, or an object with their method ``plan``
+    :param trust_region: KL(expert || policy), nats a step, of experts that have one; usual: .05 to .5
+    :param imitation_steps: Steps of the policy for each plan. None takes 1 with the pathwise expert, whose plan costs no more
+        than a step, 10 with others
+    :param effort: Trades time for samples: multiplies the steps of model, critic and policy; usual: .25 to 2
+    :param critic_updates: Updates of the critic for each real step; usual: 5 to 20
+    :param policy_delay: Updates of the critic for each step of the policy; usual: 5 to 20
+    :param real_fraction: Share of real steps in the critic's minibatches, the others are imagined; usual: .1 to 1
+    :param n_branches: Imagined steps between updates, from states drawn from all that is kept
+    :param anchor: Whether imagination is anchored in real steps; without it models of unstable systems mislead
+    :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
+        ``"auto_0.02"`` to let it follow ``target_entropy`` from there
+    :param target_entropy: of the policy, nats; ``"auto"`` takes -1 for each action; usual: -2 to 0 for each action
+    :param restarts: Probability that an episode is left between updates, so that a new one begins: long episodes otherwise
+        show their beginnings seldom
+    :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9
+    :param n_members: Networks of the ensemble; usual: 3 to 7
+    :param model_width: of their two hidden layers; usual: 64 to 256
+    :param model_learning_rate: of the ensemble; usual: 1e-3
+    :param critic_width: of the Q-functions' two hidden layers; usual: 64 to 256
+    :param critic_learning_rate: of the Q-functions; usual: 3e-4 to 1e-3
+    :param max_grad_norm: The maximum value for the gradient clipping of the policy
+    :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
+        environment's units: replaces the learned reward
+    :param termination_fn: A known end of episodes, ``termination_fn(obs, action, next_obs) -> bool [n]``, likewise
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run. ``"auto"`` takes the CPU, on which networks of this
+        size learn fastest
+    :param _init_setup_model: Whether or not to build the networks at the creation of the instance
+    :raises ValueError: if an argument is out of range or unknown, or observations are no vectors
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -68,9 +130,12 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         buffer_size: int = 100_000,
         batch_size: int = 128,
         gamma: float = 0.99,
-        tau: float = 0.005,
+        tau: float = 0.02,
         horizon: int = 4,
         n_windows: int = 200,
+        expert: str | dict[str, Any] | Expert = "pathwise",
+        trust_region: float = 0.1,
+        imitation_steps: int | None = None,
         effort: float = 1.0,
         critic_updates: int = 10,
         policy_delay: int = 10,
@@ -79,7 +144,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         anchor: bool = True,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
-        restarts: float = 0.5,
+        restarts: float = 1.0,
         noise_correlation: float = 0.0,
         n_members: int = 5,
         model_width: int = 128,
@@ -114,7 +179,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
-            device=device,
+            device="cpu" if device == "auto" else device,
             _init_setup_model=False,
             supported_action_spaces=(spaces.Box,),
         )
@@ -124,6 +189,9 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self.tau = tau
         self.horizon = horizon
         self.n_windows = n_windows
+        self.expert = expert
+        self.trust_region = trust_region
+        self.imitation_steps = imitation_steps
         self.effort = effort
         self.critic_updates = critic_updates
         self.policy_delay = policy_delay
@@ -154,6 +222,8 @@ class DPI(SavedModel, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_saved_format()
+        self._check_arguments()
+        self._expert = self._make_expert()
         if self.n_steps is None:
             self.n_steps = max(DEFAULT_BLOCK // self.n_envs, 1)
         self._setup_lr_schedule()
@@ -173,6 +243,37 @@ class DPI(SavedModel, OnPolicyAlgorithm):
             start = str(self.ent_coef).removeprefix("auto").removeprefix("_")
             self.log_temperature = math.log(max(float(start or 0.02), 1e-12))
         self._noise = np.zeros((self.n_envs, du))
+        self._plan: Plan | None = None
+
+    def _check_arguments(self) -> None:
+        counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "n_members"]
+        counts += [name for name in ("n_steps", "imitation_steps") if getattr(self, name) is not None]
+        for name in (*counts, "model_width", "critic_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("real_fraction", "restarts"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("gamma", "noise_correlation"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("tau", "trust_region", "effort", "model_learning_rate", "critic_learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.horizon < 0:
+            raise ValueError(f"horizon must be at least 0, got {self.horizon}")
+
+    def _make_expert(self) -> Expert:
+        if not isinstance(self.expert, (str, dict)):
+            return self.expert
+        kind, options = parse_choice("expert", self.expert, tuple(EXPERTS))
+        if kind != "pathwise":
+            options.setdefault("trust_region", self.trust_region)
+        try:
+            return EXPERTS[kind](**options)
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(EXPERTS[kind])) or "none"  # type: ignore[arg-type]
+            raise ValueError(f"expert={self.expert!r}: options of {kind!r} are {known}") from error
 
     def _known_reward(self) -> SystemFunction | None:
         known = self.cost_fn
@@ -193,7 +294,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         return low + 0.5 * (actions + 1.0) * (high - low)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "_noise", "_actor", "_states", "ensemble", "critic"]
+        return [*super()._excluded_save_params(), "_rng", "_noise", "_actor", "_expert", "_plan", "ensemble", "critic"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules = ["policy", "policy.optimizer", "ensemble", "ensemble.optimizer", "ensemble.termination_optimizer"]
@@ -310,13 +411,21 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         before = self.policy.actor.network.flat.detach().clone()
         for i in range(self._n_rounds()):
             self.evaluate(pool, len(data))
-            if self.n_iterations > 0 or i * self.policy_delay >= self._first_updates():
-                expert = self.improve_expert(data, real, residuals)  # eta_n, Eq. 4
-                self.imitate(expert)  # pi_n+1, Eq. 5
+            if self.n_iterations == 0 and i * self.policy_delay < self._first_updates():
+                continue  # a critic that knows nothing yet has nothing to say
+            if self._plan is None or i % self._steps_per_plan() == 0:
+                self._plan = self.improve_expert(data, real, residuals)  # eta_n, Eq. 4
+            self.imitate(self._plan)  # pi_n+1, Eq. 5
+        self._plan = None
         self.n_iterations += 1
         self.steps_since_training = 0
         self._report(real, before)
         self.policy.set_standardization(*self._policy_units())
+
+    def _steps_per_plan(self) -> int:
+        if self.imitation_steps is not None:
+            return self.imitation_steps
+        return 1 if isinstance(self._expert, Pathwise) else 10
 
     def _first_updates(self) -> int:
         return int(self.effort * FIRST_CRITIC_UPDATES)
@@ -385,21 +494,20 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         assert self.log_temperature is not None
         return math.exp(self.log_temperature)
 
-    def improve_expert(self, data: Transitions, real: Pool, residuals: Residuals | None) -> PolicyGradient:
+    def improve_expert(self, data: Transitions, real: Pool, residuals: Residuals | None) -> Plan:
         """
         Plan in imagined windows.
 
         :param data: real steps
         :param real: the same, standardised
         :param residuals: of the model
-        :return: what the policy should ascend
+        :return: what the policy should do
         """
         m = max(self.n_windows // self.n_members, 1)
         rows = self._starts(data, m * self.n_members)
         windows = make_windows(self.ensemble, data, real.states, residuals, rows, self.horizon)
-        shape = (self.horizon + 1, self.n_members, m, self.policy.actor.action_dim)
-        noise = self._rng.standard_normal(shape).astype(np.float32)
-        return pathwise_gradient(self.policy.actor, self.ensemble, self.critic, windows, noise, self.temperature, self.gamma)
+        actor = self.policy.actor
+        return self._expert.plan(actor, self.ensemble, self.critic, windows, self.temperature, self.gamma, self._rng)
 
     def _starts(self, data: Transitions, n: int) -> IntArray:
         """Half from what is recent, half from all."""
@@ -409,27 +517,28 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self._rng.shuffle(rows)
         return rows
 
-    def imitate(self, expert: PolicyGradient) -> None:
+    def imitate(self, expert: Plan) -> None:
         """
         Take one step towards the expert, and let the temperature follow the entropy.
 
-        :param expert: what to ascend
+        :param expert: its plan
         """
+        gradient = expert.gradient(self.policy.actor, self.temperature, self._rng)
         flat = self.policy.actor.network.flat
-        flat.grad = -expert.direction
+        flat.grad = -gradient.direction
         norm = th.nn.utils.clip_grad_norm_([flat], self.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
         if isinstance(self.ent_coef, str):
             assert self.log_temperature is not None
             du = self.policy.actor.action_dim
-            target = -0.5 * du if self.target_entropy == "auto" else float(self.target_entropy)
+            target = -float(du) if self.target_entropy == "auto" else float(self.target_entropy)
             rate = self.lr_schedule(self._current_progress_remaining)
-            moved = self.log_temperature - rate * (expert.entropy - target)
+            moved = self.log_temperature - rate * (gradient.entropy - target)
             self.log_temperature = float(np.clip(moved, *LOG_TEMPERATURE_BOUNDS))
         self.logger.record_mean("train/grad_norm", float(norm))
-        self.logger.record_mean("train/objective", expert.objective * float(self.critic.unit))
-        self.logger.record_mean("train/entropy", expert.entropy)
+        self.logger.record_mean("train/objective", gradient.objective * float(self.critic.unit))
+        self.logger.record_mean("train/entropy", gradient.entropy)
 
     # ------------------------------------------------------------------ logging
 

@@ -53,6 +53,56 @@ class Windows:
         return len(self.state_residuals)
 
 
+@dataclass(frozen=True)
+class Imagined:
+    """What happened in imagined windows."""
+
+    states: th.Tensor
+    """``[H + 1, E, m, dx]``"""
+    actions: th.Tensor
+    """the last one only closes the window, ``[H + 1, E, m, du]``"""
+    log_probs: th.Tensor
+    """of the actions, ``[H + 1, E, m]``"""
+    rewards: th.Tensor
+    """in units of the environment, ``[H, E, m]``"""
+    survival: th.Tensor
+    """probability that the episode has come so far, ``[H + 1, E, m]``"""
+
+
+def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, noise: th.Tensor) -> Imagined:
+    """
+    Follow the policy under the anchored model, differentiably.
+
+    :param actor: the policy
+    :param ensemble: the model
+    :param windows: where to begin
+    :param noise: of the policy, ``[H + 1, E, m, du]``
+    :return: what happened
+    """
+    states = [windows.states]
+    actions, log_probs, rewards = [], [], []
+    survival = [th.ones(windows.states.shape[:-1], device=windows.states.device)]
+    for t in range(windows.horizon + 1):
+        chosen, log_prob = actor.sample(states[t], noise[t])
+        actions.append(chosen)
+        log_probs.append(log_prob)
+        if t == windows.horizon:
+            break
+        predicted, foretold = ensemble.predict(states[t], chosen)
+        following = ensemble.clip(predicted + windows.state_residuals[t])
+        rewards.append(ensemble.reward(states[t], chosen, following, foretold + windows.reward_residuals[t]))
+        survival.append(survival[t] * ensemble.survival(states[t], chosen, following))
+        states.append(following)
+    nothing = windows.reward_residuals[:0]
+    return Imagined(
+        th.stack(states),
+        th.stack(actions),
+        th.stack(log_probs),
+        th.stack(rewards) if rewards else nothing,
+        th.stack(survival),
+    )
+
+
 def real_pool(ensemble: Ensemble, data: Transitions) -> Pool:
     """
     Real transitions as a critic sees them.

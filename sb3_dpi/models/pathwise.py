@@ -19,21 +19,63 @@ import torch as th
 
 from sb3_dpi.models import kernels
 from sb3_dpi.models.actors import SquashedGaussian
+from sb3_dpi.models.advice import PolicyGradient
 from sb3_dpi.models.critics import SoftTwinQ
 from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.models.imagination import Windows
+from sb3_dpi.models.imagination import Windows, roll_out
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
-    """What a policy should ascend."""
+class WindowPlan:
+    """Windows and noise along which the return can be differentiated."""
 
-    direction: th.Tensor
-    """as ``network.flat`` of the policy, ``[1, P]``"""
-    objective: float
-    """J, in units of value"""
-    entropy: float
-    """of the policy in the windows, nats a step"""
+    ensemble: Ensemble
+    critic: SoftTwinQ
+    windows: Windows
+    noise: np.ndarray
+    """``[H + 1, E, m, du]``"""
+    gamma: float
+
+    def gradient(self, actor: SquashedGaussian, temperature: float, rng: np.random.Generator) -> PolicyGradient:
+        """
+        The gradient of J.
+
+        :param actor: the policy as it is now
+        :param temperature: alpha, in units of value
+        :param rng: not used, the noise is drawn
+        :return: the direction to ascend
+        """
+        return pathwise_gradient(actor, self.ensemble, self.critic, self.windows, self.noise, temperature, self.gamma)
+
+
+@dataclass(frozen=True)
+class Pathwise:
+    """The first-order expert."""
+
+    def plan(
+        self,
+        actor: SquashedGaussian,
+        ensemble: Ensemble,
+        critic: SoftTwinQ,
+        windows: Windows,
+        temperature: float,
+        gamma: float,
+        rng: np.random.Generator,
+    ) -> WindowPlan:
+        """
+        Draw the noise.
+
+        :param actor: the policy
+        :param ensemble: the model
+        :param critic: closes the windows
+        :param windows: where they begin
+        :param temperature: alpha, in units of value
+        :param gamma: discount factor
+        :param rng: draws the noise
+        :return: what can be differentiated
+        """
+        shape = (windows.horizon + 1, *windows.states.shape[:2], actor.action_dim)
+        return WindowPlan(ensemble, critic, windows, rng.standard_normal(shape).astype(np.float32), gamma)
 
 
 def window_objective(
@@ -57,24 +99,13 @@ def window_objective(
     :param gamma: discount factor
     :return: J and the mean entropy of the policy, both scalars
     """
-    states, unit, horizon = windows.states, critic.unit.float(), windows.horizon
-    survival = th.ones(states.shape[:-1], device=states.device)
-    objective, entropy = th.zeros((), device=states.device), th.zeros((), device=states.device)
-    for t in range(horizon + 1):
-        actions, log_probs = actor.sample(states, noise[t])
-        entropy = entropy - log_probs.mean() / (horizon + 1)
-        if t == horizon:
-            rows = states.reshape(-1, states.shape[-1]), actions.reshape(-1, actions.shape[-1])
-            gain = critic(*rows).view(survival.shape)
-            objective = objective + (gamma**t * survival * (gain - temperature * log_probs)).mean()
-            break
-        predicted, foretold = ensemble.predict(states, actions)
-        following = ensemble.clip(predicted + windows.state_residuals[t])
-        rewards = ensemble.reward(states, actions, following, foretold + windows.reward_residuals[t])
-        objective = objective + (gamma**t * survival * (rewards / unit - temperature * log_probs)).mean()
-        survival = survival * ensemble.survival(states, actions, following)
-        states = following
-    return objective, entropy
+    imagined = roll_out(actor, ensemble, windows, noise)
+    rewards = imagined.rewards / critic.unit.float()
+    closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1)).view(rewards.shape[1:])
+    gains = th.cat([rewards, closing[None]]) - temperature * imagined.log_probs
+    discounts = gamma ** th.arange(len(gains), device=gains.device)
+    objective = (discounts[:, None, None] * imagined.survival * gains).sum(0).mean()
+    return objective, -imagined.log_probs.mean()
 
 
 def pathwise_gradient(

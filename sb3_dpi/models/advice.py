@@ -1,0 +1,120 @@
+"""What experts say, and how a policy follows them.
+
+An expert plans the policy's noise: eta_t = N(e_t, S_t) stands against the N(0, I) of the policy pi in the states x_t of an
+imagined window, so that
+
+    KL(eta_t || pi) = 1/2 (|e_t|^2 + tr S_t - du - log det S_t)
+
+in nats, before and after tanh alike. Imitation ascends the likelihood of what the expert does,
+
+    beta E_eta[log pi_theta] + alpha H(pi_theta),
+
+before tanh a Gaussian around mu + sigma e_t; beta is the expert's dual variable, which makes the gradient at the policy that
+the plan began with, as beta grows, that of the return itself.
+
+Shapes: ``H`` steps of ``E`` members with ``m`` windows each.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch as th
+
+from sb3_dpi.models.actors import SquashedGaussian
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """What a policy should ascend."""
+
+    direction: th.Tensor
+    """as ``network.flat`` of the policy, ``[1, P]``"""
+    objective: float
+    """return of a window, in units of value"""
+    entropy: float
+    """of the policy in the windows, nats a step"""
+    divergence: float = 0.0
+    """KL(expert || policy), nats a step, mean over the windows"""
+
+
+class Plan(Protocol):
+    """What an expert has found, from which a policy can learn in several steps."""
+
+    def gradient(self, actor: SquashedGaussian, temperature: float, rng: np.random.Generator) -> PolicyGradient:
+        """
+        How the policy comes closer to the expert.
+
+        :param actor: the policy as it is now
+        :param temperature: alpha, in units of value
+        :param rng: draws what must be sampled
+        :return: the direction to ascend
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do in imagined states."""
+
+    states: th.Tensor
+    """``[H, E, m, dx]``"""
+    weights: th.Tensor
+    """discount, survival and importance, ``[H, E, m]``"""
+    target: th.Tensor
+    """mean action before tanh, ``[H, E, m, du]``"""
+    variance: th.Tensor
+    """before tanh, ``[H, E, m, du]``"""
+    beta: float
+    """dual variable of the trust region, in units of value"""
+    objective: float
+    """return of a window, in units of value"""
+    divergence: float
+    """KL(expert || policy), nats a step"""
+
+    def gradient(self, actor: SquashedGaussian, temperature: float, rng: np.random.Generator) -> PolicyGradient:
+        """
+        How the policy comes closer to the expert.
+
+        :param actor: the policy as it is now
+        :param temperature: alpha, in units of value
+        :param rng: draws the actions by which the entropy is estimated
+        :return: the direction to ascend
+        """
+        mean, log_std = actor(self.states)
+        drawn = rng.standard_normal(mean.shape).astype(np.float32)
+        _, log_probs = actor.sample(self.states, th.as_tensor(drawn, device=mean.device))
+        misfit = ((self.target - mean).square() + self.variance) / (2.0 * log_std).exp()
+        likelihood = -(0.5 * misfit + log_std).sum(-1)
+        objective = (self.weights * (self.beta * likelihood - temperature * log_probs)).sum(0).mean()
+        (direction,) = th.autograd.grad(objective, [actor.network.flat])
+        return PolicyGradient(direction, self.objective, -float(log_probs.detach().mean()), self.divergence)
+
+
+@th.no_grad()
+def advise(
+    actor: SquashedGaussian,
+    states: th.Tensor,
+    weights: th.Tensor,
+    noise_mean: th.Tensor,
+    noise_variance: th.Tensor,
+    beta: float,
+    objective: float,
+    divergence: float,
+) -> Advice:
+    """
+    Turn planned noise into advice that stays the same while the policy learns.
+
+    :param actor: the policy that the plan began with
+    :param states: ``[H, E, m, dx]``
+    :param weights: discount, survival and importance, ``[H, E, m]``
+    :param noise_mean: e, ``[H, E, m, du]``
+    :param noise_variance: diag S, ``[H, E, m, du]``
+    :param beta: dual variable of the trust region, in units of value
+    :param objective: return of a window, in units of value
+    :param divergence: KL(expert || policy), nats a step
+    :return: advice
+    """
+    mean, log_std = actor(states)
+    std = log_std.exp()
+    return Advice(states, weights, mean + std * noise_mean, std.square() * noise_variance, beta, objective, divergence)

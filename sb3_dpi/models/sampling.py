@@ -1,0 +1,291 @@
+"""Experts that sample: MPPI and the cross-entropy method with lasting noise (iCEM).
+
+Both plan the policy's noise in a window of H steps and for the action that closes it. N particles draw noise sequences, the
+anchored model rolls them out, and with R the return of a window, closed by the critic,
+
+- MPPI weighs them, w ~ exp(R / beta), with beta such that KL(w || uniform) is ``trust_region`` nats a step, mean over all
+  windows: the best policy within the trust region, by importance sampling (Williams et al. 2017; Sun et al. 2018, Eq. 4);
+- iCEM takes the best few, fits a Gaussian to them and draws again, with noise that lasts and the best kept (Pinneri et al.
+  2020); the result is moved back towards the policy until the KL divergence is ``trust_region`` nats a step.
+
+Shapes: ``E`` members, ``m`` windows each, ``N`` particles; noise ``[H + 1, E, m, N, du]``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+from scipy.special import logsumexp
+
+from sb3_dpi.models.actors import SquashedGaussian
+from sb3_dpi.models.advice import Advice, advise
+from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.ensemble import Ensemble
+from sb3_dpi.models.imagination import Imagined, Windows, roll_out
+from sb3_dpi.trajopt.noise import correlate
+from sb3_dpi.trajopt.types import FloatArray
+
+BETA_RANGE = 1e-6, 1e6
+"""Of the returns' standard deviation: between these the dual variable is sought."""
+BISECTIONS = 40
+SMALLEST_SPREAD = 1e-2
+"""Smallest variance of planned noise, in units of the policy's."""
+
+
+def window_returns(critic: SoftTwinQ, imagined: Imagined, temperature: float, gamma: float) -> tuple[FloatArray, th.Tensor]:
+    """
+    What a window earns beyond the entropy of its own actions, closed by the critic.
+
+    :param critic: closes it
+    :param imagined: what happened
+    :param temperature: alpha, in units of value
+    :param gamma: discount factor
+    :return: in units of value ``[E, rows]``, and discount times survival of each step ``[H + 1, E, rows]``
+    """
+    closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1))
+    closing = closing.view(imagined.survival.shape[1:]) - temperature * imagined.log_probs[-1]
+    gains = th.cat([imagined.rewards / critic.unit.float(), closing[None]])
+    discounts = gamma ** th.arange(len(gains), device=gains.device)
+    weights = discounts[:, None, None] * imagined.survival
+    return (weights * gains).sum(0).cpu().numpy().astype(np.float64), weights
+
+
+def tempered_weights(returns: FloatArray, bound: float) -> tuple[FloatArray, float, float]:
+    """
+    Weights exp(R / beta) of particles, with the smallest beta that keeps the mean KL divergence from equal weights in bounds.
+
+    :param returns: ``[n, N]``
+    :param bound: nats, mean over the windows; at most log N can be reached
+    :return: weights ``[n, N]`` that sum to one, beta, and the KL divergence
+    """
+    centred = returns - returns.max(1, keepdims=True)
+    spread = max(float(returns.std(1).mean()), 1e-12)
+
+    def tempered(beta: float) -> tuple[FloatArray, float]:
+        log_weights = centred / beta
+        log_weights = log_weights - logsumexp(log_weights, axis=1, keepdims=True)
+        weights = np.exp(log_weights)
+        return weights, float((weights * log_weights).sum(1).mean() + np.log(returns.shape[1]))
+
+    low, high = np.log(BETA_RANGE[0] * spread), np.log(BETA_RANGE[1] * spread)
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if tempered(float(np.exp(middle)))[1] > bound else (low, middle)
+    beta = float(np.exp(high))
+    weights, divergence = tempered(beta)
+    return weights, beta, divergence
+
+
+def repeat(windows: Windows, n: int) -> Windows:
+    """
+    Give every window n particles.
+
+    :param windows: m for each member
+    :param n: N
+    :return: m times N for each member, the particles of a window behind each other
+    """
+    return Windows(
+        windows.states.repeat_interleave(n, 1),
+        windows.state_residuals.repeat_interleave(n, 2),
+        windows.reward_residuals.repeat_interleave(n, 2),
+    )
+
+
+@dataclass(frozen=True)
+class Particles:
+    """N noise sequences of every window, and what they led to."""
+
+    noise: FloatArray
+    """``[H + 1, W, N, du]``, W = E m"""
+    returns: FloatArray
+    """``[W, N]``"""
+    states: th.Tensor
+    """``[H + 1, E, m, N, dx]``"""
+    weights: th.Tensor
+    """discount and survival, ``[H + 1, E, m, N]``"""
+
+
+@th.no_grad()
+def try_out(
+    actor: SquashedGaussian,
+    ensemble: Ensemble,
+    critic: SoftTwinQ,
+    windows: Windows,
+    noise: FloatArray,
+    temperature: float,
+    gamma: float,
+) -> Particles:
+    """
+    Roll particles out.
+
+    :param actor: the policy, whose noise is given
+    :param ensemble: the model
+    :param critic: closes the windows
+    :param windows: where they begin, one for each W
+    :param noise: ``[H + 1, W, N, du]``
+    :param temperature: alpha, in units of value
+    :param gamma: discount factor
+    :return: what they led to
+    """
+    steps, W, N, du = noise.shape
+    E = ensemble.n_members
+    draws = th.as_tensor(noise.reshape(steps, E, -1, du), dtype=th.float32, device=windows.states.device)
+    imagined = roll_out(actor, ensemble, repeat(windows, N), draws)
+    returns, weights = window_returns(critic, imagined, temperature, gamma)
+    shape = (steps, E, W // E, N)
+    return Particles(noise, returns.reshape(W, N), imagined.states.view(*shape, -1), weights.reshape(shape))
+
+
+@dataclass(frozen=True)
+class MPPI:
+    """Path integral control within a trust region.
+
+    :param trust_region: KL(expert || policy), nats a step; usual: .05 to .5
+    :param n_particles: N of each window; usual: 16 to 64
+    """
+
+    trust_region: float = 0.1
+    n_particles: int = 32
+
+    def plan(
+        self,
+        actor: SquashedGaussian,
+        ensemble: Ensemble,
+        critic: SoftTwinQ,
+        windows: Windows,
+        temperature: float,
+        gamma: float,
+        rng: np.random.Generator,
+    ) -> Advice:
+        """
+        Plan in windows.
+
+        :param actor: the policy
+        :param ensemble: the model
+        :param critic: closes the windows
+        :param windows: where they begin
+        :param temperature: alpha, in units of value
+        :param gamma: discount factor
+        :param rng: draws the particles
+        :return: what the policy should do
+        """
+        W = windows.states.shape[0] * windows.states.shape[1]
+        noise = rng.standard_normal((windows.horizon + 1, W, self.n_particles, actor.action_dim)).astype(np.float32)
+        tried = try_out(actor, ensemble, critic, windows, noise, temperature, gamma)
+        weights, beta, divergence = tempered_weights(tried.returns, self.trust_region * len(noise))
+        shares = self.n_particles * weights.reshape(tried.weights.shape[1:])
+        # each particle is advice of its own, which counts as much as it weighs
+        shape = (len(noise), ensemble.n_members, -1, actor.action_dim)
+        device = windows.states.device
+        drawn = th.as_tensor(tried.noise.reshape(shape), device=device)
+        importance = tried.weights * th.as_tensor(shares, dtype=th.float32, device=device)
+        return advise(
+            actor,
+            tried.states.flatten(2, 3),
+            importance.flatten(2, 3),
+            drawn,
+            th.zeros_like(drawn),
+            beta,
+            float((weights * tried.returns).sum(1).mean()),
+            divergence / len(noise),
+        )
+
+
+@dataclass(frozen=True)
+class ICEM:
+    """The cross-entropy method with lasting noise and elites that are kept.
+
+    :param trust_region: KL(expert || policy), nats a step; usual: .05 to .5
+    :param n_particles: N of each window at first; each further round draws a quarter fewer; usual: 16 to 64
+    :param n_elites: how many of the best are fitted; usual: a tenth to a quarter of the particles
+    :param n_rounds: how often; usual: 2 to 4
+    :param correlation: of the drawn noise from step to step; usual: 0 to .9
+    :param momentum: share of the last round's Gaussian that is kept; usual: .1
+    """
+
+    trust_region: float = 0.1
+    n_particles: int = 32
+    n_elites: int = 6
+    n_rounds: int = 3
+    correlation: float = 0.5
+    momentum: float = 0.1
+
+    def plan(
+        self,
+        actor: SquashedGaussian,
+        ensemble: Ensemble,
+        critic: SoftTwinQ,
+        windows: Windows,
+        temperature: float,
+        gamma: float,
+        rng: np.random.Generator,
+    ) -> Advice:
+        """
+        Plan in windows.
+
+        :param actor: the policy
+        :param ensemble: the model
+        :param critic: closes the windows
+        :param windows: where they begin
+        :param temperature: alpha, in units of value
+        :param gamma: discount factor
+        :param rng: draws the particles
+        :return: what the policy should do
+        """
+        H, W, du = windows.horizon, windows.states.shape[0] * windows.states.shape[1], actor.action_dim
+        mean, variance = np.zeros((H + 1, W, du)), np.ones((H + 1, W, du))
+        kept = np.zeros((H + 1, W, 0, du), dtype=np.float32)
+        best = np.zeros(W)
+        for k in range(self.n_rounds):
+            n = max(int(self.n_particles * 0.75**k), self.n_elites)
+            fresh = correlate(rng.standard_normal((H + 1, W, n, du)), self.correlation)
+            noise = mean[:, :, None] + np.sqrt(variance)[:, :, None] * fresh
+            noise = np.concatenate([noise.astype(np.float32), kept], axis=2)
+            tried = try_out(actor, ensemble, critic, windows, noise, temperature, gamma)
+            order = np.argsort(-tried.returns, axis=1, kind="stable")[:, : self.n_elites]
+            kept = np.take_along_axis(noise, order[None, :, :, None], axis=2)
+            best = np.take_along_axis(tried.returns, order, axis=1).mean(1)
+            mean = self.momentum * mean + (1.0 - self.momentum) * kept.mean(2)
+            variance = self.momentum * variance + (1.0 - self.momentum) * np.maximum(kept.var(2), SMALLEST_SPREAD)
+        mean, variance, divergence = move_back(mean, variance, self.trust_region)
+        plan = mean[:, :, None].astype(np.float32)
+        followed = try_out(actor, ensemble, critic, windows, plan, temperature, gamma)
+        shape = (H + 1, *windows.states.shape[:2], du)
+
+        def tensor(array: FloatArray) -> th.Tensor:
+            return th.as_tensor(array.reshape(shape), dtype=th.float32, device=windows.states.device)
+
+        gain = float(best.mean() - tried.returns.mean())
+        return advise(
+            actor,
+            followed.states[..., 0, :],
+            followed.weights[..., 0],
+            tensor(mean),
+            tensor(variance),
+            max(gain, 0.0) / ((H + 1) * max(divergence, 1e-6)),
+            float(followed.returns.mean()),
+            divergence,
+        )
+
+
+def move_back(mean: FloatArray, variance: FloatArray, bound: float) -> tuple[FloatArray, FloatArray, float]:
+    """
+    Move planned noise towards the policy's, N(0, I), until the mean KL divergence is in bounds.
+
+    :param mean: ``[H, W, du]``
+    :param variance: ``[H, W, du]``
+    :param bound: nats a step
+    :return: mean, variance and KL divergence
+    """
+
+    def moved(share: float) -> tuple[FloatArray, FloatArray, float]:
+        m, v = share * mean, variance**share
+        return m, v, float(0.5 * (m**2 + v - 1.0 - np.log(v)).sum(-1).mean())
+
+    if moved(1.0)[2] <= bound:
+        return moved(1.0)
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if moved(middle)[2] > bound else (middle, high)
+    return moved(low)
