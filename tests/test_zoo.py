@@ -149,7 +149,7 @@ def test_register_adds_our_algorithms() -> None:
 
     registry: dict[str, Any] = {"ppo": None}
     register_algorithms(registry)
-    ours = {"aggrevated_oc": sb3_dpi.AggreVaTeDOC, "dual_ac": sb3_dpi.DualAC, "mdgps": sb3_dpi.MDGPS}
+    ours = {"aggrevated_oc": sb3_dpi.AggreVaTeDOC, "dpi": sb3_dpi.DPI, "dual_ac": sb3_dpi.DualAC, "mdgps": sb3_dpi.MDGPS}
     assert registry == {"ppo": None, **ours}
 
 

@@ -1,6 +1,8 @@
 """Dual policy iteration on a learned neural ensemble, whose imagination is anchored in what was real."""
 
+import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
@@ -18,13 +20,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dpi.common.choices import parse_choice
 from sb3_dpi.common.finite import check_finite
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
+from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
-from sb3_dpi.models.actors import gaussian_kl
 from sb3_dpi.models.advice import Plan
 from sb3_dpi.models.critics import SoftTwinQ
 from sb3_dpi.models.data import Transitions, returns_to_go
-from sb3_dpi.models.ensemble import Ensemble, Residuals, SystemFunction
+from sb3_dpi.models.ensemble import DivergedError, Ensemble, Residuals, SystemFunction
 from sb3_dpi.models.experts import EXPERTS, Expert
 from sb3_dpi.models.imagination import Pool, branch, join, make_windows, real_pool
 from sb3_dpi.models.pathwise import Pathwise
@@ -42,9 +44,12 @@ MODEL_STEPS, FIRST_MODEL_STEPS = 0.6, 1500
 """Steps of the model's optimizer: for each real step, and at first."""
 FIRST_CRITIC_UPDATES = 2000
 """More updates of the critic at first."""
+REPORTED = 1000
+"""Latest steps that the logger's numbers are about."""
 MODEL_BATCH = 256
 SMALLEST_MEMORY = 32
 """Steps below which there is nothing to learn from."""
+DEFAULT_TEMPERATURE = 0.02
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
 
 
@@ -144,7 +149,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         anchor: bool = True,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
-        restarts: float = 1.0,
+        restarts: float = 0.5,
         noise_correlation: float = 0.0,
         n_members: int = 5,
         model_width: int = 128,
@@ -237,13 +242,14 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self.ensemble.known_reward, self.ensemble.known_end = self._known_reward(), self._known_end()
         self.critic = SoftTwinQ(dx, du, (self.critic_width,) * 2, self.critic_learning_rate, self.tau).to(self.device)
         if self.memory is None:
-            self.memory = TransitionBuffer(max(self.buffer_size // self.n_envs, 1), dx, du, self.n_envs)
+            self.memory = TransitionBuffer(self.buffer_size, dx, du, self.n_envs)
+        elif self.memory.n_envs != self.n_envs:
+            self.memory = self.memory.for_environments(self.n_envs)
         self.rollout_buffer = self.memory  # type: ignore[assignment]  # what the loop hands to ``collect_rollouts``
         if self.log_temperature is None:
-            start = str(self.ent_coef).removeprefix("auto").removeprefix("_")
-            self.log_temperature = math.log(max(float(start or 0.02), 1e-12))
+            self.log_temperature = math.log(self._first_temperature())
         self._noise = np.zeros((self.n_envs, du))
-        self._plan: Plan | None = None
+        self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
         counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "n_members"]
@@ -262,6 +268,16 @@ class DPI(SavedModel, OnPolicyAlgorithm):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.horizon < 0:
             raise ValueError(f"horizon must be at least 0, got {self.horizon}")
+
+    def _first_temperature(self) -> float:
+        given = str(self.ent_coef).removeprefix("auto").removeprefix("_")
+        try:
+            start = float(given) if given else DEFAULT_TEMPERATURE
+        except ValueError:
+            raise ValueError(f"ent_coef={self.ent_coef!r}: write a number, 'auto' or 'auto_NUMBER'") from None
+        if not start > 0.0:
+            raise ValueError(f"ent_coef must be above 0, got {self.ent_coef}")
+        return start
 
     def _make_expert(self) -> Expert:
         if not isinstance(self.expert, (str, dict)):
@@ -294,7 +310,17 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         return low + 0.5 * (actions + 1.0) * (high - low)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "_noise", "_actor", "_expert", "_plan", "ensemble", "critic"]
+        return [
+            *super()._excluded_save_params(),
+            "_rng",
+            "_noise",
+            "_actor",
+            "_expert",
+            "_plan",
+            "_objectives",
+            "ensemble",
+            "critic",
+        ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules = ["policy", "policy.optimizer", "ensemble", "ensemble.optimizer", "ensemble.termination_optimizer"]
@@ -319,6 +345,8 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         actor = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
         callback.on_rollout_start()
+        normalizer = self._vec_normalize_env
+        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
         states = self._raw_states(self._last_obs)
         n_steps = 0
         while n_steps < n_rollout_steps or (self._is_starting() and self.num_timesteps < self._total_timesteps):
@@ -330,8 +358,13 @@ class DPI(SavedModel, OnPolicyAlgorithm):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            raw_rewards = rewards if self._vec_normalize_env is None else self._vec_normalize_env.get_original_reward()
-            check_finite(new_obs, raw_rewards, self.num_timesteps)
+            raw_rewards = rewards if normalizer is None else normalizer.get_original_reward()
+            try:
+                check_finite(new_obs, raw_rewards, self.num_timesteps)
+            except ValueError:
+                if normalizer is not None and statistics is not None:  # would stay in its running statistics
+                    normalizer.obs_rms, normalizer.ret_rms = statistics
+                raise
             following = self._raw_states(new_obs)
             ends = following.copy()
             for i in np.flatnonzero(dones):
@@ -397,57 +430,58 @@ class DPI(SavedModel, OnPolicyAlgorithm):
     def train(self) -> None:
         """Dual policy iteration on all that is remembered."""
         assert self.memory is not None
-        if len(self.memory) < SMALLEST_MEMORY:
+        if self._is_starting() or len(self.memory) < SMALLEST_MEMORY:
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         data = self.memory.transitions()
         self._report_model(data)
-        self._follow_units(data)
+        returns = self._follow_units(data)
         residuals = self.fit_model(data)  # P-hat, Eq. 2
         real = real_pool(self.ensemble, data)
         imagined = branch(self.ensemble, self.policy.actor, real, residuals, self._rng, self.n_branches)
         pool = join(real, imagined, float(self.critic.unit))
         before = self.policy.actor.network.flat.detach().clone()
-        for i in range(self._n_rounds()):
+        for i in range(-self._warm_up(), self._n_rounds()):
             self.evaluate(pool, len(data))
-            if self.n_iterations == 0 and i * self.policy_delay < self._first_updates():
+            if i < 0:
                 continue  # a critic that knows nothing yet has nothing to say
-            if self._plan is None or i % self._steps_per_plan() == 0:
-                self._plan = self.improve_expert(data, real, residuals)  # eta_n, Eq. 4
-            self.imitate(self._plan)  # pi_n+1, Eq. 5
-        self._plan = None
+            if i % self._steps_per_plan() == 0:
+                expert = self.improve_expert(data, real, residuals)  # eta_n, Eq. 4
+            self.imitate(expert)  # pi_n+1, Eq. 5
+        self._report(data, real, returns, before)
         self.n_iterations += 1
         self.steps_since_training = 0
-        self._report(real, before)
-        self.policy.set_standardization(*self._policy_units())
 
     def _steps_per_plan(self) -> int:
         if self.imitation_steps is not None:
             return self.imitation_steps
         return 1 if isinstance(self._expert, Pathwise) else 10
 
-    def _first_updates(self) -> int:
-        return int(self.effort * FIRST_CRITIC_UPDATES)
+    def _warm_up(self) -> int:
+        """Rounds at first in which the critic alone learns."""
+        return int(self.effort * FIRST_CRITIC_UPDATES) // self.policy_delay if self.n_iterations == 0 else 0
 
     def _n_rounds(self) -> int:
         """Each is ``policy_delay`` updates of the critic and one of the policy."""
-        first = self._first_updates() if self.n_iterations == 0 else 0
         new = self.steps_since_training if self.n_iterations > 0 else self.n_steps * self.n_envs
-        return max(int(self.effort * self.critic_updates * new + first) // self.policy_delay, 1)
+        return max(int(self.effort * self.critic_updates * new) // self.policy_delay, 1)
 
-    def _follow_units(self, data: Transitions) -> None:
-        """Standardise by all that was seen; no network's function changes."""
+    def _follow_units(self, data: Transitions) -> FloatArray:
+        """Standardise by all that was seen; no network's function changes. Returns the realised returns."""
         fresh = not bool(self.ensemble.has_units)
         change = self.ensemble.update_units(data)
         if not fresh:
             self.policy.actor.network.rescale_inputs(change.scale, change.shift)
             self.critic.rescale_states(change.scale, change.shift)
         recent = data.rewards[data.age * self.n_envs < 2 * RECENT]
-        ratio = self.critic.follow_rewards(recent, returns_to_go(data, self.gamma))
+        returns = returns_to_go(data, self.gamma)
+        ratio = self.critic.follow_rewards(recent, returns)
         if not fresh:
             assert self.log_temperature is not None
             self.log_temperature += math.log(ratio)
+        self.policy.set_standardization(*self._policy_units())
+        return returns
 
     def _policy_units(self) -> tuple[th.Tensor, th.Tensor]:
         """By which the policy reads observations, normalised or not by a wrapper."""
@@ -467,9 +501,21 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         :raises DivergedError: if there is no finite model
         """
         n_steps = FIRST_MODEL_STEPS if self.n_iterations == 0 else MODEL_STEPS * self.steps_since_training
-        loss = self.ensemble.fit(data, max(int(self.effort * n_steps), 1), MODEL_BATCH, self._rng)
+        try:
+            loss = self.ensemble.fit(data, max(int(self.effort * n_steps), 1), MODEL_BATCH, self._rng)
+        except DivergedError as error:
+            raise DivergedError(f"{error}. {self._keep_last_good_model()}") from error
         self.logger.record("model/loss", loss)
         return self.ensemble.residuals(data) if self.anchor else None
+
+    def _keep_last_good_model(self) -> str:
+        """Save what acts as well as before; says where."""
+        folder = self.logger.get_dir()
+        if folder is None:
+            return "The policy is as before and can be saved"
+        path = os.path.join(folder, "last_good_model.zip")
+        self.save(path)
+        return f"The policy is as before and was saved to {path}"
 
     def evaluate(self, pool: Pool, n_real: int) -> None:
         """
@@ -539,6 +585,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self.logger.record_mean("train/grad_norm", float(norm))
         self.logger.record_mean("train/objective", gradient.objective * float(self.critic.unit))
         self.logger.record_mean("train/entropy", gradient.entropy)
+        self._objectives.append(gradient.objective)
 
     # ------------------------------------------------------------------ logging
 
@@ -546,24 +593,30 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         """How well the model foretells the steps that it has not been fitted to yet."""
         if self.n_iterations == 0:
             return
-        fresh = data.age * self.n_envs < self.steps_since_training
-        state, reward = self.ensemble.r_squared(data.take(np.flatnonzero(fresh)))
+        fresh = np.flatnonzero(data.age * self.n_envs < self.steps_since_training)
+        state, reward = self.ensemble.r_squared(data.take(fresh))
         self.logger.record("model/r_squared", state)
         self.logger.record("model/r_squared_reward", reward)
+        trust = (self.ensemble, self.critic, self.policy.actor, data, fresh, self.horizon, self.gamma)
+        self.logger.record("model/window_correlation", window_correlation(*trust))
+        older = np.flatnonzero(data.age * self.n_envs < 2 * self.steps_since_training)
+        before, now = data.rewards[np.setdiff1d(older, fresh)], data.rewards[fresh]
+        if len(before):
+            self.logger.record("train/real_improvement", float(now.mean() - before.mean()))
 
-    def _report(self, real: Pool, before: th.Tensor) -> None:
-        actor = self.policy.actor
-        after = actor.network.flat.detach().clone()
-        states = real.states[-1000:]
-        with th.no_grad():
-            std = actor(states)[1].exp().mean()
-            new_mean, new_log_std = actor(states)
-            actor.network.flat.copy_(before)
-            old_mean, old_log_std = actor(states)
-            actor.network.flat.copy_(after)
-        self.logger.record("train/kl", float(gaussian_kl(old_mean, old_log_std, new_mean, new_log_std).mean()))
-        self.logger.record("train/std", float(std))
+    def _report(self, data: Transitions, real: Pool, returns: FloatArray, before: th.Tensor) -> None:
+        recent = np.flatnonzero(data.age * self.n_envs < REPORTED)
+        divergence, std = policy_change(self.policy.actor, before, real.states[recent])
+        self.logger.record("train/kl", divergence)
+        self.logger.record("train/std", std)
         self.logger.record("train/ent_coef", self.temperature * float(self.critic.unit))
+        explained = critic_r_squared(self.ensemble, self.critic, data, returns, recent)
+        self.logger.record("train/critic_r_squared", explained)
+        tenth = max(len(self._objectives) // 10, 1)
+        gain = float(np.mean(self._objectives[-tenth:]) - np.mean(self._objectives[:tenth])) * float(self.critic.unit)
+        # of a reward a step, as the real one is
+        self.logger.record("train/predicted_improvement", gain * (1.0 - self.gamma))
+        self._objectives.clear()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def learn(

@@ -63,6 +63,32 @@ class TransitionBuffer(ReplayBuffer):
             np.tile(np.arange(n)[::-1], self.n_envs),
         )
 
+    def for_environments(self, n_envs: int) -> "TransitionBuffer":
+        """
+        Move to another number of environments.
+
+        :param n_envs: how many
+        :return: a buffer of the same size with the latest steps, in streams that are cut where they have to be
+        """
+        data, capacity = self.transitions(), self.buffer_size * self.n_envs
+        (dx,), (du,) = self.obs_shape, self.action_space.shape  # type: ignore[misc]
+        moved = TransitionBuffer(capacity, dx, du, n_envs)
+        n = min(len(data) // n_envs, moved.buffer_size)
+        rows = np.arange(len(data) - n * n_envs, len(data)).reshape(n_envs, n).T
+        for name, values in (
+            ("observations", data.states),
+            ("next_observations", data.next_states),
+            ("actions", data.actions),
+            ("rewards", data.rewards),
+            ("dones", data.ends),
+            ("timeouts", data.ends & ~data.terminated),
+        ):
+            getattr(moved, name)[:n] = values[rows]
+        moved.dones[n - 1 : n] = 1.0
+        moved.timeouts[n - 1 : n] = ~data.terminated[rows[n - 1 : n]]
+        moved.pos, moved.full = n % moved.buffer_size, n == moved.buffer_size
+        return moved
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         for name in GROWING:

@@ -65,6 +65,8 @@ class MlpPolicy(BasePolicy):
     ):
         super().__init__(observation_space, action_space, squash_output=True)
         self.net_arch, self.log_std_init, self.std_bounds = tuple(net_arch), log_std_init, tuple(std_bounds)
+        if not 0.0 < std_bounds[0] <= std_bounds[1]:
+            raise ValueError(f"std_bounds must be positive and not fall, got {tuple(std_bounds)}")
         self.vectors = vector_spaces(observation_space)
         state_dim = sum(int(np.prod(space.shape)) for space in self.vectors.values())
         smallest, largest = std_bounds

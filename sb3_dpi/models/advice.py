@@ -59,8 +59,10 @@ class Advice:
 
     states: th.Tensor
     """``[H, E, m, dx]``"""
-    weights: th.Tensor
-    """discount, survival and importance, ``[H, E, m]``"""
+    importance: th.Tensor
+    """what the plan for a state counts, ``[H, E, m]``"""
+    discounts: th.Tensor
+    """discount times survival, what the policy's entropy there counts, ``[H, E, m]``"""
     target: th.Tensor
     """mean action before tanh, ``[H, E, m, du]``"""
     variance: th.Tensor
@@ -86,7 +88,8 @@ class Advice:
         _, log_probs = actor.sample(self.states, th.as_tensor(drawn, device=mean.device))
         misfit = ((self.target - mean).square() + self.variance) / (2.0 * log_std).exp()
         likelihood = -(0.5 * misfit + log_std).sum(-1)
-        objective = (self.weights * (self.beta * likelihood - temperature * log_probs)).sum(0).mean()
+        gain = self.importance * self.beta * likelihood - self.discounts * temperature * log_probs
+        objective = gain.sum(0).mean()
         (direction,) = th.autograd.grad(objective, [actor.network.flat])
         return PolicyGradient(direction, self.objective, -float(log_probs.detach().mean()), self.divergence)
 
@@ -95,7 +98,8 @@ class Advice:
 def advise(
     actor: SquashedGaussian,
     states: th.Tensor,
-    weights: th.Tensor,
+    importance: th.Tensor,
+    discounts: th.Tensor,
     noise_mean: th.Tensor,
     noise_variance: th.Tensor,
     beta: float,
@@ -107,7 +111,8 @@ def advise(
 
     :param actor: the policy that the plan began with
     :param states: ``[H, E, m, dx]``
-    :param weights: discount, survival and importance, ``[H, E, m]``
+    :param importance: what the plan for a state counts, ``[H, E, m]``
+    :param discounts: discount times survival, ``[H, E, m]``
     :param noise_mean: e, ``[H, E, m, du]``
     :param noise_variance: diag S, ``[H, E, m, du]``
     :param beta: dual variable of the trust region, in units of value
@@ -117,4 +122,6 @@ def advise(
     """
     mean, log_std = actor(states)
     std = log_std.exp()
-    return Advice(states, weights, mean + std * noise_mean, std.square() * noise_variance, beta, objective, divergence)
+    return Advice(
+        states, importance, discounts, mean + std * noise_mean, std.square() * noise_variance, beta, objective, divergence
+    )

@@ -207,6 +207,6 @@ def make_windows(
     index = th.as_tensor(steps, device=starts.device)
     return Windows(
         starts,
-        (residuals.states[members, index] * keep[..., None]).view(horizon, E, m, -1),
+        (residuals.states[members, index] * keep[..., None]).view(horizon, *starts.shape),
         (residuals.rewards[members, index] * keep).view(horizon, E, m),
     )

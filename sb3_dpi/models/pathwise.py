@@ -130,7 +130,8 @@ def pathwise_gradient(
     :return: the direction to ascend
     """
     networks = (actor.network, ensemble.networks, ensemble.termination, critic.networks)
-    if kernels.serves(*networks) and ensemble.known_reward is None and ensemble.known_end is None:
+    plain = ensemble.known_reward is None and ensemble.known_end is None and windows.horizon > 0
+    if plain and kernels.serves(*networks):
         direction, value, spread = kernels.window_gradient(actor, ensemble, critic, windows, noise, temperature, gamma)
         return PolicyGradient(direction, value, spread)
     draws = th.as_tensor(noise, device=windows.states.device)

@@ -6,7 +6,7 @@ anchored model rolls them out, and with R the return of a window, closed by the 
 - MPPI weighs them, w ~ exp(R / beta), with beta such that KL(w || uniform) is ``trust_region`` nats a step, mean over all
   windows: the best policy within the trust region, by importance sampling (Williams et al. 2017; Sun et al. 2018, Eq. 4);
 - iCEM takes the best few, fits a Gaussian to them and draws again, with noise that lasts and the best kept (Pinneri et al.
-  2020); the result is moved back towards the policy until the KL divergence is ``trust_region`` nats a step.
+  2020); its mean is moved back towards the policy until the KL divergence is ``trust_region`` nats a step.
 
 Shapes: ``E`` members, ``m`` windows each, ``N`` particles; noise ``[H + 1, E, m, N, du]``.
 """
@@ -95,7 +95,7 @@ def repeat(windows: Windows, n: int) -> Windows:
 class Particles:
     """N noise sequences of every window, and what they led to."""
 
-    noise: FloatArray
+    noise: np.ndarray
     """``[H + 1, W, N, du]``, W = E m"""
     returns: FloatArray
     """``[W, N]``"""
@@ -111,7 +111,7 @@ def try_out(
     ensemble: Ensemble,
     critic: SoftTwinQ,
     windows: Windows,
-    noise: FloatArray,
+    noise: np.ndarray,
     temperature: float,
     gamma: float,
 ) -> Particles:
@@ -178,11 +178,12 @@ class MPPI:
         shape = (len(noise), ensemble.n_members, -1, actor.action_dim)
         device = windows.states.device
         drawn = th.as_tensor(tried.noise.reshape(shape), device=device)
-        importance = tried.weights * th.as_tensor(shares, dtype=th.float32, device=device)
+        importance = th.as_tensor(shares, dtype=th.float32, device=device).expand_as(tried.weights)
         return advise(
             actor,
             tried.states.flatten(2, 3),
             importance.flatten(2, 3),
+            tried.weights.flatten(2, 3),
             drawn,
             th.zeros_like(drawn),
             beta,
@@ -247,7 +248,7 @@ class ICEM:
             best = np.take_along_axis(tried.returns, order, axis=1).mean(1)
             mean = self.momentum * mean + (1.0 - self.momentum) * kept.mean(2)
             variance = self.momentum * variance + (1.0 - self.momentum) * np.maximum(kept.var(2), SMALLEST_SPREAD)
-        mean, variance, divergence = move_back(mean, variance, self.trust_region)
+        mean, divergence = move_back(mean, self.trust_region)
         plan = mean[:, :, None].astype(np.float32)
         followed = try_out(actor, ensemble, critic, windows, plan, temperature, gamma)
         shape = (H + 1, *windows.states.shape[:2], du)
@@ -259,33 +260,26 @@ class ICEM:
         return advise(
             actor,
             followed.states[..., 0, :],
+            th.ones_like(followed.weights[..., 0]),
             followed.weights[..., 0],
             tensor(mean),
-            tensor(variance),
+            # how much elites differ says how few they are, not how sure the plan is
+            th.ones_like(tensor(mean)),
             max(gain, 0.0) / ((H + 1) * max(divergence, 1e-6)),
             float(followed.returns.mean()),
             divergence,
         )
 
 
-def move_back(mean: FloatArray, variance: FloatArray, bound: float) -> tuple[FloatArray, FloatArray, float]:
+def move_back(mean: FloatArray, bound: float) -> tuple[FloatArray, float]:
     """
-    Move planned noise towards the policy's, N(0, I), until the mean KL divergence is in bounds.
+    Shrink planned noise until KL(N(mean, I) || N(0, I)) is in bounds.
 
     :param mean: ``[H, W, du]``
-    :param variance: ``[H, W, du]``
-    :param bound: nats a step
-    :return: mean, variance and KL divergence
+    :param bound: nats a step, mean over all
+    :return: what is left, and its KL divergence
     """
-
-    def moved(share: float) -> tuple[FloatArray, FloatArray, float]:
-        m, v = share * mean, variance**share
-        return m, v, float(0.5 * (m**2 + v - 1.0 - np.log(v)).sum(-1).mean())
-
-    if moved(1.0)[2] <= bound:
-        return moved(1.0)
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if moved(middle)[2] > bound else (middle, high)
-    return moved(low)
+    divergence = 0.5 * float(np.square(mean).sum(-1).mean())
+    if divergence <= bound:
+        return mean, divergence
+    return mean * np.sqrt(bound / divergence), bound

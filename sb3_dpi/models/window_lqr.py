@@ -207,6 +207,7 @@ class KLLQR:
             actor,
             imagined.states,
             th.ones_like(weights),
+            weights,
             tensor(k),
             tensor(variance),
             beta,

@@ -8,7 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-ALGORITHMS = {"aggrevated_oc": "AggreVaTeDOC", "dual_ac": "DualAC", "mdgps": "MDGPS"}
+ALGORITHMS = {"aggrevated_oc": "AggreVaTeDOC", "dpi": "DPI", "dual_ac": "DualAC", "mdgps": "MDGPS"}
 """From name to class in ``sb3_dpi``; the name is also that of the file in ``zoo/hyperparams``"""
 OTHER_NAMES = {"ppo_lstm": "RecurrentPPO"}
 """Where RL Zoo's name of an algorithm is not that of its class"""

@@ -95,6 +95,30 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
+def dpi(trial: BaseTrial) -> dict[str, Any]:
+    """
+    Search space of DPI.
+
+    :param trial: What answers with values
+    :return: Arguments of ``DPI``, plain numbers, strings, lists and dictionaries
+    """
+    gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0005, 0.03, log=True)
+    trial.set_user_attr("gamma", gamma)
+    return {
+        "gamma": gamma,
+        "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
+        "horizon": trial.suggest_int("horizon", 1, 10),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3, log=True),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 3e-3, log=True),
+        "critic_updates": trial.suggest_int("critic_updates", 5, 20),
+        "policy_delay": trial.suggest_int("policy_delay", 5, 20),
+        "real_fraction": trial.suggest_float("real_fraction", 0.05, 1.0),
+        "target_entropy": trial.suggest_float("target_entropy", -6.0, 0.0),
+        "noise_correlation": trial.suggest_float("noise_correlation", 0.0, 0.9),
+        "restarts": trial.suggest_float("restarts", 0.0, 1.0),
+    }
+
+
 def dual_ac(trial: BaseTrial) -> dict[str, Any]:
     """
     Search space of Dual-AC.
@@ -129,7 +153,7 @@ def dual_ac(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-SEARCH_SPACES: dict[str, SearchSpace] = {"aggrevated_oc": aggrevated_oc, "dual_ac": dual_ac, "mdgps": mdgps}
+SEARCH_SPACES: dict[str, SearchSpace] = {"aggrevated_oc": aggrevated_oc, "dpi": dpi, "dual_ac": dual_ac, "mdgps": mdgps}
 """From the name of an algorithm to its search space"""
 
 

@@ -1,0 +1,572 @@
+"""DPI as an algorithm of Stable-Baselines3: sampling, spaces, switches, saving, callbacks, determinism, bad arguments."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from dummy_envs import DictPointMass, ImagePointMass, Matrix, PointMass, limited, vec_env
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_dpi import DPI
+from sb3_dpi.models.ensemble import DivergedError, Ensemble
+
+STEPS = 40
+OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+
+
+def small(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DPI:
+    """:return: a model whose iteration takes milliseconds"""
+    options: dict[str, Any] = {
+        "n_steps": STEPS,
+        "learning_starts": STEPS,
+        "batch_size": 16,
+        "n_windows": 10,
+        "horizon": 2,
+        "n_branches": 50,
+        "effort": 0.02,
+        "model_width": 16,
+        "critic_width": 16,
+        "policy_kwargs": {"net_arch": [16, 16]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return DPI(policy, limited(12) if env is None else env, **{**options, **kwargs})
+
+
+def parameters(model: DPI) -> float:
+    modules = (model.policy, model.ensemble, model.critic)
+    return float(sum(parameter.detach().double().sum() for module in modules for parameter in module.parameters()))
+
+
+def check_learns(model: DPI, iterations: int = 3) -> DPI:
+    networks = (model.policy.actor.network, model.ensemble.networks, model.critic.networks, model.critic.targets)
+    before = [network.flat.detach().clone() for network in networks]
+    model.learn(iterations * model.n_steps * model.n_envs)
+    assert model.n_iterations == iterations and model._n_updates >= iterations
+    for network, old in zip(networks, before, strict=True):
+        assert not th.equal(network.flat, old) and bool(th.isfinite(network.flat).all())
+    return model
+
+
+def scalars(model: DPI) -> dict[str, Any]:
+    return model.logger.name_to_value
+
+
+# ---------------------------------------------------------------------- sampling
+
+
+class Counter(gym.Env[np.ndarray, np.ndarray]):
+    """Observes its own number, episode and time, earns 1, and ends as told; negative lengths end by death."""
+
+    def __init__(self, number: int, lengths: tuple[int, ...]) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.number, self.lengths, self.episode, self.t = number, lengths, -1, 0
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.number, self.episode, self.t], np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        length = self.lengths[self.episode % len(self.lengths)]
+        ends = self.t >= abs(length)
+        return self.observe(), 1.0, ends and length < 0, ends and length > 0, {}
+
+
+def counted(restarts: float, wrap: bool = False) -> DPI:
+    """:return: a model that remembers three blocks of 10 steps of four environments"""
+    endings = iter([(3, -4), (10,), (-10,), (1000,)])
+    makers = iter(range(4))
+    env: Any = vec_env(4, lambda: Counter(next(makers), next(endings)))
+    model = small(VecNormalize(env) if wrap else env, n_steps=10, learning_starts=40, restarts=restarts)
+    model.train = lambda: None  # type: ignore[method-assign]
+    return model.learn(120)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("restarts", [0.0, 1.0])
+def test_memory(restarts: float, wrap: bool) -> None:
+    """True next observations at deaths, time limits and where an episode was left, in the environment's units."""
+    model = counted(restarts, wrap)
+    assert model.memory is not None and len(model.memory) == 120 and isinstance(model.memory, ReplayBuffer)
+    data = model.memory.transitions()
+    np.testing.assert_allclose(data.next_states, data.states + np.array([0.0, 0.0, 1.0]), atol=1e-5)
+    np.testing.assert_allclose(data.rewards, 1.0)
+    np.testing.assert_allclose(data.states[:, 0], np.repeat(np.arange(4), 30), atol=1e-5)
+    same = ~data.ends[:-1]
+    np.testing.assert_allclose(data.states[1:][same], data.next_states[:-1][same], atol=1e-5)
+    np.testing.assert_array_equal(data.age, np.tile(np.arange(30)[::-1], 4))
+    died = data.terminated.reshape(4, 30)
+    assert np.flatnonzero(died[2]).tolist() == [9, 19, 29] and not died[1].any() and not died[3].any()
+    left = np.flatnonzero(data.ends.reshape(4, 30)[3]).tolist()
+    assert left == ([9, 19, 29] if restarts else [29])
+    assert data.states[90:, 1].max() == pytest.approx(2.0 if restarts else 0.0, abs=1e-5)
+
+
+def test_memory_forgets_the_oldest() -> None:
+    model = small(vec_env(2, lambda: limited(12)), buffer_size=60)
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(160)
+    assert model.memory is not None
+    data = model.memory.transitions()
+    assert len(data) == 60
+    same = ~data.ends[:-1]
+    np.testing.assert_allclose(data.states[1:][same], data.next_states[:-1][same])
+
+
+def test_random_steps_end_early_where_episodes_are_short() -> None:
+    model = small(vec_env(1, lambda: limited(5)), learning_starts=None)
+    model.learn(1)
+    assert model.num_timesteps == STEPS, "not longer than asked for"
+    model = small(vec_env(1, lambda: limited(5)), learning_starts=None).learn(300)
+    assert model.memory is not None
+    actions = model.memory.transitions().actions
+    assert model.n_iterations > 0 and np.abs(actions[:125]).max() > 0.97
+    model = small(vec_env(1, lambda: limited(500)), learning_starts=None)
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(1001)
+    assert model.num_timesteps == 1000 + STEPS
+
+
+@pytest.mark.parametrize("n_envs, expected", [(1, 125), (5, 25), (200, 1)])
+def test_steps_of_an_iteration(n_envs: int, expected: int) -> None:
+    assert small(vec_env(n_envs), n_steps=None).n_steps == expected
+
+
+def test_lasting_noise() -> None:
+    def correlation(rho: float) -> float:
+        model = small(vec_env(1, lambda: limited(1000)), noise_correlation=rho, restarts=0.0, learning_rate=1e-9)
+        assert model.learn(12 * STEPS).memory is not None
+        actions = np.arctanh(model.memory.transitions().actions[2 * STEPS :, 0].clip(-0.999, 0.999))
+        return float(np.corrcoef(actions[1:], actions[:-1])[0, 1])
+
+    assert correlation(0.95) > 0.6 > 0.3 > correlation(0.0)
+
+
+# ---------------------------------------------------------------------- spaces
+
+
+def test_box_actions_are_in_units_of_the_bounds() -> None:
+    env = PointMass(-0.2, 5.0)
+    model = check_learns(small(gym.wrappers.TimeLimit(env, 12)))
+    assert model.memory is not None
+    sampled = model.memory.transitions().actions
+    np.testing.assert_allclose(env.actions, (-0.2 + 0.5 * (sampled + 1.0) * 5.2).ravel(), atol=1e-5)
+    assert -0.2 <= model.predict(100.0 * OBSERVATIONS)[0].min() and model.predict(100.0 * OBSERVATIONS)[0].max() <= 5.0
+
+
+def test_matrices() -> None:
+    model = check_learns(small(gym.wrappers.TimeLimit(Matrix(), 12)))
+    assert model.predict(np.zeros((2, 1), np.float32))[0].shape == (2, 1)
+
+
+def test_dictionaries() -> None:
+    env = vec_env(2, lambda: gym.wrappers.TimeLimit(DictPointMass(("position", "velocity")), 12))
+    model = check_learns(small(env, "MultiInputPolicy", n_steps=20))
+    observation = {"position": np.zeros(1, np.float32), "velocity": np.ones(1, np.float32)}
+    assert model.predict(observation)[0].shape == (1,)
+
+
+def test_observations_are_standardised() -> None:
+    model = small().learn(3 * STEPS)
+    assert model.memory is not None
+    data = model.memory.transitions()
+    np.testing.assert_allclose(model.policy.obs_mean, data.states.mean(0))
+    np.testing.assert_allclose(model.policy.obs_std, data.states.std(0))
+
+
+def test_no_function_changes_with_the_units() -> None:
+    model = small().learn(2 * STEPS)
+    assert model.memory is not None
+    data = model.memory.transitions()
+    states = data.states[:20]
+
+    def functions() -> list[np.ndarray]:
+        seen = model.ensemble.standardize(states)
+        actions = th.as_tensor(data.actions[:20], dtype=th.float32)
+        with th.no_grad():
+            following, rewards = model.ensemble.predict(seen, actions)
+            value = model.critic(seen, actions) * float(model.critic.unit)
+            moved = following * model.ensemble.state_std.float() + model.ensemble.state_mean.float()
+            chances = th.sigmoid(model.ensemble.termination(seen))
+        return [array.numpy() for array in (model.policy.actor(seen)[0].detach(), moved, rewards, value, chances)]
+
+    before, temperature = functions(), model.temperature * float(model.critic.unit)
+    moved = data.take(np.arange(30))
+    moved = type(moved)(
+        moved.states * 1.3 + 0.1,
+        moved.actions,
+        3.0 * moved.rewards,
+        moved.next_states * 1.3,
+        *(moved.terminated, moved.ends, moved.age),
+    )
+    model._follow_units(moved)
+    for one, two in zip(before, functions(), strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-4)
+    assert model.temperature * float(model.critic.unit) == pytest.approx(temperature)
+
+
+def test_vec_normalize() -> None:
+    """Everything inside is in the environment's units: the policy alone must undo the wrapper."""
+    env = VecNormalize(vec_env(2, lambda: limited(12)))
+    model = check_learns(small(env, n_steps=20), 4)
+    assert model.memory is not None
+    states = model.memory.transitions().states[:20]
+    inside = model.policy.actor(model.ensemble.standardize(states))[0].detach().tanh()
+    outside = model.predict(env.normalize_obs(states.astype(np.float32)), deterministic=True)[0]
+    np.testing.assert_allclose(outside, inside, atol=1e-4)
+
+
+def test_learning_does_not_depend_on_units() -> None:
+    def act(scale: float, unit: float) -> np.ndarray:
+        env: gym.Env = gym.wrappers.TransformReward(limited(12), lambda r: scale * r)
+        space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        env = gym.wrappers.TransformObservation(env, lambda obs: (unit * obs).astype(np.float32), space)
+        return small(env).learn(3 * STEPS).predict(unit * OBSERVATIONS, deterministic=True)[0]
+
+    expected = act(1.0, 1.0)
+    np.testing.assert_allclose(act(1e3, 1.0), expected, atol=2e-2)
+    np.testing.assert_allclose(act(1.0, 1e3), expected, atol=2e-2)
+
+
+# ---------------------------------------------------------------------- what can be switched off or chosen
+
+SWITCHES: list[dict[str, Any]] = [
+    {"expert": "lqr"},
+    {"expert": "mppi", "trust_region": 0.3},
+    {"expert": "icem"},
+    {"expert": {"kind": "mppi", "n_particles": 4}},
+    {"expert": "pathwise", "imitation_steps": 3},
+    {"horizon": 0},
+    {"anchor": False},
+    {"real_fraction": 1.0},
+    {"real_fraction": 0.0},
+    {"restarts": 0.0},
+    {"ent_coef": 0.1},
+    {"ent_coef": "auto"},
+    {"target_entropy": -0.1},
+    {"noise_correlation": 0.9},
+    {"learning_rate": lambda progress: 1e-3 * progress},
+    {"n_members": 2},
+    {"policy_kwargs": {"net_arch": [8]}},
+    {"policy_kwargs": {"net_arch": [8, 8], "std_bounds": (0.2, 0.2)}},
+]
+
+
+@pytest.mark.parametrize("options", SWITCHES, ids=str)
+def test_switches(options: dict[str, Any]) -> None:
+    check_learns(small(**options))
+
+
+def test_episodes_that_end() -> None:
+    model = check_learns(small(gym.wrappers.TimeLimit(PointMass(death=(3, 9)), 12)))
+    assert bool(model.ensemble.sees_deaths)
+
+
+def test_fixed_std() -> None:
+    model = small(policy_kwargs={"net_arch": [8, 8], "std_bounds": (0.2, 0.2)}).learn(3 * STEPS)
+    assert scalars(model)["train/std"] == pytest.approx(0.2)
+
+
+def test_fixed_temperature() -> None:
+    model = small(ent_coef=0.1).learn(STEPS)
+    assert model.temperature == pytest.approx(0.1)
+    unit = float(model.critic.unit)
+    model.learn(3 * STEPS, reset_num_timesteps=False)
+    assert float(model.critic.unit) != unit
+    assert model.temperature * float(model.critic.unit) == pytest.approx(0.1 * unit), "the same in rewards"
+
+
+def test_known_cost_and_end() -> None:
+    """In the environment's units, of the right arguments, and instead of what is learned."""
+    seen = []
+
+    def cost(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        seen.append((obs.detach(), action.detach(), next_obs.detach()))
+        return obs.square().sum(-1) + 0.1 * (0.5 * action).square().sum(-1)
+
+    def end(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        return next_obs[:, 0].abs() > 100.0
+
+    model = check_learns(small(gym.wrappers.TimeLimit(PointMass(-2.0, 2.0), 12), cost_fn=cost, termination_fn=end))
+    assert model.memory is not None
+    real = model.memory.transitions()
+    obs, action, following = (th.cat([row[i] for row in seen]) for i in range(3))
+    assert action.min() < -1.2 and action.max() > 1.2 and action.abs().max() <= 2.0
+    assert float(obs.min()) >= real.states.min() - 0.1 and float(obs.max()) <= real.states.max() + 2.0
+    assert bool((following - obs)[:, 0].sub(0.1 * obs[:, 1]).abs().median() < 0.5)
+    assert model.predict(OBSERVATIONS)[0].shape == (20, 1)
+
+
+def test_it_learns_a_double_integrator() -> None:
+    env = vec_env(1, lambda: limited(30))
+    model = small(env, n_steps=100, learning_starts=200, gamma=0.95, effort=0.3, horizon=3, batch_size=64, n_branches=1000)
+
+    def score() -> float:
+        test = Monitor(limited(30))
+        test.reset(seed=7)
+        return float(np.mean(evaluate_policy(model, test, 20)[0]))
+
+    before = score()
+    model.learn(800)
+    assert score() > max(before + 10.0, -18.0)
+
+
+# ---------------------------------------------------------------------- native
+
+
+def test_string_environment_without_further_argument() -> None:
+    model = DPI("MlpPolicy", "Pendulum-v1").learn(1)
+    assert model.num_timesteps == 125
+
+
+def test_processes() -> None:
+    env = SubprocVecEnv([lambda: limited(12)] * 2, start_method="fork")
+    check_learns(small(env, n_steps=20))
+    env.close()
+
+
+def test_everything_learned_survives(tmp_path: Path) -> None:
+    model = small(gym.wrappers.TimeLimit(PointMass(death=(3, 9)), 12)).learn(3 * STEPS)
+    model.save(tmp_path / "model")
+    loaded = DPI.load(tmp_path / "model", env=gym.wrappers.TimeLimit(PointMass(death=(3, 9)), 12))
+    np.testing.assert_array_equal(
+        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
+    )
+    assert parameters(loaded) == parameters(model)
+    assert loaded.memory is not None and model.memory is not None
+    np.testing.assert_array_equal(loaded.memory.transitions().states, model.memory.transitions().states)
+    assert loaded.temperature == model.temperature and float(loaded.critic.unit) == float(model.critic.unit)
+    for name in ("policy", "ensemble", "critic"):
+        one, two = (getattr(m, name).optimizer.state_dict()["state"][0] for m in (loaded, model))
+        assert th.equal(one["exp_avg_sq"], two["exp_avg_sq"]) and int(one["step"]) == int(two["step"]) > 0
+    loaded.learn(2 * STEPS, reset_num_timesteps=False)
+    assert (loaded.num_timesteps, loaded.n_iterations, len(loaded.memory)) == (5 * STEPS, 5, 5 * STEPS)
+    assert parameters(loaded) != parameters(model)
+
+
+def test_the_memory_may_be_left_out(tmp_path: Path) -> None:
+    model = small(buffer_size=100_000).learn(3 * STEPS)
+    model.save(tmp_path / "whole")
+    model.save(tmp_path / "light", exclude=["memory"])
+    sizes = [(tmp_path / f"{name}.zip").stat().st_size for name in ("whole", "light")]
+    assert sizes[1] < sizes[0] < 300_000
+    loaded = DPI.load(tmp_path / "light", env=limited(12))
+    assert loaded.memory is not None and len(loaded.memory) == 0
+    loaded.learn(STEPS, reset_num_timesteps=False)
+    assert len(loaded.memory) == STEPS
+
+
+def test_loaded_models_predict_without_environment(tmp_path: Path) -> None:
+    model = small().learn(2 * STEPS)
+    model.save(tmp_path / "model")
+    loaded = DPI.load(tmp_path / "model", learning_rate=1e-5)
+    np.testing.assert_array_equal(
+        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
+    )
+    loaded.set_env(limited(12))
+    loaded.learn(STEPS, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_number_of_environments_may_change(n_envs: int, tmp_path: Path) -> None:
+    model = small(vec_env(2, lambda: limited(12)), n_steps=20).learn(3 * STEPS)
+    model.save(tmp_path / "model")
+    loaded = DPI.load(tmp_path / "model", env=vec_env(n_envs, lambda: limited(12)))
+    assert loaded.memory is not None
+    data = loaded.memory.transitions()
+    assert (loaded.memory.n_envs, len(data)) == (n_envs, 3 * STEPS)
+    same = ~data.ends[:-1]
+    np.testing.assert_allclose(data.states[1:][same], data.next_states[:-1][same])
+    loaded.learn(STEPS, reset_num_timesteps=False)
+
+
+def test_policies_are_saved_by_themselves(tmp_path: Path) -> None:
+    model = small().learn(2 * STEPS)
+    model.policy.save(str(tmp_path / "policy.pt"))
+    loaded = type(model.policy).load(str(tmp_path / "policy.pt"))
+    np.testing.assert_array_equal(
+        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
+    )
+
+
+def test_models_of_others_are_refused(tmp_path: Path) -> None:
+    PPO("MlpPolicy", limited(12), n_steps=8, batch_size=8).save(tmp_path / "ppo")
+    with pytest.raises(ValueError, match=r"another algorithm: it cannot be loaded with DPI\.load"):
+        DPI.load(tmp_path / "ppo")
+
+
+class Witness(BaseCallback):
+    """Looks at what callbacks look at."""
+
+    events = ""
+
+    def _on_rollout_start(self) -> None:
+        self.events += "("
+
+    def _on_step(self) -> bool:
+        assert self.locals["new_obs"].shape == (2, 2) and self.locals["rewards"].shape == self.locals["dones"].shape == (2,)
+        assert len(self.locals["infos"]) == 2 and self.locals["actions"].shape == (2, 1)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.events += ")"
+
+
+def test_callbacks() -> None:
+    witness = Witness()
+    model = small(vec_env(2, lambda: limited(12)), n_steps=20).learn(3 * STEPS, callback=witness)
+    assert witness.events == "()()()" and 2 * witness.n_calls == model.num_timesteps == 3 * STEPS
+
+
+def test_a_callback_stops_training() -> None:
+    model = small(vec_env(1, lambda: Monitor(limited(5)))).learn(1000, callback=StopTrainingOnMaxEpisodes(3))
+    assert model.num_timesteps == 15
+
+
+def test_logs(tmp_path: Path) -> None:
+    model = small()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(3 * STEPS, progress_bar=False)
+    columns = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
+    keys = ["train/critic_loss", "train/critic_target", "train/critic_r_squared", "train/objective", "train/entropy"]
+    keys += ["train/ent_coef", "train/kl", "train/std", "train/n_updates", "train/learning_rate", "train/grad_norm"]
+    keys += ["model/loss", "model/r_squared", "model/r_squared_reward", "model/window_correlation", "time/fps"]
+    keys += ["train/predicted_improvement", "train/real_improvement", "rollout/ep_rew_mean"]
+    assert set(keys) <= set(columns)
+
+
+def test_name_of_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    small(tensorboard_log=str(tmp_path)).learn(STEPS)
+    assert [path.name for path in tmp_path.iterdir()] == ["DPI_1"]
+
+
+DETERMINISTIC: list[dict[str, Any]] = [
+    {},
+    {"expert": "lqr"},
+    {"expert": "mppi"},
+    {"env": lambda: VecNormalize(vec_env(2, lambda: limited(12)))},
+    {"env": lambda: DictPointMass(("position", "velocity")), "policy": "MultiInputPolicy"},
+]
+
+
+@pytest.mark.parametrize("options", DETERMINISTIC, ids=str)
+def test_same_seed_same_numbers(options: dict[str, Any]) -> None:
+    def numbers(seed: int) -> tuple[float, float]:
+        kwargs = dict(options)
+        model = small(kwargs.pop("env", lambda: limited(12))(), seed=seed, **kwargs).learn(3 * STEPS)
+        return parameters(model), float(scalars(model)["train/critic_loss"])
+
+    first = numbers(3)
+    np.random.seed(99)
+    assert first == numbers(3) != numbers(4)
+
+
+def test_evaluations_do_not_change_what_is_learned() -> None:
+    plain = small().learn(3 * STEPS)
+    callback = EvalCallback(Monitor(limited(5)), n_eval_episodes=2, eval_freq=17, verbose=0)
+    assert parameters(small().learn(3 * STEPS, callback=callback)) == parameters(plain)
+
+
+# ---------------------------------------------------------------------- errors
+
+ARGUMENTS: list[tuple[dict[str, Any], str]] = [
+    ({"expert": "cem"}, "Unknown expert 'cem': choose one of 'pathwise', 'lqr', 'mppi', 'icem'"),
+    ({"expert": {"kind": "mppi", "samples": 3}}, "options of 'mppi' are trust_region, n_particles"),
+    ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
+    ({"batch_size": 0}, "batch_size must"),
+    ({"n_windows": 0}, "n_windows must"),
+    ({"imitation_steps": 0}, "imitation_steps must"),
+    ({"horizon": -1}, "horizon must be at least 0, got -1"),
+    ({"gamma": 1.0}, "gamma must be at least 0 and below 1, got 1.0"),
+    ({"noise_correlation": 1.0}, "noise_correlation must"),
+    ({"real_fraction": 1.5}, "real_fraction must be from 0 to 1, got 1.5"),
+    ({"restarts": -0.1}, "restarts must"),
+    ({"effort": 0.0}, "effort must be above 0, got 0.0"),
+    ({"trust_region": math.nan}, "trust_region must"),
+    ({"ent_coef": "automatic"}, "ent_coef='automatic'"),
+    ({"ent_coef": 0.0}, "ent_coef must be above 0"),
+    ({"policy_kwargs": {"std_bounds": (0.5, 0.1)}}, "std_bounds"),
+]
+
+
+@pytest.mark.parametrize("options, message", ARGUMENTS, ids=lambda x: str(x)[:40])
+def test_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_discrete_actions_are_refused() -> None:
+    with pytest.raises(AssertionError, match="only supports"):
+        DPI("MlpPolicy", "CartPole-v1")
+
+
+def test_unbounded_actions_are_refused() -> None:
+    with pytest.raises((AssertionError, ValueError), match=r"[Bb]ound"):
+        small(PointMass(-np.inf, np.inf))
+
+
+def test_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="images and discrete observations have no model here"):
+        small(ImagePointMass())
+    with pytest.raises(ValueError, match="under the key 'image'"):
+        small(DictPointMass(("image", "velocity")), "MultiInputPolicy")
+    with pytest.raises(ValueError, match="must see all that the planner sees"):
+        small(DictPointMass(("state", "position")), "MultiInputPolicy")
+
+
+def test_dictionaries_need_their_policy() -> None:
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        small(DictPointMass(("position", "velocity")))
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_not_finite(what: str) -> None:
+    env = PointMass()
+    model = small(VecNormalize(vec_env(1, lambda: env))).learn(2 * STEPS)
+    before = parameters(model)
+    env.broken = (what, 2 * STEPS + 10)
+    with pytest.raises(ValueError, match=rf"Environment 0 returned an? {what} that is not finite after {2 * STEPS + 10}"):
+        model.learn(STEPS, reset_num_timesteps=False)
+    assert parameters(model) == before
+    env.broken = None
+    model.learn(STEPS, reset_num_timesteps=False)
+    assert np.isfinite(parameters(model)), "what raised can be mended, the statistics of VecNormalize included"
+
+
+def test_a_model_that_diverges_is_fitted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small().learn(2 * STEPS)
+    with th.no_grad():
+        model.ensemble.networks.flat.fill_(math.nan)
+    model.learn(STEPS, reset_num_timesteps=False)
+    assert np.isfinite(parameters(model))
+
+
+def test_a_model_that_cannot_be_fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The last good policy is saved, and the error says where."""
+    model = small()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(2 * STEPS)
+    expected = model.predict(OBSERVATIONS, deterministic=True)[0]
+    monkeypatch.setattr(Ensemble, "_descend", lambda *args: math.nan)
+    with pytest.raises(DivergedError, match=r"diverged twice.*last_good_model\.zip"):
+        model.learn(STEPS, reset_num_timesteps=False)
+    loaded = DPI.load(tmp_path / "last_good_model.zip")
+    np.testing.assert_allclose(loaded.predict(OBSERVATIONS, deterministic=True)[0], expected, atol=1e-6)

@@ -1,0 +1,292 @@
+"""The learned model: networks side by side, units, fit, residuals, data in the order of time."""
+
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_dpi.models.actors import SquashedGaussian, gaussian_kl
+from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.data import Transitions, returns_to_go, successors
+from sb3_dpi.models.ensemble import Ensemble
+from sb3_dpi.models.imagination import branch, join, make_windows, real_pool, roll_out
+from sb3_dpi.models.networks import StackedMLP
+
+
+def system(n: int = 400, seed: int = 0, length: int = 20) -> Transitions:
+    """:return: episodes of a nonlinear system in units far from one; it ends where the first number is large"""
+    rng = np.random.default_rng(seed)
+    states, actions, rewards, following, terminated, ends = [], [], [], [], [], []
+    x, t = rng.normal(size=2), 0
+    for i in range(n):
+        u = rng.uniform(-1.0, 1.0, 1)
+        y = x + 0.3 * np.array([x[1], np.sin(x[0]) + 2.0 * u[0]]) - 0.1 * x
+        t += 1
+        dead = bool(abs(y[0]) > 2.5)
+        states.append(x)
+        following.append(y)
+        actions.append(u)
+        rewards.append(float(-(x @ x) - u @ u))
+        terminated.append(dead)
+        ends.append(dead or t >= length or i == n - 1)
+        x, t = (rng.normal(size=2), 0) if ends[-1] else (y, t)
+    unit = np.array([100.0, 0.01])
+    done = np.array(terminated), np.array(ends), np.arange(n)[::-1]
+    return Transitions(np.array(states) * unit, np.array(actions), 50.0 * np.array(rewards), np.array(following) * unit, *done)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Ensemble, Transitions]:
+    th.manual_seed(0)
+    data = system()
+    ensemble = Ensemble(2, 1, n_members=3, width=32)
+    ensemble.update_units(data)
+    ensemble.fit(data, 400, 64, np.random.default_rng(0))
+    return ensemble, data
+
+
+# ---------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_stack_is_its_members(layer_norm: bool) -> None:
+    stack = StackedMLP(3, (4, 8, 8, 2), layer_norm)
+    inputs = th.randn(5, 4)
+    for e in range(3):
+        hidden = inputs
+        for i, (weight, bias) in enumerate(stack.layers()):
+            hidden = hidden @ weight[e] + bias[e]
+            if i < 2:
+                hidden = nn.functional.hardswish(nn.functional.layer_norm(hidden, (8,)) if layer_norm else hidden)
+        th.testing.assert_close(stack(inputs)[e], hidden)
+        th.testing.assert_close(stack(th.randn(3, 5, 4).index_copy(0, th.tensor([e]), inputs[None]))[e], hidden)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_rescaled_networks_are_the_same_functions(layer_norm: bool) -> None:
+    stack, inputs = StackedMLP(2, (4, 8, 8, 2), layer_norm), th.randn(5, 4)
+    expected = stack(inputs).detach()
+    scale, shift = th.tensor([2.0, 0.5, 3.0]), th.tensor([1.0, -2.0, 0.3])
+    stack.rescale_inputs(scale, shift)
+    moved = th.cat([(inputs[:, :3] - shift) / scale, inputs[:, 3:]], dim=1)
+    th.testing.assert_close(stack(moved).detach(), expected, atol=1e-5, rtol=1e-4)
+    stack.rescale_outputs(th.tensor([10.0, 0.1]), th.tensor([5.0, -1.0]))
+    restored = stack(moved).detach() * th.tensor([10.0, 0.1]) + th.tensor([5.0, -1.0])
+    th.testing.assert_close(restored, expected, atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------- policy
+
+
+def test_log_probabilities_are_those_of_a_squashed_gaussian() -> None:
+    actor = SquashedGaussian(3, 2, (8, 8))
+    states, noise = th.randn(6, 3), th.randn(6, 2)
+    actions, log_probs = actor.sample(states, noise)
+    mean, log_std = actor(states)
+    base = th.distributions.Normal(mean, log_std.exp())
+    squashed = th.distributions.TransformedDistribution(base, [th.distributions.TanhTransform(cache_size=1)])
+    th.testing.assert_close(log_probs, squashed.log_prob(actions).sum(-1), atol=1e-3, rtol=1e-3)
+
+
+def test_first_standard_deviation() -> None:
+    for first in (-2.0, -0.7, 0.2):
+        actor = SquashedGaussian(3, 2, (8, 8), log_std_init=first)
+        with th.no_grad():
+            actor.network.layers()[-1][0].zero_()
+        assert actor(th.randn(4, 3))[1].detach().numpy() == pytest.approx(first, abs=1e-5)
+    assert SquashedGaussian(3, 2, (8, 8), std_bounds=(0.3, 0.3))(th.randn(4, 3))[1].exp().detach().numpy() == pytest.approx(
+        0.3
+    )
+
+
+def test_kl_of_gaussians() -> None:
+    mean, log_std, other_mean, other_log_std = th.randn(4, 5, 2).unbind(0)
+    expected = th.distributions.kl_divergence(
+        th.distributions.Normal(mean, log_std.exp()), th.distributions.Normal(other_mean, other_log_std.exp())
+    ).sum(-1)
+    th.testing.assert_close(gaussian_kl(mean, log_std, other_mean, other_log_std), expected)
+
+
+# ---------------------------------------------------------------------- data
+
+
+def test_returns_to_go() -> None:
+    ends = np.array([False, True, False, True, False, False, True])
+    dead = np.array([False, True, False, False, False, False, False])
+    zeros = np.zeros((7, 1))
+    rewards = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    data = Transitions(zeros, zeros, rewards, zeros, dead, ends, np.arange(7)[::-1])
+    beyond = np.mean(rewards[-2:]) / 0.5
+    expected = [2.0, 2.0, 3.0 + 0.5 * (4.0 + 0.5 * beyond), 4.0 + 0.5 * beyond]
+    returns = returns_to_go(data, 0.5, last_rewards=2)
+    np.testing.assert_allclose(returns[:4], expected)
+    np.testing.assert_allclose(returns[6], 7.0 + 0.5 * beyond)
+
+
+def test_successors() -> None:
+    data = system(50, length=7)
+    steps, alive = successors(data, np.arange(50), 5)
+    for row in range(50):
+        end = row + int(np.argmax(data.ends[row:]))
+        assert alive[:, row].tolist() == [row + t <= end for t in range(5)]
+        assert steps[:, row].tolist() == [min(row + t, end) for t in range(5)]
+
+
+# ---------------------------------------------------------------------- the model
+
+
+def test_it_foretells_what_it_has_not_seen(fitted: tuple[Ensemble, Transitions]) -> None:
+    ensemble, _ = fitted
+    state, reward = ensemble.r_squared(system(200, seed=1))
+    assert state > 0.95 and reward > 0.8
+    unseen = system(400, seed=2)
+    assert unseen.terminated.sum() > 5
+    chances = ensemble.survival(*(th.zeros(1),) * 2, ensemble.standardize(unseen.next_states)).detach().numpy()
+    assert chances[unseen.terminated].mean() < 0.3 and chances[~unseen.terminated].mean() > 0.9
+
+
+def test_units_of_predictions(fitted: tuple[Ensemble, Transitions]) -> None:
+    ensemble, data = fitted
+    states, actions = ensemble.standardize(data.states), th.as_tensor(data.actions, dtype=th.float32)
+    with th.no_grad():
+        following, rewards = ensemble.predict(states, actions)
+    foretold = ensemble.restore(following.mean(0))
+    error = np.abs(foretold - data.next_states).mean(0)
+    assert np.all(error < 0.1 * np.abs(data.next_states - data.states).mean(0))
+    assert np.abs(rewards.mean(0).numpy() - data.rewards).mean() < 0.2 * data.rewards.std()
+    np.testing.assert_allclose(ensemble.restore(states), data.states, atol=1e-3)
+
+
+def test_residuals_make_predictions_exact(fitted: tuple[Ensemble, Transitions]) -> None:
+    ensemble, data = fitted
+    residuals = ensemble.residuals(data)
+    states, actions = ensemble.standardize(data.states), th.as_tensor(data.actions, dtype=th.float32)
+    with th.no_grad():
+        following, rewards = ensemble.predict(states, actions)
+    for e in range(3):
+        real = ensemble.standardize(data.next_states)
+        th.testing.assert_close(following[e] + residuals.states[e], real, atol=1e-5, rtol=1e-5)
+        th.testing.assert_close((rewards[e] + residuals.rewards[e]).double(), th.as_tensor(data.rewards), atol=1e-3, rtol=1e-4)
+
+
+def test_units_change_slowly_and_no_prediction_with_them(fitted: tuple[Ensemble, Transitions]) -> None:
+    ensemble, data = fitted
+    states = data.states[:10]
+    actions = th.as_tensor(data.actions[:10], dtype=th.float32)
+
+    def foretell() -> tuple[np.ndarray, np.ndarray]:
+        with th.no_grad():
+            following, rewards = ensemble.predict(ensemble.standardize(states), actions)
+        return ensemble.restore(following[1]), rewards[1].numpy()
+
+    expected, std = foretell(), ensemble.state_std.clone()
+    scaled = Transitions(
+        5.0 * data.states, data.actions, 9.0 * data.rewards, 5.0 * data.next_states, *(data.terminated, data.ends, data.age)
+    )
+    change = ensemble.update_units(scaled)
+    th.testing.assert_close(ensemble.state_std, 1.5 * std)
+    th.testing.assert_close(change.scale, th.full((2,), 1.5))
+    for one, two in zip(foretell(), expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-3 * np.abs(two).max())
+    ensemble.update_units(data)
+
+
+def test_constant_dimensions() -> None:
+    data = system(50)
+    flat = Transitions(
+        data.states * [1.0, 0.0],
+        data.actions,
+        0.0 * data.rewards,
+        data.next_states * [1.0, 0.0],
+        *(data.terminated, data.ends, data.age),
+    )
+    ensemble = Ensemble(2, 1, 2, 8)
+    ensemble.update_units(flat)
+    assert np.isfinite(ensemble.fit(flat, 5, 8, np.random.default_rng(0)))
+    assert bool(th.isfinite(ensemble.residuals(flat).states).all())
+
+
+# ---------------------------------------------------------------------- imagination
+
+
+def test_windows_follow_the_real_trajectory(fitted: tuple[Ensemble, Transitions]) -> None:
+    """With the real actions, anchored windows are the real ones, for every member."""
+    ensemble, data = fitted
+
+    class Replay(SquashedGaussian):
+        def sample(self, states: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            return noise, noise.sum(-1)
+
+    rows = np.flatnonzero([not data.ends[i : i + 4].any() for i in range(len(data) - 4)])[:12]
+    states = ensemble.standardize(data.states)
+    windows = make_windows(ensemble, data, states, ensemble.residuals(data), rows, 4)
+    actions = th.as_tensor(data.actions, dtype=th.float32)
+    draws = th.stack([actions[rows + t].view(3, 4, 1) for t in range(5)])
+    with th.no_grad():
+        imagined = roll_out(Replay(2, 1, (8, 8)), ensemble, windows, draws)
+    for t in range(5):
+        th.testing.assert_close(imagined.states[t].view(12, 2), states[rows + t], atol=1e-4, rtol=1e-4)
+    rewards = th.as_tensor(np.stack([data.rewards[rows + t] for t in range(4)]), dtype=th.float32)
+    th.testing.assert_close(imagined.rewards.view(4, 12), rewards, atol=2e-2, rtol=1e-3)
+
+
+def test_anchors_end_with_the_episode(fitted: tuple[Ensemble, Transitions]) -> None:
+    ensemble, data = fitted
+    last = np.flatnonzero(data.ends)[:3]
+    windows = make_windows(ensemble, data, ensemble.standardize(data.states), ensemble.residuals(data), last, 3)
+    assert bool((windows.state_residuals[0] != 0.0).any()) and not bool((windows.state_residuals[1:] != 0.0).any())
+    assert not bool((windows.reward_residuals[1:] != 0.0).any())
+
+
+def test_branches_are_the_policy_s_single_steps(fitted: tuple[Ensemble, Transitions]) -> None:
+    """Near the real steps for the real actions, and under every member."""
+    ensemble, data = fitted
+    actor, real = SquashedGaussian(2, 1, (8, 8)), real_pool(ensemble, data)
+    pool = branch(ensemble, actor, real, ensemble.residuals(data), np.random.default_rng(0), 600)
+    assert len(pool) == 600 and pool.actions.abs().max() <= 1.0
+    x = ensemble.restore(pool.states) / [100.0, 0.01]
+    u = pool.actions.numpy()
+    true = x + 0.3 * np.stack([x[:, 1], np.sin(x[:, 0]) + 2.0 * u[:, 0]], 1) - 0.1 * x
+    error = ensemble.restore(pool.next_states) / [100.0, 0.01] - true
+    plain = branch(ensemble, actor, real, None, np.random.default_rng(0), 600)
+    unanchored = ensemble.restore(plain.next_states) / [100.0, 0.01] - true
+    assert np.abs(error).mean() < 0.7 * np.abs(unanchored).mean()
+    rewards = 50.0 * (-(x**2).sum(1) - (u**2).sum(1))
+    assert np.abs(pool.rewards.numpy() - rewards).mean() < 0.1 * rewards.std()
+
+
+# ---------------------------------------------------------------------- the critic
+
+
+def test_the_critic_solves_a_small_process() -> None:
+    """Two states in turn, no choice: the soft values are known."""
+    th.manual_seed(0)
+    states = np.array([[-1.0], [1.0]] * 50)
+    rewards, zeros = np.array([1.0, 0.0] * 50), np.zeros(100, dtype=bool)
+    actions = np.random.default_rng(1).uniform(-1.0, 1.0, (100, 1))
+    data = Transitions(states, actions, rewards, -states, zeros, np.arange(100) == 99, np.arange(100)[::-1])
+    ensemble, actor = Ensemble(1, 1, 2, 8), SquashedGaussian(1, 1, (8, 8))
+    ensemble.update_units(data)
+    critic = SoftTwinQ(1, 1, (16, 16), learning_rate=3e-3, tau=0.1)
+    critic.follow_rewards(rewards, returns_to_go(data, 0.8))
+    pool = join(real_pool(ensemble, data), real_pool(ensemble, data), float(critic.unit))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        rows, noise = rng.integers(200, size=(50, 16)), rng.standard_normal((50, 16, 1)).astype(np.float32)
+        update = critic.update(pool, rows, noise, actor, 0.0, 0.8)
+    values = critic(ensemble.standardize(np.array([[-1.0], [1.0]])), th.zeros(2, 1)).detach().numpy() * float(critic.unit)
+    np.testing.assert_allclose(values, [1.0 / (1.0 - 0.64), 0.8 / (1.0 - 0.64)], atol=0.1)
+    assert update.loss < 1e-3
+
+
+def test_targets_are_bounded_by_what_was_realised() -> None:
+    critic = SoftTwinQ(1, 1, (8, 8))
+    returns = np.linspace(-10.0, 30.0, 1000)
+    ratio = critic.follow_rewards(np.full(5, 2.0), returns)
+    assert float(critic.unit) == pytest.approx(20.0) and ratio == pytest.approx(0.05)
+    assert float(critic.low) * 20.0 == pytest.approx(-10.0 - 0.2 * returns.std())
+    best = np.quantile(returns, 0.999)
+    assert float(critic.high) * 20.0 == pytest.approx(1.3 * best)
+    before = critic(th.zeros(1, 1), th.zeros(1, 1)).detach() * 20.0
+    critic.follow_rewards(np.full(5, 5.0), returns)
+    th.testing.assert_close(critic(th.zeros(1, 1), th.zeros(1, 1)).detach() * 50.0, before)

@@ -1,0 +1,239 @@
+"""Experts in imagined windows: gradients, trust regions, what they find; compiled loops against torch."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from test_ensemble import system
+
+from sb3_dpi.models import kernels
+from sb3_dpi.models.actors import SquashedGaussian
+from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.ensemble import Ensemble
+from sb3_dpi.models.experts import EXPERTS
+from sb3_dpi.models.imagination import branch, join, make_windows, real_pool
+from sb3_dpi.models.networks import StackedMLP
+from sb3_dpi.models.pathwise import Pathwise, pathwise_gradient, window_objective
+from sb3_dpi.models.sampling import MPPI, move_back, tempered_weights
+from sb3_dpi.models.window_lqr import KLLQR
+
+GAMMA, TEMPERATURE = 0.95, 0.03
+
+needs_numba = pytest.mark.skipif(not kernels.compiled.COMPILED, reason="numba is not there to compile")
+
+
+class Problem:
+    """Everything that an expert needs, the same in every test."""
+
+    def __init__(self, horizon: int = 3, width: int = 16, log_std: float = -0.7) -> None:
+        th.manual_seed(0)
+        rng = np.random.default_rng(0)
+        data = system(300)
+        self.ensemble = Ensemble(2, 1, 3, width)
+        self.ensemble.update_units(data)
+        self.ensemble.fit(data, 200, 32, rng)
+        self.actor, self.critic = SquashedGaussian(2, 1, (width, width), log_std), SoftTwinQ(2, 1, (width, width))
+        self.critic.follow_rewards(data.rewards, 10.0 * data.rewards)
+        residuals, real = self.ensemble.residuals(data), real_pool(self.ensemble, data)
+        self.pool = join(real, branch(self.ensemble, self.actor, real, residuals, rng, 200), float(self.critic.unit))
+        rows, noise = rng.integers(500, size=(100, 32)), rng.standard_normal((100, 32, 1)).astype(np.float32)
+        self.critic.update(self.pool, rows, noise, self.actor, TEMPERATURE, GAMMA)
+        self.windows = make_windows(self.ensemble, data, real.states, residuals, rng.integers(300, size=30), horizon)
+
+    def gradient(self, expert: Any, temperature: float = TEMPERATURE, seed: int = 1) -> th.Tensor:
+        rng = np.random.default_rng(seed)
+        plan = expert.plan(self.actor, self.ensemble, self.critic, self.windows, temperature, GAMMA, rng)
+        return plan.gradient(self.actor, temperature, rng).direction[0]
+
+    def objective(self, flat: th.Tensor | None = None, temperature: float = TEMPERATURE) -> float:
+        actor = copy.deepcopy(self.actor)
+        if flat is not None:
+            with th.no_grad():
+                actor.network.flat.copy_(flat)
+        noise = th.as_tensor(np.random.default_rng(5).standard_normal((self.windows.horizon + 1, 3, 10, 1)), dtype=th.float32)
+        with th.no_grad():
+            return float(window_objective(actor, self.ensemble, self.critic, self.windows, noise, temperature, GAMMA)[0])
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return Problem()
+
+
+def cosine(first: th.Tensor, second: th.Tensor) -> float:
+    return float(th.dot(first, second) / (first.norm() * second.norm()))
+
+
+def test_the_pathwise_gradient_against_finite_differences(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through model, reward, survival, critic and entropy."""
+    monkeypatch.setattr(kernels, "serves", lambda *networks: False)
+    noise = np.random.default_rng(3).standard_normal((4, 3, 10, 1)).astype(np.float32)
+    gradient = pathwise_gradient(
+        problem.actor, problem.ensemble, problem.critic, problem.windows, noise, TEMPERATURE, GAMMA
+    ).direction[0]
+    rng = np.random.default_rng(4)
+    for _ in range(5):
+        step = th.as_tensor(rng.standard_normal(gradient.shape), dtype=th.float32)
+        step = 0.3 * gradient / gradient.norm() + step / step.norm()
+        values = []
+        for sign in (1.0, -1.0):
+            actor = copy.deepcopy(problem.actor)
+            with th.no_grad():
+                actor.network.flat.add_(sign * 5e-3 * step)
+                draws = th.as_tensor(noise)
+                context = (problem.ensemble, problem.critic, problem.windows, draws, TEMPERATURE, GAMMA)
+                values.append(float(window_objective(actor, *context)[0].double()))
+        assert (values[0] - values[1]) / 1e-2 == pytest.approx(float(th.dot(gradient, step)), rel=0.05, abs=2e-4)
+
+
+@pytest.mark.parametrize("expert", [MPPI(1e-3, 400), KLLQR(1e-5)], ids=lambda expert: type(expert).__name__)
+def test_small_trust_regions_lead_to_the_gradient(expert: Any) -> None:
+    """As KL(expert || policy) goes to zero, imitation ascends the return of the windows; LQR where noise is small."""
+    problem = Problem(log_std=-2.5) if isinstance(expert, KLLQR) else Problem()
+    expected = th.stack([problem.gradient(Pathwise(), seed=seed) for seed in range(30)]).mean(0)
+    found = th.stack([problem.gradient(expert, seed=seed) for seed in range(30)]).mean(0)
+    assert cosine(found, expected) > 0.97
+    assert float(found.norm() / expected.norm()) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("kind", list(EXPERTS))
+def test_following_an_expert_improves_the_windows(problem: Problem, kind: str) -> None:
+    gradient = problem.gradient(EXPERTS[kind]())
+    flat = problem.actor.network.flat.detach()
+    assert problem.objective(flat + 0.1 * gradient / gradient.norm()) > problem.objective() + 1e-4
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("kind", ["lqr", "mppi", "icem"])
+def test_trust_regions_hold(problem: Problem, kind: str, bound: float) -> None:
+    expert: Any = EXPERTS[kind](trust_region=bound)
+    rng = np.random.default_rng(0)
+    plan = expert.plan(problem.actor, problem.ensemble, problem.critic, problem.windows, TEMPERATURE, GAMMA, rng)
+    assert 0.5 * bound <= plan.divergence <= 1.001 * bound
+    assert plan.beta > 0.0
+
+
+def test_imitation_reaches_the_expert(problem: Problem) -> None:
+    """Many steps on one plan bring the policy's mean to the target, where its beta is what counts."""
+    actor = SquashedGaussian(2, 1, (32, 32))
+    context = (problem.ensemble, problem.critic, problem.windows)
+    plan = KLLQR(0.3).plan(actor, *context, TEMPERATURE, GAMMA, np.random.default_rng(0))
+    optimizer = th.optim.Adam([actor.network.flat], lr=3e-3)
+
+    def misfit() -> float:
+        return float((plan.target - actor(plan.states)[0]).detach().square().mean())
+
+    before = misfit()
+    for _ in range(300):
+        actor.network.flat.grad = -plan.gradient(actor, 0.0, np.random.default_rng(0)).direction
+        optimizer.step()
+    assert misfit() < 0.75 * before
+
+
+def test_lqr_is_exact_on_a_linear_system() -> None:
+    """A known linear system and quadratic reward, one step, no critic: the tempered optimum of the noise in closed form."""
+    problem = Problem(horizon=1)
+    with th.no_grad():
+        problem.critic.networks.flat.zero_()
+        problem.ensemble.termination.flat.zero_()
+        problem.ensemble.sees_deaths.fill_(False)
+        problem.actor.network.layers()[-1][0].zero_()
+    unit = float(problem.critic.unit)
+    scale = problem.ensemble.state_std.float()
+    problem.ensemble.known_reward = lambda x, u, y: -2.0 * unit * (th.atanh(u)[:, 0] - 0.3) ** 2 + 0.0 * (x / scale).sum(-1)
+    plan = KLLQR(0.2).plan(
+        problem.actor, problem.ensemble, problem.critic, problem.windows, 0.0, GAMMA, np.random.default_rng(0)
+    )
+    mean, log_std = problem.actor(problem.windows.states)
+    sigma, beta = log_std.exp(), plan.beta
+    # minimise 2 (mu + sigma w - .3)^2 + beta w^2 / 2 over w
+    noise = 4.0 * sigma * (0.3 - mean) / (4.0 * sigma**2 + beta)
+    th.testing.assert_close(plan.target[0], (mean + sigma * noise).detach(), atol=2e-3, rtol=1e-2)
+    variance = sigma**2 * beta / (4.0 * sigma**2 + beta)
+    th.testing.assert_close(plan.variance[0], variance.detach(), atol=2e-3, rtol=1e-2)
+
+
+def test_tempered_weights() -> None:
+    returns = np.random.default_rng(0).normal(size=(50, 20)) * 7.0
+    weights, beta, divergence = tempered_weights(returns, 0.4)
+    assert divergence == pytest.approx(0.4, rel=1e-3)
+    np.testing.assert_allclose(weights.sum(1), 1.0)
+    ratio = np.log(weights[:, 0] / weights[:, 1])
+    np.testing.assert_allclose(ratio, (returns[:, 0] - returns[:, 1]) / beta, atol=1e-6)
+    again, scaled, _ = tempered_weights(1e6 * returns + 5.0, 0.4)
+    np.testing.assert_allclose(again, weights, atol=1e-6)
+    assert scaled == pytest.approx(1e6 * beta, rel=1e-3)
+    greedy, _, most = tempered_weights(returns, 100.0)
+    assert most <= np.log(20.0) + 1e-6 and greedy.max(1).min() > 0.99
+
+
+def test_move_back() -> None:
+    mean = np.random.default_rng(0).normal(size=(3, 5, 2))
+    moved, divergence = move_back(mean, 0.1)
+    assert divergence == pytest.approx(0.1) == 0.5 * (moved**2).sum(-1).mean()
+    np.testing.assert_allclose(moved / moved[0, 0, 0], mean / mean[0, 0, 0])
+    np.testing.assert_array_equal(move_back(mean, 100.0)[0], mean)
+
+
+# ---------------------------------------------------------------------- compiled loops against torch
+
+
+def both(monkeypatch: pytest.MonkeyPatch, run: Any) -> tuple[Any, Any]:
+    """:return: what the compiled loops and torch make of the same"""
+    fast = run()
+    monkeypatch.setattr(kernels, "serves", lambda *networks: False)
+    return fast, run()
+
+
+@needs_numba
+def test_the_compiled_fit(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = system(300)
+
+    def run() -> Ensemble:
+        ensemble = copy.deepcopy(problem.ensemble)
+        for _ in range(2):
+            ensemble.fit(data, 10, 32, np.random.default_rng(1))
+        return ensemble
+
+    fast, slow = both(monkeypatch, run)
+    th.testing.assert_close(fast.networks.flat, slow.networks.flat, atol=1e-4, rtol=1e-3)
+    th.testing.assert_close(fast.termination.flat, slow.termination.flat, atol=1e-4, rtol=1e-3)
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        one, two = (model.optimizer.state[model.networks.flat][name] for model in (fast, slow))
+        th.testing.assert_close(one, two, atol=1e-5, rtol=1e-2)
+
+
+@needs_numba
+def test_the_compiled_critic(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    rows, noise = rng.integers(500, size=(20, 32)), rng.standard_normal((20, 32, 1)).astype(np.float32)
+
+    def run() -> tuple[SoftTwinQ, Any]:
+        critic = copy.deepcopy(problem.critic)
+        return critic, critic.update(problem.pool, rows, noise, problem.actor, TEMPERATURE, GAMMA)
+
+    (fast, one), (slow, two) = both(monkeypatch, run)
+    th.testing.assert_close(fast.networks.flat, slow.networks.flat, atol=1e-4, rtol=1e-3)
+    th.testing.assert_close(fast.targets.flat, slow.targets.flat, atol=1e-5, rtol=1e-3)
+    assert one.loss == pytest.approx(two.loss, rel=1e-3) and one.target == pytest.approx(two.target, abs=1e-4)
+
+
+@needs_numba
+@pytest.mark.parametrize("deaths", [False, True])
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_the_compiled_window_gradient(horizon: int, deaths: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(horizon)
+    problem.ensemble.sees_deaths.fill_(deaths)
+    noise = np.random.default_rng(3).standard_normal((horizon + 1, 3, 10, 1)).astype(np.float32)
+    context = (problem.actor, problem.ensemble, problem.critic, problem.windows, noise, TEMPERATURE, GAMMA)
+    fast, slow = both(monkeypatch, lambda: pathwise_gradient(*context))
+    th.testing.assert_close(fast.direction, slow.direction, atol=1e-5, rtol=1e-3)
+    assert fast.objective == pytest.approx(slow.objective, abs=1e-5)
+    assert fast.entropy == pytest.approx(slow.entropy, abs=1e-4)
+
+
+def test_other_networks_are_left_to_torch() -> None:
+    assert not kernels.serves(StackedMLP(1, (2, 8, 1))) and not kernels.serves(StackedMLP(1, (2, 8, 16, 1)))
+    assert kernels.serves(StackedMLP(1, (2, 8, 8, 1))) == kernels.compiled.COMPILED
