@@ -253,6 +253,9 @@ SWITCHES: list[dict[str, Any]] = [
     {"expert": "icem"},
     {"expert": {"kind": "mppi", "n_particles": 4}},
     {"expert": "pathwise", "imitation_steps": 3},
+    {"critic": "windows"},
+    {"critic": "returns"},
+    {"critic": "windows", "expert": "lqr"},
     {"horizon": 0},
     {"anchor": False},
     {"real_fraction": 1.0},
@@ -490,6 +493,7 @@ def test_evaluations_do_not_change_what_is_learned() -> None:
 ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"expert": "cem"}, "Unknown expert 'cem': choose one of 'pathwise', 'lqr', 'mppi', 'icem'"),
     ({"expert": {"kind": "mppi", "samples": 3}}, "options of 'mppi' are trust_region, n_particles"),
+    ({"critic": "v"}, "Unknown critic 'v': choose one of 'q', 'windows', 'returns'"),
     ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
     ({"batch_size": 0}, "batch_size must"),
     ({"n_windows": 0}, "n_windows must"),

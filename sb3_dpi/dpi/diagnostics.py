@@ -4,7 +4,7 @@ import numpy as np
 import torch as th
 
 from sb3_dpi.models.actors import SquashedGaussian, gaussian_kl
-from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.critics import Critic
 from sb3_dpi.models.data import Transitions, successors
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.trajopt.types import FloatArray, IntArray
@@ -25,7 +25,7 @@ def correlation(first: FloatArray, second: FloatArray) -> float:
 @th.no_grad()
 def window_correlation(
     ensemble: Ensemble,
-    critic: SoftTwinQ,
+    critic: Critic,
     actor: SquashedGaussian,
     data: Transitions,
     rows: IntArray,
@@ -73,7 +73,7 @@ def window_correlation(
 
 
 @th.no_grad()
-def critic_r_squared(ensemble: Ensemble, critic: SoftTwinQ, data: Transitions, returns: FloatArray, rows: IntArray) -> float:
+def critic_r_squared(ensemble: Ensemble, critic: Critic, data: Transitions, returns: FloatArray, rows: IntArray) -> float:
     """
     Share of the variance of realised returns that the critic explains.
 

@@ -1,43 +1,37 @@
 """Dual policy iteration on a learned neural ensemble, whose imagination is anchored in what was real."""
 
-import copy
 import math
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.choices import parse_choice
-from sb3_dpi.common.finite import check_finite
+from sb3_dpi.common.choices import check_choice, parse_choice
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
+from sb3_dpi.dpi.sampling import ContinuingSampler
 from sb3_dpi.models.advice import Plan
-from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.critics import Critic, Lessons, SoftTwinQ
 from sb3_dpi.models.data import Transitions, returns_to_go
 from sb3_dpi.models.ensemble import DivergedError, Ensemble, Residuals, SystemFunction
 from sb3_dpi.models.experts import EXPERTS, Expert
-from sb3_dpi.models.imagination import Pool, branch, join, make_windows, real_pool
+from sb3_dpi.models.imagination import branch, join, make_windows, real_pool
 from sb3_dpi.models.pathwise import Pathwise
+from sb3_dpi.models.values import ReturnsV, WindowsV
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 SelfDPI = TypeVar("SelfDPI", bound="DPI")
 
+CRITICS: dict[str, type[Critic]] = {"q": SoftTwinQ, "windows": WindowsV, "returns": ReturnsV}
 DEFAULT_BLOCK = 125
 """Real steps of all environments between updates."""
-LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
-"""Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
 RECENT = 5000
 """Steps that count as recent: from half of them windows begin, and their rewards give the unit of value."""
 MODEL_STEPS, FIRST_MODEL_STEPS = 0.6, 1500
@@ -53,7 +47,7 @@ DEFAULT_TEMPERATURE = 0.02
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
 
 
-class DPI(SavedModel, OnPolicyAlgorithm):
+class DPI(SavedModel, ContinuingSampler):
     """
     Dual policy iteration (DPI) on a learned neural ensemble
 
@@ -98,8 +92,10 @@ class DPI(SavedModel, OnPolicyAlgorithm):
     :param n_members: Networks of the ensemble; usual: 3 to 7
     :param model_width: of their two hidden layers; usual: 64 to 256
     :param model_learning_rate: of the ensemble; usual: 1e-3
-    :param critic_width: of the Q-functions' two hidden layers; usual: 64 to 256
-    :param critic_learning_rate: of the Q-functions; usual: 3e-4 to 1e-3
+    :param critic: what closes a plan: ``"q"``: soft Q-functions on real and imagined steps; ``"windows"``: V on imagined
+        windows, anchored in real returns; ``"returns"``: V by TD(lambda) on the latest real steps
+    :param critic_width: of the critic's two hidden layers; usual: 64 to 256
+    :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
     :param max_grad_norm: The maximum value for the gradient clipping of the policy
     :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
         environment's units: replaces the learned reward
@@ -120,10 +116,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         "MlpPolicy": MlpPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: MlpPolicy  # type: ignore[assignment]
-    memory: TransitionBuffer | None
-    ensemble: Ensemble
-    critic: SoftTwinQ
+    critic: Critic
 
     def __init__(
         self,
@@ -154,6 +147,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         n_members: int = 5,
         model_width: int = 128,
         model_learning_rate: float = 1e-3,
+        critic: str = "q",
         critic_width: int = 64,
         critic_learning_rate: float = 1e-3,
         max_grad_norm: float = 1.0,
@@ -210,6 +204,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self.n_members = n_members
         self.model_width = model_width
         self.model_learning_rate = model_learning_rate
+        self.critic_kind = critic
         self.critic_width = critic_width
         self.critic_learning_rate = critic_learning_rate
         self.cost_fn = cost_fn
@@ -240,7 +235,8 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         dx, du = self.policy.state_dim, self.policy.actor.action_dim
         self.ensemble = Ensemble(dx, du, self.n_members, self.model_width, self.model_learning_rate).to(self.device)
         self.ensemble.known_reward, self.ensemble.known_end = self._known_reward(), self._known_end()
-        self.critic = SoftTwinQ(dx, du, (self.critic_width,) * 2, self.critic_learning_rate, self.tau).to(self.device)
+        critic_class, widths = CRITICS[self.critic_kind], (self.critic_width,) * 2
+        self.critic = critic_class(dx, du, widths, self.critic_learning_rate, self.tau, self.real_fraction).to(self.device)
         if self.memory is None:
             self.memory = TransitionBuffer(self.buffer_size, dx, du, self.n_envs)
         elif self.memory.n_envs != self.n_envs:
@@ -252,6 +248,7 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
+        check_choice("critic", self.critic_kind, tuple(CRITICS))
         counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "n_members"]
         counts += [name for name in ("n_steps", "imitation_steps") if getattr(self, name) is not None]
         for name in (*counts, "model_width", "critic_width"):
@@ -326,105 +323,6 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         modules = ["policy", "policy.optimizer", "ensemble", "ensemble.optimizer", "ensemble.termination_optimizer"]
         return [*modules, "critic", "critic.optimizer"], []
 
-    # ------------------------------------------------------------------ sampling
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Take real steps with the policy and its noise, at first with random actions, and remember them.
-
-        :param env: The training environment
-        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
-        :param rollout_buffer: not used, all steps are kept in ``memory``
-        :param n_rollout_steps: Number of steps of each environment; the random ones at the beginning are more
-        :return: False if callback terminated rollout prematurely
-        :raises ValueError: if an observation or reward is not finite, naming environment and step
-        """
-        assert self._last_obs is not None and self.memory is not None
-        self.policy.set_training_mode(False)
-        actor = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
-        callback.on_rollout_start()
-        normalizer = self._vec_normalize_env
-        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
-        states = self._raw_states(self._last_obs)
-        n_steps = 0
-        while n_steps < n_rollout_steps or (self._is_starting() and self.num_timesteps < self._total_timesteps):
-            actions = self._act(actor, states)
-            new_obs, rewards, dones, infos = env.step(self._scale(actions))
-            self.num_timesteps += env.num_envs
-            n_steps += 1
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            self._update_info_buffer(infos, dones)
-            raw_rewards = rewards if normalizer is None else normalizer.get_original_reward()
-            try:
-                check_finite(new_obs, raw_rewards, self.num_timesteps)
-            except ValueError:
-                if normalizer is not None and statistics is not None:  # would stay in its running statistics
-                    normalizer.obs_rms, normalizer.ret_rms = statistics
-                raise
-            following = self._raw_states(new_obs)
-            ends = following.copy()
-            for i in np.flatnonzero(dones):
-                ends[i] = self._raw_states(_batch(infos[i]["terminal_observation"]))[0]
-                self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
-            self.memory.add(states, ends, actions, raw_rewards, dones, infos)
-            self.n_episodes += int(np.sum(dones))
-            self.steps_since_training += env.num_envs
-            states, self._last_obs = following, new_obs  # type: ignore[assignment]
-            self._last_episode_starts = dones
-        self._begin_anew(env)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _is_starting(self) -> bool:
-        """Whether actions are still random."""
-        assert self.memory is not None
-        if self.n_iterations > 0:
-            return False
-        n = len(self.memory)
-        if self.learning_starts is not None:
-            return n < self.learning_starts
-        return n < LONGEST_START and not (self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_START)
-
-    def _act(self, actor: Callable[[FloatArray], tuple[FloatArray, FloatArray]], states: FloatArray) -> FloatArray:
-        fresh = self._rng.standard_normal(self._noise.shape)
-        if self.n_iterations == 0:
-            return self._rng.uniform(-1.0, 1.0, self._noise.shape)
-        self._noise = self.noise_correlation * self._noise + math.sqrt(1.0 - self.noise_correlation**2) * fresh
-        mean, std = actor(states)
-        return np.tanh(mean + std * self._noise)
-
-    def _scale(self, actions: FloatArray) -> np.ndarray:
-        shaped = actions.astype(np.float32).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-        return self.policy.unscale_action(shaped)
-
-    def _raw_states(self, obs: Any) -> FloatArray:
-        if self._vec_normalize_env is not None:
-            obs = self._vec_normalize_env.unnormalize_obs(obs)
-        return self.policy.join(obs)
-
-    def _begin_anew(self, env: VecEnv) -> None:
-        """Leave episodes by the toss of a coin: the policy must be good where episodes begin, and long ones begin seldom."""
-        assert self.memory is not None and self._last_obs is not None and self._last_episode_starts is not None
-        if self.restarts == 0.0:
-            return
-        leave = (self._rng.random(env.num_envs) < self.restarts) & ~self._last_episode_starts.astype(bool)
-        for i in np.flatnonzero(leave):
-            obs, _ = env.env_method("reset", indices=int(i))[0]
-            if self._vec_normalize_env is not None:
-                obs = self._vec_normalize_env.normalize_obs(obs)
-            if isinstance(self._last_obs, dict):
-                for key, array in self._last_obs.items():
-                    array[i] = obs[key]
-            else:
-                self._last_obs[i] = obs
-            self.memory.cut(int(i))
-            self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
-
     # ------------------------------------------------------------------ learning
 
     def train(self) -> None:
@@ -438,18 +336,17 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self._report_model(data)
         returns = self._follow_units(data)
         residuals = self.fit_model(data)  # P-hat, Eq. 2
-        real = real_pool(self.ensemble, data)
-        imagined = branch(self.ensemble, self.policy.actor, real, residuals, self._rng, self.n_branches)
-        pool = join(real, imagined, float(self.critic.unit))
+        lessons = self._lessons(data, residuals)
         before = self.policy.actor.network.flat.detach().clone()
+        self.critic.begin(lessons, self.policy.actor, self.temperature, self.gamma, self._rng)
         for i in range(-self._warm_up(), self._n_rounds()):
-            self.evaluate(pool, len(data))
+            self.evaluate(lessons)
             if i < 0:
                 continue  # a critic that knows nothing yet has nothing to say
             if i % self._steps_per_plan() == 0:
-                expert = self.improve_expert(data, real, residuals)  # eta_n, Eq. 4
+                expert = self.improve_expert(lessons)  # eta_n, Eq. 4
             self.imitate(expert)  # pi_n+1, Eq. 5
-        self._report(data, real, returns, before)
+        self._report(lessons, returns, before)
         self.n_iterations += 1
         self.steps_since_training = 0
 
@@ -517,20 +414,19 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         self.save(path)
         return f"The policy is as before and was saved to {path}"
 
-    def evaluate(self, pool: Pool, n_real: int) -> None:
-        """
-        Update the critic on real and imagined steps.
+    def _lessons(self, data: Transitions, residuals: Residuals | None) -> Lessons:
+        real = real_pool(self.ensemble, data)
+        imagined = branch(self.ensemble, self.policy.actor, real, residuals, self._rng, self.n_branches)
+        return Lessons(data, real, join(real, imagined, float(self.critic.unit)), self.ensemble, residuals)
 
-        :param pool: the real ones first
-        :param n_real: how many are real
+    def evaluate(self, lessons: Lessons) -> None:
         """
-        K, B = self.policy_delay, self.batch_size
-        real = round(self.real_fraction * B)
-        rows = np.concatenate(
-            [self._rng.integers(n_real, size=(K, real)), self._rng.integers(n_real, len(pool), size=(K, B - real))], axis=1
-        )
-        noise = self._rng.standard_normal((K, B, self.policy.actor.action_dim)).astype(np.float32)
-        update = self.critic.update(pool, rows, noise, self.policy.actor, self.temperature, self.gamma)
+        Update the critic.
+
+        :param lessons: real and imagined steps
+        """
+        learner = (self.policy.actor, self.temperature, self.gamma, self._rng)
+        update = self.critic.learn(lessons, self.policy_delay, self.batch_size, *learner)
         self.logger.record_mean("train/critic_loss", update.loss)
         self.logger.record("train/critic_target", update.target * float(self.critic.unit))
 
@@ -540,18 +436,16 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         assert self.log_temperature is not None
         return math.exp(self.log_temperature)
 
-    def improve_expert(self, data: Transitions, real: Pool, residuals: Residuals | None) -> Plan:
+    def improve_expert(self, lessons: Lessons) -> Plan:
         """
         Plan in imagined windows.
 
-        :param data: real steps
-        :param real: the same, standardised
-        :param residuals: of the model
+        :param lessons: where windows begin
         :return: what the policy should do
         """
-        m = max(self.n_windows // self.n_members, 1)
-        rows = self._starts(data, m * self.n_members)
-        windows = make_windows(self.ensemble, data, real.states, residuals, rows, self.horizon)
+        rows = self._starts(lessons.data, max(self.n_windows // self.n_members, 1) * self.n_members)
+        anchors = lessons.data, lessons.real.states, lessons.residuals
+        windows = make_windows(self.ensemble, *anchors, rows, self.horizon)
         actor = self.policy.actor
         return self._expert.plan(actor, self.ensemble, self.critic, windows, self.temperature, self.gamma, self._rng)
 
@@ -604,7 +498,8 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         if len(before):
             self.logger.record("train/real_improvement", float(now.mean() - before.mean()))
 
-    def _report(self, data: Transitions, real: Pool, returns: FloatArray, before: th.Tensor) -> None:
+    def _report(self, lessons: Lessons, returns: FloatArray, before: th.Tensor) -> None:
+        data, real = lessons.data, lessons.real
         recent = np.flatnonzero(data.age * self.n_envs < REPORTED)
         divergence, std = policy_change(self.policy.actor, before, real.states[recent])
         self.logger.record("train/kl", divergence)
@@ -629,8 +524,3 @@ class DPI(SavedModel, OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfDPI:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-
-def _batch(obs: Any) -> Any:
-    """One observation as a batch of one."""
-    return {key: value[None] for key, value in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]

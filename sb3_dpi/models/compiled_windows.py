@@ -3,7 +3,8 @@
 Rows of members lie behind each other: window i of member e is row ``e m + i``. Derivatives are those of the mean over the
 M windows. Of a tuple ``actor``: flat parameters, width, bounds of the log standard deviation; of ``model``: flat ``[E, P]``,
 width, gain A and offset b of the change, mean and standard deviation of the reward in units of value, lowest and highest
-state; of ``ending``: flat, width, whether any episode has ended; of ``critic``: flat ``[2, P]``, width.
+state; of ``ending``: flat, width, whether any episode has ended; of ``critic``: flat ``[2, P]``, width, and how many numbers
+it reads (state, or state and action).
 """
 
 import math
@@ -83,20 +84,21 @@ def survive(ending: Any, states: FloatArray) -> Any:
 @_compiled
 def close(critic: Any, states: FloatArray, actions: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean of the two Q-functions, and its weighted derivative by state and action."""
-    flat, width = critic
+    flat, width, n_in = critic
     n, dx = states.shape
-    inputs = np.empty((n, dx + actions.shape[1]), f32)
+    inputs = np.empty((n, n_in), f32)
     inputs[:, :dx] = states
-    inputs[:, dx:] = actions
+    if n_in > dx:
+        inputs[:, dx:] = actions
     values, slope = np.zeros(n, f32), np.empty((n, 1), f32)
     for i in range(n):
         slope[i, 0] = f32(0.5) * weights[i]
-    total, nothing = np.zeros_like(inputs), np.empty(0, f32)
+    total, nothing = np.zeros((n, dx + actions.shape[1]), f32), np.empty(0, f32)
     for e in range(2):
-        outputs, trace = forward(flat[e], inputs.shape[1], width, 1, True, inputs)
+        outputs, trace = forward(flat[e], n_in, width, 1, True, inputs)
         for i in range(n):
             values[i] += f32(0.5) * outputs[i, 0]
-        total += backward(flat[e], inputs.shape[1], width, 1, True, inputs, trace, slope, nothing, True)
+        total[:, :n_in] += backward(flat[e], n_in, width, 1, True, inputs, trace, slope, nothing, True)
     return values, total
 
 

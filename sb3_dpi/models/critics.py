@@ -1,4 +1,6 @@
-"""What a plan closes with: soft Q-functions, learned from real and imagined steps.
+"""What a plan closes with: two networks with slow copies, of which there are three kinds (for V-functions see ``values``).
+
+Soft Q-functions learn from real and imagined steps:
 
     y = r / unit + gamma c (min_i Q_i'(x', u') - alpha log pi(u'|x')),   u' ~ pi(.|x'),
 
@@ -18,6 +20,8 @@ from torch.nn import functional
 
 from sb3_dpi.models import kernels
 from sb3_dpi.models.actors import SquashedGaussian
+from sb3_dpi.models.data import Transitions
+from sb3_dpi.models.ensemble import Ensemble, Residuals
 from sb3_dpi.models.imagination import Pool
 from sb3_dpi.models.networks import StackedMLP
 from sb3_dpi.trajopt.types import FloatArray
@@ -40,16 +44,34 @@ class CriticUpdate:
     """mean target of the last update, in units of value"""
 
 
-class SoftTwinQ(nn.Module):
-    """Two Q-functions with layer normalisation and their slow copies.
+@dataclass(frozen=True)
+class Lessons:
+    """What can be learned from between two blocks of real steps."""
+
+    data: Transitions
+    """real steps"""
+    real: Pool
+    """the same, standardised, rewards in the environment's units"""
+    pool: Pool
+    """real steps, then imagined ones, rewards in units of value"""
+    ensemble: Ensemble
+    residuals: Residuals | None
+    """of the model on the real steps, None without anchor"""
+
+
+class Critic(nn.Module):
+    """Two networks with layer normalisation, their slow copies and their units.
 
     :param state_dim: dx
     :param action_dim: du
     :param hidden: widths of the hidden layers; usual: (64, 64) to (256, 256)
     :param learning_rate: of Adam; usual: 3e-4 to 1e-3
     :param tau: by how much the slow copies follow at each update; usual: .005 to .02
+    :param real_fraction: share of real rows in a minibatch; usual: .1 to 1
     """
 
+    uses_actions = True
+    """whether the networks read the action"""
     unit: th.Tensor
     low: th.Tensor
     high: th.Tensor
@@ -60,15 +82,16 @@ class SoftTwinQ(nn.Module):
         action_dim: int,
         hidden: tuple[int, ...] = (64, 64),
         learning_rate: float = 1e-3,
-        tau: float = 0.005,
+        tau: float = 0.02,
+        real_fraction: float = 0.2,
     ):
         super().__init__()
-        sizes = (state_dim + action_dim, *hidden, 1)
+        sizes = (state_dim + action_dim * self.uses_actions, *hidden, 1)
         self.networks = StackedMLP(2, sizes, layer_norm=True, last_gain=0.1)
         self.targets = StackedMLP(2, sizes, layer_norm=True, last_gain=0.1)
         self.targets.load_state_dict(self.networks.state_dict())
         self.targets.requires_grad_(False)
-        self.tau = tau
+        self.tau, self.real_fraction = tau, real_fraction
         self.register_buffer("unit", th.ones((), dtype=th.float64))
         self.register_buffer("low", th.tensor(-np.inf))  # of targets, in units of value
         self.register_buffer("high", th.tensor(np.inf))
@@ -76,13 +99,13 @@ class SoftTwinQ(nn.Module):
 
     def forward(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
-        Mean of the two Q-functions.
+        Mean of the two networks.
 
         :param states: standardised, ``[n, dx]``
         :param actions: ``[n, du]``
         :return: in units of value, ``[n]``
         """
-        return self.networks(th.cat([states, actions], dim=-1)).mean(0)[:, 0]
+        return self.networks(th.cat([states, actions], dim=-1) if self.uses_actions else states).mean(0)[:, 0]
 
     def rescale_states(self, scale: th.Tensor, shift: th.Tensor) -> None:
         """
@@ -112,6 +135,104 @@ class SoftTwinQ(nn.Module):
         self.high.fill_((best + SLACK_ABOVE * max(abs(best), spread)) / unit)
         return ratio
 
+    def bound(self, values: th.Tensor) -> th.Tensor:
+        """
+        Keep values within what was realised, and a little beyond.
+
+        :param values: in units of value
+        :return: the same shape
+        """
+        return th.minimum(th.maximum(values, self.low), self.high)
+
+    def begin(
+        self, lessons: Lessons, actor: SquashedGaussian, temperature: float, gamma: float, rng: np.random.Generator
+    ) -> None:
+        """
+        Prepare for new lessons.
+
+        :param lessons: what can be learned from
+        :param actor: the policy
+        :param temperature: alpha, in units of value
+        :param gamma: discount factor
+        :param rng: draws what must be sampled
+        """
+
+    def learn(
+        self,
+        lessons: Lessons,
+        n_updates: int,
+        batch_size: int,
+        actor: SquashedGaussian,
+        temperature: float,
+        gamma: float,
+        rng: np.random.Generator,
+    ) -> CriticUpdate:
+        """
+        Take steps of Adam.
+
+        :param lessons: what to learn from
+        :param n_updates: K
+        :param batch_size: B
+        :param actor: the policy
+        :param temperature: alpha, in units of value
+        :param gamma: discount factor
+        :param rng: draws minibatches and actions
+        :return: what the updates did
+        """
+        raise NotImplementedError
+
+    def descend(self, inputs: th.Tensor, targets: th.Tensor) -> float:
+        """
+        One step of Adam on the Huber loss, and of the slow copies.
+
+        :param inputs: ``[B, n_in]``
+        :param targets: in units of value, ``[B]``
+        :return: the loss
+        """
+        values = self.networks(inputs)[..., 0]
+        # the sum over the two networks: each has a loss of its own
+        loss = 2.0 * functional.huber_loss(values, targets.expand_as(values))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with th.no_grad():
+            self.targets.flat.lerp_(self.networks.flat, self.tau)
+        return 0.5 * float(loss.detach())
+
+
+class SoftTwinQ(Critic):
+    """Soft Q-functions."""
+
+    def learn(
+        self,
+        lessons: Lessons,
+        n_updates: int,
+        batch_size: int,
+        actor: SquashedGaussian,
+        temperature: float,
+        gamma: float,
+        rng: np.random.Generator,
+    ) -> CriticUpdate:
+        """
+        Take steps of Adam on real and imagined steps.
+
+        :param lessons: what to learn from
+        :param n_updates: K
+        :param batch_size: B
+        :param actor: the policy
+        :param temperature: alpha, in units of value
+        :param gamma: discount factor
+        :param rng: draws minibatches and actions
+        :return: what the updates did
+        """
+        n_real, n = len(lessons.data), len(lessons.pool)
+        from_real = round(self.real_fraction * batch_size) if n > n_real else batch_size
+        real = rng.integers(n_real, size=(n_updates, from_real))
+        imagined = rng.integers(min(n_real, n - 1), n, size=(n_updates, batch_size - from_real))
+        rows = np.concatenate([real, imagined], axis=1)
+        noise = rng.standard_normal((*rows.shape, actor.action_dim)).astype(np.float32)
+        return self.update(lessons.pool, rows, noise, actor, temperature, gamma)
+
     def update(
         self, pool: Pool, rows: np.ndarray, noise: np.ndarray, actor: SquashedGaussian, temperature: float, gamma: float
     ) -> CriticUpdate:
@@ -132,15 +253,7 @@ class SoftTwinQ(nn.Module):
         for k in range(len(rows)):
             index = th.as_tensor(rows[k], device=pool.states.device)
             target = self._targets(pool, index, th.as_tensor(noise[k], device=index.device), actor, temperature, gamma)
-            values = self.networks(th.cat([pool.states[index], pool.actions[index]], dim=1))[..., 0]
-            # the sum over the two networks: each has a loss of its own
-            loss = 2.0 * functional.huber_loss(values, target.expand_as(values))
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            with th.no_grad():
-                self.targets.flat.lerp_(self.networks.flat, self.tau)
-            loss_sum += 0.5 * float(loss.detach())
+            loss_sum += self.descend(th.cat([pool.states[index], pool.actions[index]], dim=1), target)
         return CriticUpdate(loss_sum / max(len(rows), 1), float(target.mean()))
 
     @th.no_grad()
@@ -150,5 +263,5 @@ class SoftTwinQ(nn.Module):
         following = pool.next_states[index]
         actions, log_probs = actor.sample(following, noise)
         values = self.targets(th.cat([following, actions], dim=1))[..., 0].amin(0)
-        bounded = th.minimum(th.maximum(values, self.low), self.high) - temperature * log_probs
+        bounded = self.bound(values) - temperature * log_probs
         return pool.rewards[index] + gamma * pool.survival[index] * bounded

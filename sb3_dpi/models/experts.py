@@ -6,7 +6,7 @@ import numpy as np
 
 from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.advice import Plan
-from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.critics import Critic
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.imagination import Windows
 from sb3_dpi.models.pathwise import Pathwise
@@ -21,7 +21,7 @@ class Expert(Protocol):
         self,
         actor: SquashedGaussian,
         ensemble: Ensemble,
-        critic: SoftTwinQ,
+        critic: Critic,
         windows: Windows,
         temperature: float,
         gamma: float,

@@ -14,7 +14,7 @@ from sb3_dpi.models.networks import StackedMLP
 
 if TYPE_CHECKING:
     from sb3_dpi.models.actors import SquashedGaussian
-    from sb3_dpi.models.critics import SoftTwinQ
+    from sb3_dpi.models.critics import Critic, SoftTwinQ
     from sb3_dpi.models.ensemble import Ensemble
     from sb3_dpi.models.imagination import Pool, Windows
 
@@ -136,7 +136,7 @@ def update_critic(
 def window_gradient(
     actor: "SquashedGaussian",
     ensemble: "Ensemble",
-    critic: "SoftTwinQ",
+    critic: "Critic",
     windows: "Windows",
     noise: np.ndarray,
     temperature: float,
@@ -171,7 +171,7 @@ def window_gradient(
         (_array(actor.network.flat)[0], actor.network.sizes[1], actor.log_std_low, actor.log_std_high),
         model,
         (_array(ensemble.termination.flat)[0], ensemble.termination.sizes[1], bool(ensemble.sees_deaths)),
-        (_array(critic.networks.flat), critic.networks.sizes[1]),
+        (_array(critic.networks.flat), critic.networks.sizes[1], critic.networks.sizes[0]),
         _array(windows.states.view(E * m, dx)),
         _array(windows.state_residuals.view(H, E * m, dx)),
         _array((windows.reward_residuals / unit).view(H, E * m)),

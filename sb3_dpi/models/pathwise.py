@@ -20,7 +20,7 @@ import torch as th
 from sb3_dpi.models import kernels
 from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.advice import PolicyGradient
-from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.critics import Critic
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.imagination import Windows, roll_out
 
@@ -30,7 +30,7 @@ class WindowPlan:
     """Windows and noise along which the return can be differentiated."""
 
     ensemble: Ensemble
-    critic: SoftTwinQ
+    critic: Critic
     windows: Windows
     noise: np.ndarray
     """``[H + 1, E, m, du]``"""
@@ -56,7 +56,7 @@ class Pathwise:
         self,
         actor: SquashedGaussian,
         ensemble: Ensemble,
-        critic: SoftTwinQ,
+        critic: Critic,
         windows: Windows,
         temperature: float,
         gamma: float,
@@ -81,7 +81,7 @@ class Pathwise:
 def window_objective(
     actor: SquashedGaussian,
     ensemble: Ensemble,
-    critic: SoftTwinQ,
+    critic: Critic,
     windows: Windows,
     noise: th.Tensor,
     temperature: float,
@@ -111,7 +111,7 @@ def window_objective(
 def pathwise_gradient(
     actor: SquashedGaussian,
     ensemble: Ensemble,
-    critic: SoftTwinQ,
+    critic: Critic,
     windows: Windows,
     noise: np.ndarray,
     temperature: float,

@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 
 from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.advice import Advice, advise
-from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.critics import Critic
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.imagination import Imagined, Windows, roll_out
 from sb3_dpi.trajopt.noise import correlate
@@ -32,7 +32,7 @@ SMALLEST_SPREAD = 1e-2
 """Smallest variance of planned noise, in units of the policy's."""
 
 
-def window_returns(critic: SoftTwinQ, imagined: Imagined, temperature: float, gamma: float) -> tuple[FloatArray, th.Tensor]:
+def window_returns(critic: Critic, imagined: Imagined, temperature: float, gamma: float) -> tuple[FloatArray, th.Tensor]:
     """
     What a window earns beyond the entropy of its own actions, closed by the critic.
 
@@ -109,7 +109,7 @@ class Particles:
 def try_out(
     actor: SquashedGaussian,
     ensemble: Ensemble,
-    critic: SoftTwinQ,
+    critic: Critic,
     windows: Windows,
     noise: np.ndarray,
     temperature: float,
@@ -151,7 +151,7 @@ class MPPI:
         self,
         actor: SquashedGaussian,
         ensemble: Ensemble,
-        critic: SoftTwinQ,
+        critic: Critic,
         windows: Windows,
         temperature: float,
         gamma: float,
@@ -215,7 +215,7 @@ class ICEM:
         self,
         actor: SquashedGaussian,
         ensemble: Ensemble,
-        critic: SoftTwinQ,
+        critic: Critic,
         windows: Windows,
         temperature: float,
         gamma: float,

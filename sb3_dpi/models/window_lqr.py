@@ -19,7 +19,7 @@ import torch as th
 
 from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.advice import Advice, advise
-from sb3_dpi.models.critics import SoftTwinQ
+from sb3_dpi.models.critics import Critic
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.imagination import Imagined, Windows, roll_out
 from sb3_dpi.models.sampling import window_returns
@@ -59,7 +59,7 @@ def _derivatives(values: th.Tensor, inputs: tuple[th.Tensor, th.Tensor]) -> th.T
 def expand(
     actor: SquashedGaussian,
     ensemble: Ensemble,
-    critic: SoftTwinQ,
+    critic: Critic,
     windows: Windows,
     imagined: Imagined,
     noise: th.Tensor,
@@ -166,7 +166,7 @@ class KLLQR:
         self,
         actor: SquashedGaussian,
         ensemble: Ensemble,
-        critic: SoftTwinQ,
+        critic: Critic,
         windows: Windows,
         temperature: float,
         gamma: float,

@@ -1,0 +1,139 @@
+"""Real steps that go on from block to block."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dpi.common.finite import check_finite
+from sb3_dpi.dpi.memory import TransitionBuffer
+from sb3_dpi.dpi.policies import MlpPolicy
+from sb3_dpi.models.ensemble import Ensemble
+from sb3_dpi.trajopt.types import FloatArray
+
+LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
+"""Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
+
+
+class ContinuingSampler(OnPolicyAlgorithm):
+    """Takes real steps as PPO does, and remembers all of them; its heirs set the attributes."""
+
+    policy: MlpPolicy  # type: ignore[assignment]
+    memory: TransitionBuffer | None
+    ensemble: Ensemble
+    learning_starts: int | None
+    restarts: float
+    noise_correlation: float
+    n_iterations: int
+    n_episodes: int
+    steps_since_training: int
+    _rng: np.random.Generator
+    _noise: FloatArray
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Take real steps with the policy and its noise, at first with random actions, and remember them.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: not used, all steps are kept in ``memory``
+        :param n_rollout_steps: Number of steps of each environment; the random ones at the beginning are more
+        :return: False if callback terminated rollout prematurely
+        :raises ValueError: if an observation or reward is not finite, naming environment and step
+        """
+        assert self._last_obs is not None and self.memory is not None
+        self.policy.set_training_mode(False)
+        actor = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
+        callback.on_rollout_start()
+        normalizer = self._vec_normalize_env
+        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
+        states = self._raw_states(self._last_obs)
+        n_steps = 0
+        while n_steps < n_rollout_steps or (self._is_starting() and self.num_timesteps < self._total_timesteps):
+            actions = self._act(actor, states)
+            new_obs, rewards, dones, infos = env.step(self._scale(actions))
+            self.num_timesteps += env.num_envs
+            n_steps += 1
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            raw_rewards = rewards if normalizer is None else normalizer.get_original_reward()
+            try:
+                check_finite(new_obs, raw_rewards, self.num_timesteps)
+            except ValueError:
+                if normalizer is not None and statistics is not None:  # would stay in its running statistics
+                    normalizer.obs_rms, normalizer.ret_rms = statistics
+                raise
+            following = self._raw_states(new_obs)
+            ends = following.copy()
+            for i in np.flatnonzero(dones):
+                ends[i] = self._raw_states(_batch(infos[i]["terminal_observation"]))[0]
+                self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
+            self.memory.add(states, ends, actions, raw_rewards, dones, infos)
+            self.n_episodes += int(np.sum(dones))
+            self.steps_since_training += env.num_envs
+            states, self._last_obs = following, new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+        self._begin_anew(env)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _is_starting(self) -> bool:
+        """Whether actions are still random."""
+        assert self.memory is not None
+        if self.n_iterations > 0:
+            return False
+        n = len(self.memory)
+        if self.learning_starts is not None:
+            return n < self.learning_starts
+        return n < LONGEST_START and not (self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_START)
+
+    def _act(self, actor: Callable[[FloatArray], tuple[FloatArray, FloatArray]], states: FloatArray) -> FloatArray:
+        fresh = self._rng.standard_normal(self._noise.shape)
+        if self.n_iterations == 0:
+            return self._rng.uniform(-1.0, 1.0, self._noise.shape)
+        self._noise = self.noise_correlation * self._noise + math.sqrt(1.0 - self.noise_correlation**2) * fresh
+        mean, std = actor(states)
+        return np.tanh(mean + std * self._noise)
+
+    def _scale(self, actions: FloatArray) -> np.ndarray:
+        shaped = actions.astype(np.float32).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        return self.policy.unscale_action(shaped)
+
+    def _raw_states(self, obs: Any) -> FloatArray:
+        if self._vec_normalize_env is not None:
+            obs = self._vec_normalize_env.unnormalize_obs(obs)
+        return self.policy.join(obs)
+
+    def _begin_anew(self, env: VecEnv) -> None:
+        """Leave episodes by the toss of a coin: the policy must be good where episodes begin, and long ones begin seldom."""
+        assert self.memory is not None and self._last_obs is not None and self._last_episode_starts is not None
+        if self.restarts == 0.0:
+            return
+        leave = (self._rng.random(env.num_envs) < self.restarts) & ~self._last_episode_starts.astype(bool)
+        for i in np.flatnonzero(leave):
+            obs, _ = env.env_method("reset", indices=int(i))[0]
+            if self._vec_normalize_env is not None:
+                obs = self._vec_normalize_env.normalize_obs(obs)
+            if isinstance(self._last_obs, dict):
+                for key, array in self._last_obs.items():
+                    array[i] = obs[key]
+            else:
+                self._last_obs[i] = obs
+            self.memory.cut(int(i))
+            self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
+
+
+def _batch(obs: Any) -> Any:
+    """One observation as a batch of one."""
+    return {key: value[None] for key, value in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
