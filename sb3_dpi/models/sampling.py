@@ -32,22 +32,22 @@ SMALLEST_SPREAD = 1e-2
 """Smallest variance of planned noise, in units of the policy's."""
 
 
-def window_returns(critic: Critic, imagined: Imagined, temperature: float, gamma: float) -> tuple[FloatArray, th.Tensor]:
+def window_gains(critic: Critic, imagined: Imagined, temperature: float, gamma: float) -> tuple[th.Tensor, th.Tensor]:
     """
-    What a window earns beyond the entropy of its own actions, closed by the critic.
+    What the steps of a window earn beyond the entropy of its own actions; the critic closes it.
 
     :param critic: closes it
     :param imagined: what happened
     :param temperature: alpha, in units of value
     :param gamma: discount factor
-    :return: in units of value ``[E, rows]``, and discount times survival of each step ``[H + 1, E, rows]``
+    :return: in units of value, with discount and survival, ``[H + 1, E, rows]``, and these alone, the same shape
     """
     closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1))
     closing = closing.view(imagined.survival.shape[1:]) - temperature * imagined.log_probs[-1]
     gains = th.cat([imagined.rewards / critic.unit.float(), closing[None]])
     discounts = gamma ** th.arange(len(gains), device=gains.device)
     weights = discounts[:, None, None] * imagined.survival
-    return (weights * gains).sum(0).cpu().numpy().astype(np.float64), weights
+    return weights * gains, weights
 
 
 def tempered_weights(returns: FloatArray, bound: float) -> tuple[FloatArray, float, float]:
@@ -131,7 +131,8 @@ def try_out(
     E = ensemble.n_members
     draws = th.as_tensor(noise.reshape(steps, E, -1, du), dtype=th.float32, device=windows.states.device)
     imagined = roll_out(actor, ensemble, repeat(windows, N), draws)
-    returns, weights = window_returns(critic, imagined, temperature, gamma)
+    gains, weights = window_gains(critic, imagined, temperature, gamma)
+    returns = gains.sum(0).cpu().numpy().astype(np.float64)
     shape = (steps, E, W // E, N)
     return Particles(noise, returns.reshape(W, N), imagined.states.view(*shape, -1), weights.reshape(shape))
 

@@ -22,13 +22,15 @@ from sb3_dpi.models.advice import Advice, advise
 from sb3_dpi.models.critics import Critic
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.imagination import Imagined, Windows, roll_out
-from sb3_dpi.models.sampling import window_returns
+from sb3_dpi.models.sampling import window_gains
 from sb3_dpi.trajopt.cost import project_psd
 from sb3_dpi.trajopt.kernels import PassResult, lqr_pass
 from sb3_dpi.trajopt.types import FloatArray
 
 TOLERANCE = 0.1
 """The search ends with the KL divergence in [1 - TOLERANCE, 1] of its bound."""
+SMALLEST_CHANCE = 1e-3
+"""Of survival: below it a death is certain, and there is nothing to gain by a little less of it."""
 MOST_PASSES = 30
 FIRST_STEP = 4.0
 """Factor by which the dual variable is first moved."""
@@ -63,6 +65,7 @@ def expand(
     windows: Windows,
     imagined: Imagined,
     noise: th.Tensor,
+    gains: th.Tensor,
     weights: th.Tensor,
 ) -> Expansion:
     """
@@ -74,6 +77,7 @@ def expand(
     :param windows: where they begin
     :param imagined: the sampled windows
     :param noise: ``[H + 1, E, m, du]``
+    :param gains: of every step, with discount and survival, ``[H + 1, E, m]``
     :param weights: discount and survival, ``[H + 1, E, m]``
     :return: expansion around them
     """
@@ -95,6 +99,9 @@ def expand(
     following = ensemble.clip(predicted + by_member(windows.state_residuals))
     rewards = ensemble.reward(states, actions, following, foretold + by_member(windows.reward_residuals))
     cost = -by_member(weights[:-1]) * rewards / critic.unit.float()
+    # who dies loses all that would have come
+    ahead = by_member(gains.flip(0).cumsum(0).flip(0)[1:])
+    cost = cost - ahead * ensemble.survival(states, actions, following).clamp_min(SMALLEST_CHANCE).log()
     slope = _derivatives(cost[..., None], (states, draws))
     curvature = _derivatives(slope[..., 0, :], (states, draws))
     jacobian = _derivatives(following, (states, draws))
@@ -190,12 +197,10 @@ class KLLQR:
         noise = th.as_tensor(drawn, device=windows.states.device)
         with th.no_grad():
             imagined = roll_out(actor, ensemble, windows, noise)
-            returns, _ = window_returns(critic, imagined, temperature, gamma)
-            discounts = gamma ** th.arange(H + 1, device=noise.device)
-            weights = discounts[:, None, None] * imagined.survival
-        expansion = expand(actor, ensemble, critic, windows, imagined, noise, weights)
+            gains, weights = window_gains(critic, imagined, temperature, gamma)
+        expansion = expand(actor, ensemble, critic, windows, imagined, noise, gains, weights)
         by_window = np.moveaxis(drawn.reshape(H + 1, E * m, du), 0, 1).astype(np.float64)
-        start = max(float(np.std(returns)), 1e-6)
+        start = max(float(gains.sum(0).std()), 1e-6)
         (_, k, S, _, _), beta, divergence = solve(expansion, by_window, self.trust_region, start)
 
         def tensor(array: FloatArray) -> th.Tensor:
@@ -211,6 +216,6 @@ class KLLQR:
             tensor(k),
             tensor(variance),
             beta,
-            float(returns.mean()),
+            float(gains.sum(0).mean()),
             divergence,
         )
