@@ -19,6 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dpi import DPI
+from sb3_dpi.dpi import sampling
 from sb3_dpi.models.ensemble import DivergedError, Ensemble
 
 STEPS = 40
@@ -101,8 +102,9 @@ def counted(restarts: float, wrap: bool = False) -> DPI:
 
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("restarts", [0.0, 1.0])
-def test_memory(restarts: float, wrap: bool) -> None:
+def test_memory(restarts: float, wrap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """True next observations at deaths, time limits and where an episode was left, in the environment's units."""
+    monkeypatch.setattr(sampling, "LONG_EPISODE", 15)
     model = counted(restarts, wrap)
     assert model.memory is not None and len(model.memory) == 120 and isinstance(model.memory, ReplayBuffer)
     data = model.memory.transitions()
@@ -115,8 +117,16 @@ def test_memory(restarts: float, wrap: bool) -> None:
     died = data.terminated.reshape(4, 30)
     assert np.flatnonzero(died[2]).tolist() == [9, 19, 29] and not died[1].any() and not died[3].any()
     left = np.flatnonzero(data.ends.reshape(4, 30)[3]).tolist()
-    assert left == ([9, 19, 29] if restarts else [29])
-    assert data.states[90:, 1].max() == pytest.approx(2.0 if restarts else 0.0, abs=1e-5)
+    assert left == ([19, 29] if restarts else [29])
+    assert data.states[90:, 1].max() == pytest.approx(1.0 if restarts else 0.0, abs=1e-5)
+
+
+def test_learning_anew_begins_new_episodes() -> None:
+    model = small(vec_env(1, lambda: limited(1000)), restarts=0.0)
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(STEPS).learn(STEPS).learn(STEPS, reset_num_timesteps=False)
+    assert model.memory is not None
+    assert np.flatnonzero(model.memory.transitions().ends).tolist() == [STEPS - 1, 3 * STEPS - 1]
 
 
 def test_memory_forgets_the_oldest() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from test_ensemble import system
 
-from sb3_dpi.models import kernels
+from sb3_dpi.models import compiled, kernels
 from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.critics import SoftTwinQ
 from sb3_dpi.models.ensemble import Ensemble
@@ -21,7 +21,7 @@ from sb3_dpi.models.window_lqr import KLLQR
 
 GAMMA, TEMPERATURE = 0.95, 0.03
 
-needs_numba = pytest.mark.skipif(not kernels.compiled.COMPILED, reason="numba is not there to compile")
+needs_numba = pytest.mark.skipif(not compiled.COMPILED, reason="numba is not there to compile")
 
 
 class Problem:
@@ -193,6 +193,17 @@ def both(monkeypatch: pytest.MonkeyPatch, run: Any) -> tuple[Any, Any]:
 
 
 @needs_numba
+def test_compiled_functions() -> None:
+    x = np.linspace(-20.0, 20.0, 4001, dtype=np.float32).reshape(-1, 1)
+    np.testing.assert_allclose(compiled.exponential(x), np.exp(x), rtol=3e-7)
+    np.testing.assert_allclose(compiled.hyperbolic_tangent(x), np.tanh(x), atol=3e-7)
+    y = np.exp(x).astype(np.float32)
+    np.testing.assert_allclose(compiled.logarithm(y), np.log(y), atol=1e-6, rtol=3e-7)
+    far = np.array([[-1e4, 1e4]], np.float32)
+    assert np.isfinite(compiled.exponential(far)).all() and compiled.hyperbolic_tangent(far).tolist() == [[-1.0, 1.0]]
+
+
+@needs_numba
 def test_the_compiled_fit(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     data = system(300)
 
@@ -241,4 +252,4 @@ def test_the_compiled_window_gradient(horizon: int, deaths: bool, monkeypatch: p
 
 def test_other_networks_are_left_to_torch() -> None:
     assert not kernels.serves(StackedMLP(1, (2, 8, 1))) and not kernels.serves(StackedMLP(1, (2, 8, 16, 1)))
-    assert kernels.serves(StackedMLP(1, (2, 8, 8, 1))) == kernels.compiled.COMPILED
+    assert kernels.serves(StackedMLP(1, (2, 8, 8, 1))) == compiled.COMPILED

@@ -86,8 +86,8 @@ class DPI(SavedModel, ContinuingSampler):
     :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
         ``"auto_0.02"`` to let it follow ``target_entropy`` from there
     :param target_entropy: of the policy, nats; ``"auto"`` takes -1 for each action; usual: -2 to 0 for each action
-    :param restarts: Probability that an episode is left between updates, so that a new one begins: long episodes otherwise
-        show their beginnings seldom
+    :param restarts: Probability that an episode of 250 steps or more is left between updates, so that a new one begins: long
+        ones otherwise show their beginnings seldom
     :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9
     :param n_members: Networks of the ensemble; usual: 3 to 7
     :param model_width: of their two hidden layers; usual: 64 to 256
@@ -245,6 +245,7 @@ class DPI(SavedModel, ContinuingSampler):
         if self.log_temperature is None:
             self.log_temperature = math.log(self._first_temperature())
         self._noise = np.zeros((self.n_envs, du))
+        self._episode_steps = np.zeros(self.n_envs, dtype=int)
         self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
@@ -311,6 +312,7 @@ class DPI(SavedModel, ContinuingSampler):
             *super()._excluded_save_params(),
             "_rng",
             "_noise",
+            "_episode_steps",
             "_actor",
             "_expert",
             "_plan",

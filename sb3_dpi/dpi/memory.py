@@ -31,12 +31,13 @@ class TransitionBuffer(ReplayBuffer):
 
     def cut(self, env_index: int) -> None:
         """
-        Note that an environment has been reset after its last step, which was not the end of its episode.
+        Note that an environment has been reset after its last step, whether or not that ended its episode.
 
         :param env_index: which
         """
         last = (self.pos - 1) % self.buffer_size
-        self.dones[last, env_index] = self.timeouts[last, env_index] = 1.0
+        if self.size() and not self.dones[last, env_index]:
+            self.dones[last, env_index] = self.timeouts[last, env_index] = 1.0
 
     def transitions(self) -> Transitions:
         """

@@ -15,10 +15,14 @@ from sb3_dpi.common.finite import check_finite
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
 """Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
+
+
+LONG_EPISODE = 250
+"""Steps after which an episode may be left: shorter ones show beginnings enough."""
 
 
 class ContinuingSampler(OnPolicyAlgorithm):
@@ -35,6 +39,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     steps_since_training: int
     _rng: np.random.Generator
     _noise: FloatArray
+    _episode_steps: IntArray
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -56,6 +61,9 @@ class ContinuingSampler(OnPolicyAlgorithm):
         normalizer = self._vec_normalize_env
         statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
         states = self._raw_states(self._last_obs)
+        for i in np.flatnonzero(self._last_episode_starts):  # also where ``learn`` has begun anew
+            self.memory.cut(int(i))
+            self._episode_steps[i] = 0
         n_steps = 0
         while n_steps < n_rollout_steps or (self._is_starting() and self.num_timesteps < self._total_timesteps):
             actions = self._act(actor, states)
@@ -80,6 +88,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
                 self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
             self.memory.add(states, ends, actions, raw_rewards, dones, infos)
             self.n_episodes += int(np.sum(dones))
+            self._episode_steps = np.where(dones, 0, self._episode_steps + 1)
             self.steps_since_training += env.num_envs
             states, self._last_obs = following, new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
@@ -117,10 +126,10 @@ class ContinuingSampler(OnPolicyAlgorithm):
 
     def _begin_anew(self, env: VecEnv) -> None:
         """Leave episodes by the toss of a coin: the policy must be good where episodes begin, and long ones begin seldom."""
-        assert self.memory is not None and self._last_obs is not None and self._last_episode_starts is not None
+        assert self.memory is not None and self._last_obs is not None
         if self.restarts == 0.0:
             return
-        leave = (self._rng.random(env.num_envs) < self.restarts) & ~self._last_episode_starts.astype(bool)
+        leave = (self._rng.random(env.num_envs) < self.restarts) & (self._episode_steps >= LONG_EPISODE)
         for i in np.flatnonzero(leave):
             obs, _ = env.env_method("reset", indices=int(i))[0]
             if self._vec_normalize_env is not None:
@@ -131,6 +140,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
             else:
                 self._last_obs[i] = obs
             self.memory.cut(int(i))
+            self._episode_steps[i] = 0
             self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
 
 
