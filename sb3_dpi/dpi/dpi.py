@@ -34,8 +34,8 @@ DEFAULT_BLOCK = 125
 """Real steps of all environments between updates."""
 RECENT = 5000
 """Steps that count as recent: from half of them windows begin, and their rewards give the unit of value."""
-MODEL_STEPS, FIRST_MODEL_STEPS = 0.6, 1500
-"""Steps of the model's optimizer: for each real step, and at first."""
+FIRST_MODEL_STEPS = 1500
+"""Steps of the model's optimizer at first."""
 FIRST_CRITIC_UPDATES = 2000
 """More updates of the critic at first."""
 REPORTED = 1000
@@ -78,6 +78,7 @@ class DPI(SavedModel, ContinuingSampler):
     :param imitation_steps: Steps of the policy for each plan. None takes 1 with the pathwise expert, whose plan costs no more
         than a step, 10 with others
     :param effort: Trades time for samples: multiplies the steps of model, critic and policy; usual: .25 to 2
+    :param model_steps: Steps of the model's optimizer for each real step; usual: .5 to 2
     :param critic_updates: Updates of the critic for each real step; usual: 5 to 20
     :param policy_delay: Updates of the critic for each step of the policy; usual: 5 to 20
     :param real_fraction: Share of real steps in the critic's minibatches, the others are imagined; usual: .1 to 1
@@ -135,6 +136,7 @@ class DPI(SavedModel, ContinuingSampler):
         trust_region: float = 0.1,
         imitation_steps: int | None = None,
         effort: float = 1.0,
+        model_steps: float = 1.2,
         critic_updates: int = 10,
         policy_delay: int = 10,
         real_fraction: float = 0.2,
@@ -192,6 +194,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.trust_region = trust_region
         self.imitation_steps = imitation_steps
         self.effort = effort
+        self.model_steps = model_steps
         self.critic_updates = critic_updates
         self.policy_delay = policy_delay
         self.real_fraction = real_fraction
@@ -261,7 +264,15 @@ class DPI(SavedModel, ContinuingSampler):
         for name in ("gamma", "noise_correlation"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("tau", "trust_region", "effort", "model_learning_rate", "critic_learning_rate", "max_grad_norm"):
+        for name in (
+            "tau",
+            "trust_region",
+            "effort",
+            "model_steps",
+            "model_learning_rate",
+            "critic_learning_rate",
+            "max_grad_norm",
+        ):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.horizon < 0:
@@ -399,7 +410,7 @@ class DPI(SavedModel, ContinuingSampler):
         :return: what happened beyond the members' predictions, None without anchor
         :raises DivergedError: if there is no finite model
         """
-        n_steps = FIRST_MODEL_STEPS if self.n_iterations == 0 else MODEL_STEPS * self.steps_since_training
+        n_steps = FIRST_MODEL_STEPS if self.n_iterations == 0 else self.model_steps * self.steps_since_training
         try:
             loss = self.ensemble.fit(data, max(int(self.effort * n_steps), 1), MODEL_BATCH, self._rng)
         except DivergedError as error:
