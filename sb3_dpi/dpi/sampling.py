@@ -61,6 +61,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
         normalizer = self._vec_normalize_env
         statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
         states = self._raw_states(self._last_obs)
+        assert self._last_episode_starts is not None
         for i in np.flatnonzero(self._last_episode_starts):  # also where ``learn`` has begun anew
             self.memory.cut(int(i))
             self._episode_steps[i] = 0
