@@ -82,7 +82,8 @@ class ContinuingSampler(OnPolicyAlgorithm):
                 if normalizer is not None and statistics is not None:  # would stay in its running statistics
                     normalizer.obs_rms, normalizer.ret_rms = statistics
                 raise
-            following = self._raw_states(new_obs)
+            # normalised observations are clipped
+            following = self._raw_states(new_obs) if normalizer is None else self.policy.join(normalizer.get_original_obs())
             ends = following.copy()
             for i in np.flatnonzero(dones):
                 ends[i] = self._raw_states(_batch(infos[i]["terminal_observation"]))[0]

@@ -113,6 +113,32 @@ def limit(states: FloatArray, low: FloatArray, high: FloatArray, inside: FloatAr
 
 
 @_compiled
+def survive_backward(
+    ending: Any, states: FloatArray, trace: Any, by_alive: FloatArray, alive: FloatArray, chances: FloatArray
+) -> FloatArray:
+    """From derivatives by having come so far to those by the states that decide it; ``alive`` is what was come to."""
+    flat, width, _ = ending
+    n, dx = states.shape
+    slope, nothing = np.empty((n, 1), f32), np.empty(0, f32)
+    for i in range(n):
+        slope[i, 0] = -by_alive[i] * alive[i] * (f32(1.0) - chances[i])
+    return backward(flat, dx, width, 1, False, states, trace, slope, nothing, True)
+
+
+@_compiled
+def earn(
+    discount: float, alive: FloatArray, gains: FloatArray, chances: FloatArray, weights: FloatArray, by_alive: FloatArray
+) -> float:
+    """What a step earns; sets its weights, and takes the derivative by having come so far one step back."""
+    objective = f32(0.0)
+    for i in range(len(gains)):
+        weights[i] = f32(discount) * alive[i]
+        objective += weights[i] * gains[i]
+        by_alive[i] = f32(discount) * gains[i] + chances[i] * by_alive[i]
+    return float(objective)
+
+
+@_compiled
 def window_gradient(
     actor: Any,
     model: Any,
@@ -153,40 +179,24 @@ def window_gradient(
         ending_traces.append(ending_trace)
         for i in range(n):
             alive[t + 1, i] = alive[t, i] * chances[t, i]
-    gradient, nothing = np.zeros_like(flat), np.empty(0, f32)
-    by_alive, by_log_prob, weights = np.empty(n, f32), np.empty(n, f32), np.empty(n, f32)
-    discount = f32(gamma**horizon) * share
-    for i in range(n):
-        weights[i] = discount * alive[horizon, i]
+    gradient, by_alive = np.zeros_like(flat), np.zeros(n, f32)
+    weights = f32(gamma**horizon) * share * alive[horizon]
     values, by_input = close(critic, states[horizon], choices[horizon][2], weights)
-    for i in range(n):
-        gain = values[i] - alpha * choices[horizon][3][i]
-        objective += weights[i] * gain
-        by_alive[i] = discount * gain
+    gains = values - alpha * choices[horizon][3]
+    objective += earn(f32(gamma**horizon) * share, alive[horizon], gains, by_alive, weights, by_alive)
     for t in range(horizon, -1, -1):
         outputs, trace, actions, log_probs, stds = choices[t]
-        discount = f32(gamma**t) * share
         if t < horizon:
             by_state = np.ascontiguousarray(by_input[:, :dx])
             if ending[2]:
-                slope = np.empty((n, 1), f32)
-                for i in range(n):
-                    slope[i, 0] = -by_alive[i] * alive[t + 1, i] * (f32(1.0) - chances[t, i])
-                by_state += backward(ending[0], dx, ending[1], 1, False, states[t + 1], ending_traces[t], slope, nothing, True)
+                fate = ending_traces[t], by_alive, alive[t + 1], chances[t]
+                by_state += survive_backward(ending, states[t + 1], *fate)
             by_state *= within[t]
-            for i in range(n):
-                weights[i] = discount * alive[t, i]
-                gain = rewards[t, i] - alpha * log_probs[i]
-                objective += weights[i] * gain
-                by_alive[i] = discount * gain + chances[t, i] * by_alive[i]
+            gains = rewards[t] - alpha * log_probs
+            objective += earn(f32(gamma**t) * share, alive[t], gains, chances[t], weights, by_alive)
             by_input = transition_backward(model, inputs[t], model_traces[t], inside[t], by_state, weights)
-        for i in range(n):
-            by_log_prob[i] = -alpha * weights[i]
-            entropy -= log_probs[i] * share / f32(horizon + 1)
+        entropy -= log_probs.sum() * share / f32(horizon + 1)
         by_action = np.ascontiguousarray(by_input[:, dx:])
-        by_output = sample_backward(outputs, noise[t], actions, stds, log_low, log_high, by_action, by_log_prob)
-        through = backward(flat, dx, width, 2 * du, False, states[t], trace, by_output, gradient, True)
-        for i in range(n):
-            for j in range(dx):
-                by_input[i, j] += through[i, j]
+        by_output = sample_backward(outputs, noise[t], actions, stds, log_low, log_high, by_action, -alpha * weights)
+        by_input[:, :dx] += backward(flat, dx, width, 2 * du, False, states[t], trace, by_output, gradient, True)
     return gradient, float(objective), float(entropy)
