@@ -153,9 +153,7 @@ def window_gradient(
 ) -> tuple[FloatArray, float, float]:
     """The gradient of J by the policy's parameters, J and the entropy; starts ``[M, dx]``, noise ``[H + 1, M, du]``."""
     flat, width, log_low, log_high = actor
-    low, high = model[6], model[7]
-    horizon, n, dx = state_residuals.shape
-    du = noise.shape[2]
+    (horizon, n, dx), du = state_residuals.shape, noise.shape[2]
     alpha, share = f32(temperature), f32(1.0 / n)
     states, alive = np.empty((horizon + 1, n, dx), f32), np.ones((horizon + 1, n), f32)
     chances, rewards = np.ones((horizon, n), f32), reward_residuals.copy()
@@ -174,7 +172,7 @@ def window_gradient(
         inputs[t, :, dx:] = actions
         states[t + 1] = state_residuals[t]
         model_traces.append(transition(model, inputs[t], states[t + 1], rewards[t], inside[t]))
-        limit(states[t + 1], low, high, within[t])
+        limit(states[t + 1], model[6], model[7], within[t])
         chances[t], ending_trace = survive(ending, states[t + 1])
         ending_traces.append(ending_trace)
         for i in range(n):
