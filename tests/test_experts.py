@@ -1,6 +1,7 @@
 """Experts in imagined windows: gradients, trust regions, what they find; compiled loops against torch."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.critics import SoftTwinQ
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.experts import EXPERTS
-from sb3_dpi.models.imagination import branch, join, make_windows, real_pool
+from sb3_dpi.models.imagination import Pool, branch, join, make_windows, real_pool
 from sb3_dpi.models.networks import StackedMLP
 from sb3_dpi.models.pathwise import Pathwise, pathwise_gradient, window_objective
+from sb3_dpi.models.problem import PlanningProblem
 from sb3_dpi.models.sampling import MPPI, move_back, tempered_weights
 from sb3_dpi.models.window_lqr import KLLQR
 
@@ -24,69 +26,68 @@ GAMMA, TEMPERATURE = 0.95, 0.03
 needs_numba = pytest.mark.skipif(not compiled.COMPILED, reason="numba is not there to compile")
 
 
-class Problem:
-    """Everything that an expert needs, the same in every test."""
-
-    def __init__(self, horizon: int = 3, width: int = 16, std: float | None = None) -> None:
-        th.manual_seed(0)
-        rng = np.random.default_rng(0)
-        data = system(300)
-        self.ensemble = Ensemble(2, 1, 3, width)
-        self.ensemble.update_units(data)
-        self.ensemble.fit(data, 200, 32, rng)
-        bounds = (0.05, 1.5) if std is None else (std, std)
-        self.actor = SquashedGaussian(2, 1, (width, width), std_bounds=bounds)
-        self.critic = SoftTwinQ(2, 1, (width, width))
-        self.critic.follow_rewards(data.rewards, 10.0 * data.rewards)
-        residuals, real = self.ensemble.residuals(data), real_pool(self.ensemble, data)
-        self.pool = join(real, branch(self.ensemble, self.actor, real, residuals, rng, 200), float(self.critic.unit))
-        rows, noise = rng.integers(500, size=(100, 32)), rng.standard_normal((100, 32, 1)).astype(np.float32)
-        self.critic.update(self.pool, rows, noise, self.actor, TEMPERATURE, GAMMA)
-        self.windows = make_windows(self.ensemble, data, real.states, residuals, rng.integers(300, size=30), horizon)
-
-    def gradient(self, expert: Any, temperature: float = TEMPERATURE, seed: int = 1) -> th.Tensor:
-        rng = np.random.default_rng(seed)
-        plan = expert.plan(self.actor, self.ensemble, self.critic, self.windows, temperature, GAMMA, rng)
-        return plan.gradient(self.actor, temperature, rng).direction[0]
-
-    def objective(self, flat: th.Tensor | None = None, temperature: float = TEMPERATURE) -> float:
-        actor = copy.deepcopy(self.actor)
-        if flat is not None:
-            with th.no_grad():
-                actor.network.flat.copy_(flat)
-        noise = th.as_tensor(np.random.default_rng(5).standard_normal((self.windows.horizon + 1, 3, 10, 1)), dtype=th.float32)
-        with th.no_grad():
-            return float(window_objective(actor, self.ensemble, self.critic, self.windows, noise, temperature, GAMMA)[0])
+def prepare(horizon: int = 3, width: int = 16, std: float | None = None) -> tuple[PlanningProblem, Pool]:
+    """:return: the same problem in every test, and what its critic has learned from"""
+    th.manual_seed(0)
+    rng = np.random.default_rng(0)
+    data = system(300)
+    ensemble = Ensemble(2, 1, 3, width)
+    ensemble.update_units(data)
+    ensemble.fit(data, 200, 32, rng)
+    bounds = (0.05, 1.5) if std is None else (std, std)
+    actor = SquashedGaussian(2, 1, (width, width), std_bounds=bounds)
+    critic = SoftTwinQ(2, 1, (width, width))
+    critic.follow_rewards(data.rewards, 10.0 * data.rewards)
+    residuals, real = ensemble.residuals(data), real_pool(ensemble, data)
+    pool = join(real, branch(ensemble, actor, real, residuals, rng, 200), float(critic.unit))
+    rows, noise = rng.integers(500, size=(100, 32)), rng.standard_normal((100, 32, 1)).astype(np.float32)
+    critic.update(pool, rows, noise, actor, TEMPERATURE, GAMMA)
+    windows = make_windows(ensemble, data, real.states, residuals, rng.integers(300, size=30), horizon)
+    return PlanningProblem(actor, ensemble, critic, windows, TEMPERATURE, GAMMA), pool
 
 
 @pytest.fixture(scope="module")
-def problem() -> Problem:
-    return Problem()
+def prepared() -> tuple[PlanningProblem, Pool]:
+    return prepare()
+
+
+@pytest.fixture(scope="module")
+def problem(prepared: tuple[PlanningProblem, Pool]) -> PlanningProblem:
+    return prepared[0]
+
+
+def gradient_of(problem: PlanningProblem, expert: Any, seed: int = 1) -> th.Tensor:
+    rng = np.random.default_rng(seed)
+    return expert.plan(problem, rng).gradient(problem.actor, problem.temperature, rng).direction[0]
+
+
+def after_step(problem: PlanningProblem, step: th.Tensor) -> PlanningProblem:
+    """:return: the same with another policy, away by the step"""
+    actor = copy.deepcopy(problem.actor)
+    with th.no_grad():
+        actor.network.flat.add_(step)
+    return replace(problem, actor=actor)
+
+
+def objective(problem: PlanningProblem, noise: np.ndarray) -> float:
+    with th.no_grad():
+        return float(window_objective(problem, th.as_tensor(noise, dtype=th.float32))[0])
 
 
 def cosine(first: th.Tensor, second: th.Tensor) -> float:
     return float(th.dot(first, second) / (first.norm() * second.norm()))
 
 
-def test_the_pathwise_gradient_against_finite_differences(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pathwise_gradient_against_finite_differences(problem: PlanningProblem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through model, reward, survival, critic and entropy."""
     monkeypatch.setattr(kernels, "serves", lambda *networks: False)
     noise = np.random.default_rng(3).standard_normal((4, 3, 10, 1)).astype(np.float32)
-    gradient = pathwise_gradient(
-        problem.actor, problem.ensemble, problem.critic, problem.windows, noise, TEMPERATURE, GAMMA
-    ).direction[0]
+    gradient = pathwise_gradient(problem, noise).direction[0]
     rng = np.random.default_rng(4)
     for _ in range(5):
         step = th.as_tensor(rng.standard_normal(gradient.shape), dtype=th.float32)
         step = 0.3 * gradient / gradient.norm() + step / step.norm()
-        values = []
-        for sign in (1.0, -1.0):
-            actor = copy.deepcopy(problem.actor)
-            with th.no_grad():
-                actor.network.flat.add_(sign * 5e-3 * step)
-                draws = th.as_tensor(noise)
-                context = (problem.ensemble, problem.critic, problem.windows, draws, TEMPERATURE, GAMMA)
-                values.append(float(window_objective(actor, *context)[0].double()))
+        values = [objective(after_step(problem, sign * 5e-3 * step), noise) for sign in (1.0, -1.0)]
         assert (values[0] - values[1]) / 1e-2 == pytest.approx(float(th.dot(gradient, step)), rel=0.05, abs=2e-4)
 
 
@@ -96,35 +97,34 @@ def test_small_trust_regions_lead_to_the_gradient(expert: Any) -> None:
 
     LQR does so in the mean: its costs are made convex, so that it never asks for more noise.
     """
-    problem = Problem(std=0.1) if isinstance(expert, KLLQR) else Problem()
-    expected = th.stack([problem.gradient(Pathwise(), seed=seed) for seed in range(30)]).mean(0)
-    found = th.stack([problem.gradient(expert, seed=seed) for seed in range(30)]).mean(0)
+    problem, _ = prepare(std=0.1 if isinstance(expert, KLLQR) else None)
+    expected = th.stack([gradient_of(problem, Pathwise(), seed) for seed in range(30)]).mean(0)
+    found = th.stack([gradient_of(problem, expert, seed) for seed in range(30)]).mean(0)
     assert cosine(found, expected) > 0.97
     assert float(found.norm() / expected.norm()) == pytest.approx(1.0, abs=0.15)
 
 
 @pytest.mark.parametrize("kind", list(EXPERTS))
-def test_following_an_expert_improves_the_windows(problem: Problem, kind: str) -> None:
-    gradient = problem.gradient(EXPERTS[kind]())
-    flat = problem.actor.network.flat.detach()
-    assert problem.objective(flat + 0.1 * gradient / gradient.norm()) > problem.objective() + 1e-4
+def test_following_an_expert_improves_the_windows(problem: PlanningProblem, kind: str) -> None:
+    gradient = gradient_of(problem, EXPERTS[kind]())
+    noise = np.random.default_rng(5).standard_normal(problem.noise_shape)
+    followed = after_step(problem, 0.1 * gradient / gradient.norm())
+    assert objective(followed, noise) > objective(problem, noise) + 1e-4
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("kind", ["lqr", "mppi", "icem"])
-def test_trust_regions_hold(problem: Problem, kind: str, bound: float) -> None:
+def test_trust_regions_hold(problem: PlanningProblem, kind: str, bound: float) -> None:
     expert: Any = EXPERTS[kind](trust_region=bound)
-    rng = np.random.default_rng(0)
-    plan = expert.plan(problem.actor, problem.ensemble, problem.critic, problem.windows, TEMPERATURE, GAMMA, rng)
+    plan = expert.plan(problem, np.random.default_rng(0))
     assert 0.5 * bound <= plan.divergence <= 1.001 * bound
     assert plan.beta > 0.0
 
 
-def test_imitation_reaches_the_expert(problem: Problem) -> None:
+def test_imitation_reaches_the_expert(problem: PlanningProblem) -> None:
     """Many steps on one plan bring the policy's mean to the target, where its beta is what counts."""
     actor = SquashedGaussian(2, 1, (32, 32))
-    context = (problem.ensemble, problem.critic, problem.windows)
-    plan = KLLQR(0.3).plan(actor, *context, TEMPERATURE, GAMMA, np.random.default_rng(0))
+    plan = KLLQR(0.3).plan(replace(problem, actor=actor), np.random.default_rng(0))
     optimizer = th.optim.Adam([actor.network.flat], lr=3e-3)
 
     def misfit() -> float:
@@ -139,7 +139,7 @@ def test_imitation_reaches_the_expert(problem: Problem) -> None:
 
 def test_lqr_is_exact_on_a_linear_system() -> None:
     """A known linear system and quadratic reward, one step, no critic: the tempered optimum of the noise in closed form."""
-    problem = Problem(horizon=1)
+    problem, _ = prepare(horizon=1)
     with th.no_grad():
         problem.critic.networks.flat.zero_()
         problem.ensemble.termination.flat.zero_()
@@ -148,9 +148,7 @@ def test_lqr_is_exact_on_a_linear_system() -> None:
     unit = float(problem.critic.unit)
     scale = problem.ensemble.state_std.float()
     problem.ensemble.known_reward = lambda x, u, y: -2.0 * unit * (th.atanh(u)[:, 0] - 0.3) ** 2 + 0.0 * (x / scale).sum(-1)
-    plan = KLLQR(0.2).plan(
-        problem.actor, problem.ensemble, problem.critic, problem.windows, 0.0, GAMMA, np.random.default_rng(0)
-    )
+    plan = KLLQR(0.2).plan(replace(problem, temperature=0.0), np.random.default_rng(0))
     mean, log_std = problem.actor(problem.windows.states)
     sigma, beta = log_std.exp(), plan.beta
     # minimise 2 (mu + sigma w - .3)^2 + beta w^2 / 2 over w
@@ -204,7 +202,7 @@ def test_compiled_functions() -> None:
 
 
 @needs_numba
-def test_the_compiled_fit(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_fit(problem: PlanningProblem, monkeypatch: pytest.MonkeyPatch) -> None:
     data = system(300)
 
     def run() -> Ensemble:
@@ -222,13 +220,14 @@ def test_the_compiled_fit(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_numba
-def test_the_compiled_critic(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_critic(prepared: tuple[PlanningProblem, Pool], monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, pool = prepared
     rng = np.random.default_rng(2)
     rows, noise = rng.integers(500, size=(20, 32)), rng.standard_normal((20, 32, 1)).astype(np.float32)
 
     def run() -> tuple[SoftTwinQ, Any]:
         critic = copy.deepcopy(problem.critic)
-        return critic, critic.update(problem.pool, rows, noise, problem.actor, TEMPERATURE, GAMMA)
+        return critic, critic.update(pool, rows, noise, problem.actor, TEMPERATURE, GAMMA)
 
     (fast, one), (slow, two) = both(monkeypatch, run)
     th.testing.assert_close(fast.networks.flat, slow.networks.flat, atol=1e-4, rtol=1e-3)
@@ -240,11 +239,10 @@ def test_the_compiled_critic(problem: Problem, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("deaths", [False, True])
 @pytest.mark.parametrize("horizon", [1, 4])
 def test_the_compiled_window_gradient(horizon: int, deaths: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(horizon)
+    problem, _ = prepare(horizon)
     problem.ensemble.sees_deaths.fill_(deaths)
     noise = np.random.default_rng(3).standard_normal((horizon + 1, 3, 10, 1)).astype(np.float32)
-    context = (problem.actor, problem.ensemble, problem.critic, problem.windows, noise, TEMPERATURE, GAMMA)
-    fast, slow = both(monkeypatch, lambda: pathwise_gradient(*context))
+    fast, slow = both(monkeypatch, lambda: pathwise_gradient(problem, noise))
     th.testing.assert_close(fast.direction, slow.direction, atol=1e-5, rtol=1e-3)
     assert fast.objective == pytest.approx(slow.objective, abs=1e-5)
     assert fast.entropy == pytest.approx(slow.entropy, abs=1e-4)

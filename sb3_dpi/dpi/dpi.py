@@ -24,6 +24,7 @@ from sb3_dpi.models.ensemble import DivergedError, Ensemble, Residuals, SystemFu
 from sb3_dpi.models.experts import EXPERTS, Expert
 from sb3_dpi.models.imagination import branch, join, make_windows, real_pool
 from sb3_dpi.models.pathwise import Pathwise
+from sb3_dpi.models.problem import PlanningProblem
 from sb3_dpi.models.values import ReturnsV, WindowsV
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -459,8 +460,8 @@ class DPI(SavedModel, ContinuingSampler):
         rows = self._starts(lessons.data, max(self.n_windows // self.n_members, 1) * self.n_members)
         anchors = lessons.data, lessons.real.states, lessons.residuals
         windows = make_windows(self.ensemble, *anchors, rows, self.horizon)
-        actor = self.policy.actor
-        return self._expert.plan(actor, self.ensemble, self.critic, windows, self.temperature, self.gamma, self._rng)
+        problem = PlanningProblem(self.policy.actor, self.ensemble, self.critic, windows, self.temperature, self.gamma)
+        return self._expert.plan(problem, self._rng)
 
     def _starts(self, data: Transitions, n: int) -> IntArray:
         """Half from what is recent, half from all."""

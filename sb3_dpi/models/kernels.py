@@ -14,9 +14,9 @@ from sb3_dpi.models.networks import StackedMLP
 
 if TYPE_CHECKING:
     from sb3_dpi.models.actors import SquashedGaussian
-    from sb3_dpi.models.critics import Critic, SoftTwinQ
-    from sb3_dpi.models.ensemble import Ensemble
-    from sb3_dpi.models.imagination import Pool, Windows
+    from sb3_dpi.models.critics import SoftTwinQ
+    from sb3_dpi.models.imagination import Pool
+    from sb3_dpi.models.problem import PlanningProblem
 
 
 def serves(*networks: StackedMLP) -> bool:
@@ -133,27 +133,15 @@ def update_critic(
     return float(loss), float(target)
 
 
-def window_gradient(
-    actor: "SquashedGaussian",
-    ensemble: "Ensemble",
-    critic: "Critic",
-    windows: "Windows",
-    noise: np.ndarray,
-    temperature: float,
-    gamma: float,
-) -> tuple[th.Tensor, float, float]:
+def window_gradient(problem: "PlanningProblem", noise: np.ndarray) -> tuple[th.Tensor, float, float]:
     """
     The gradient of imagined windows, see ``pathwise``.
 
-    :param actor: the policy
-    :param ensemble: the model
-    :param critic: closes the windows
-    :param windows: where they begin
+    :param problem: policy, model, critic and windows
     :param noise: ``[H + 1, E, m, du]``
-    :param temperature: alpha
-    :param gamma: discount factor
     :return: gradient ``[1, P]``, J and the entropy
     """
+    actor, ensemble, critic, windows = problem.actor, problem.ensemble, problem.critic, problem.windows
     unit = critic.unit.float()
     mean, std = (float(array[-1] / critic.unit) for array in (ensemble.change_mean, ensemble.change_std))
     model = (
@@ -176,7 +164,7 @@ def window_gradient(
         _array(windows.state_residuals.view(H, E * m, dx)),
         _array((windows.reward_residuals / unit).view(H, E * m)),
         noise.reshape(H + 1, E * m, -1),
-        temperature,
-        gamma,
+        problem.temperature,
+        problem.gamma,
     )
     return th.as_tensor(gradient)[None], float(objective), float(entropy)

@@ -12,7 +12,7 @@ order as alpha goes to zero (Sun et al. 2018, Eq. 4): no planning is left to do,
 Shapes: as in ``imagination``; noise ``[H + 1, E, m, du]``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch as th
@@ -20,21 +20,17 @@ import torch as th
 from sb3_dpi.models import kernels
 from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.advice import PolicyGradient
-from sb3_dpi.models.critics import Critic
-from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.models.imagination import Windows, roll_out
+from sb3_dpi.models.imagination import roll_out
+from sb3_dpi.models.problem import PlanningProblem
 
 
 @dataclass(frozen=True)
 class WindowPlan:
     """Windows and noise along which the return can be differentiated."""
 
-    ensemble: Ensemble
-    critic: Critic
-    windows: Windows
+    problem: PlanningProblem
     noise: np.ndarray
     """``[H + 1, E, m, du]``"""
-    gamma: float
 
     def gradient(self, actor: SquashedGaussian, temperature: float, rng: np.random.Generator) -> PolicyGradient:
         """
@@ -45,96 +41,57 @@ class WindowPlan:
         :param rng: not used, the noise is drawn
         :return: the direction to ascend
         """
-        return pathwise_gradient(actor, self.ensemble, self.critic, self.windows, self.noise, temperature, self.gamma)
+        return pathwise_gradient(replace(self.problem, actor=actor, temperature=temperature), self.noise)
 
 
 @dataclass(frozen=True)
 class Pathwise:
     """The first-order expert."""
 
-    def plan(
-        self,
-        actor: SquashedGaussian,
-        ensemble: Ensemble,
-        critic: Critic,
-        windows: Windows,
-        temperature: float,
-        gamma: float,
-        rng: np.random.Generator,
-    ) -> WindowPlan:
+    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> WindowPlan:
         """
         Draw the noise.
 
-        :param actor: the policy
-        :param ensemble: the model
-        :param critic: closes the windows
-        :param windows: where they begin
-        :param temperature: alpha, in units of value
-        :param gamma: discount factor
+        :param problem: policy, model, critic and windows
         :param rng: draws the noise
         :return: what can be differentiated
         """
-        shape = (windows.horizon + 1, *windows.states.shape[:2], actor.action_dim)
-        return WindowPlan(ensemble, critic, windows, rng.standard_normal(shape).astype(np.float32), gamma)
+        return WindowPlan(problem, rng.standard_normal(problem.noise_shape).astype(np.float32))
 
 
-def window_objective(
-    actor: SquashedGaussian,
-    ensemble: Ensemble,
-    critic: Critic,
-    windows: Windows,
-    noise: th.Tensor,
-    temperature: float,
-    gamma: float,
-) -> tuple[th.Tensor, th.Tensor]:
+def window_objective(problem: PlanningProblem, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
     Evaluate J, differentiable in the policy's parameters.
 
-    :param actor: the policy
-    :param ensemble: the model
-    :param critic: closes the windows
-    :param windows: where they begin
+    :param problem: policy, model, critic and windows
     :param noise: standard normal, ``[H + 1, E, m, du]``
-    :param temperature: alpha, in units of value
-    :param gamma: discount factor
     :return: J and the mean entropy of the policy, both scalars
     """
-    imagined = roll_out(actor, ensemble, windows, noise)
+    critic = problem.critic
+    imagined = roll_out(problem.actor, problem.ensemble, problem.windows, noise)
     rewards = imagined.rewards / critic.unit.float()
     closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1)).view(rewards.shape[1:])
-    gains = th.cat([rewards, closing[None]]) - temperature * imagined.log_probs
-    discounts = gamma ** th.arange(len(gains), device=gains.device)
+    gains = th.cat([rewards, closing[None]]) - problem.temperature * imagined.log_probs
+    discounts = problem.gamma ** th.arange(len(gains), device=gains.device)
     objective = (discounts[:, None, None] * imagined.survival * gains).sum(0).mean()
     return objective, -imagined.log_probs.mean()
 
 
-def pathwise_gradient(
-    actor: SquashedGaussian,
-    ensemble: Ensemble,
-    critic: Critic,
-    windows: Windows,
-    noise: np.ndarray,
-    temperature: float,
-    gamma: float,
-) -> PolicyGradient:
+def pathwise_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGradient:
     """
     The gradient of J.
 
-    :param actor: the policy
-    :param ensemble: the model
-    :param critic: closes the windows
-    :param windows: where they begin
+    :param problem: policy, model, critic and windows
     :param noise: standard normal, ``[H + 1, E, m, du]``
-    :param temperature: alpha, in units of value
-    :param gamma: discount factor
     :return: the direction to ascend
     """
-    networks = (actor.network, ensemble.networks, ensemble.termination, critic.networks)
-    plain = ensemble.known_reward is None and ensemble.known_end is None and windows.horizon > 0
+    actor, ensemble = problem.actor, problem.ensemble
+    networks = (actor.network, ensemble.networks, ensemble.termination, problem.critic.networks)
+    plain = ensemble.known_reward is None and ensemble.known_end is None and problem.windows.horizon > 0
     if plain and kernels.serves(*networks):
-        direction, value, spread = kernels.window_gradient(actor, ensemble, critic, windows, noise, temperature, gamma)
+        direction, value, spread = kernels.window_gradient(problem, noise)
         return PolicyGradient(direction, value, spread)
-    draws = th.as_tensor(noise, device=windows.states.device)
-    objective, entropy = window_objective(actor, ensemble, critic, windows, draws, temperature, gamma)
+    draws = th.as_tensor(noise, device=problem.windows.states.device)
+    objective, entropy = window_objective(problem, draws)
     (direction,) = th.autograd.grad(objective, [actor.network.flat])
     return PolicyGradient(direction, float(objective.detach()), float(entropy.detach()))

@@ -17,11 +17,9 @@ import numpy as np
 import torch as th
 from scipy.special import logsumexp
 
-from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.advice import Advice, advise
-from sb3_dpi.models.critics import Critic
-from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.imagination import Imagined, Windows, roll_out
+from sb3_dpi.models.problem import PlanningProblem
 from sb3_dpi.trajopt.noise import correlate
 from sb3_dpi.trajopt.types import FloatArray
 
@@ -32,20 +30,19 @@ SMALLEST_SPREAD = 1e-2
 """Smallest variance of planned noise, in units of the policy's."""
 
 
-def window_gains(critic: Critic, imagined: Imagined, temperature: float, gamma: float) -> tuple[th.Tensor, th.Tensor]:
+def window_gains(problem: PlanningProblem, imagined: Imagined) -> tuple[th.Tensor, th.Tensor]:
     """
     What the steps of a window earn beyond the entropy of its own actions; the critic closes it.
 
-    :param critic: closes it
-    :param imagined: what happened
-    :param temperature: alpha, in units of value
-    :param gamma: discount factor
+    :param problem: its critic, temperature and discount count
+    :param imagined: what happened in its windows, or to particles of them
     :return: in units of value, with discount and survival, ``[H + 1, E, rows]``, and these alone, the same shape
     """
+    critic = problem.critic
     closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1))
-    closing = closing.view(imagined.survival.shape[1:]) - temperature * imagined.log_probs[-1]
+    closing = closing.view(imagined.survival.shape[1:]) - problem.temperature * imagined.log_probs[-1]
     gains = th.cat([imagined.rewards / critic.unit.float(), closing[None]])
-    discounts = gamma ** th.arange(len(gains), device=gains.device)
+    discounts = problem.gamma ** th.arange(len(gains), device=gains.device)
     weights = discounts[:, None, None] * imagined.survival
     return weights * gains, weights
 
@@ -106,35 +103,22 @@ class Particles:
 
 
 @th.no_grad()
-def try_out(
-    actor: SquashedGaussian,
-    ensemble: Ensemble,
-    critic: Critic,
-    windows: Windows,
-    noise: np.ndarray,
-    temperature: float,
-    gamma: float,
-) -> Particles:
+def try_out(problem: PlanningProblem, noise: np.ndarray) -> Particles:
     """
     Roll particles out.
 
-    :param actor: the policy, whose noise is given
-    :param ensemble: the model
-    :param critic: closes the windows
-    :param windows: where they begin, one for each W
-    :param noise: ``[H + 1, W, N, du]``
-    :param temperature: alpha, in units of value
-    :param gamma: discount factor
+    :param problem: policy, model, critic and windows
+    :param noise: of the policy, ``[H + 1, W, N, du]``
     :return: what they led to
     """
-    steps, W, N, du = noise.shape
-    E = ensemble.n_members
-    draws = th.as_tensor(noise.reshape(steps, E, -1, du), dtype=th.float32, device=windows.states.device)
-    imagined = roll_out(actor, ensemble, repeat(windows, N), draws)
-    gains, weights = window_gains(critic, imagined, temperature, gamma)
+    steps, E, m, du = problem.noise_shape
+    N = noise.shape[2]
+    draws = th.as_tensor(noise.reshape(steps, E, -1, du), dtype=th.float32, device=problem.windows.states.device)
+    imagined = roll_out(problem.actor, problem.ensemble, repeat(problem.windows, N), draws)
+    gains, weights = window_gains(problem, imagined)
     returns = gains.sum(0).cpu().numpy().astype(np.float64)
-    shape = (steps, E, W // E, N)
-    return Particles(noise, returns.reshape(W, N), imagined.states.view(*shape, -1), weights.reshape(shape))
+    shape = (steps, E, m, N)
+    return Particles(noise, returns.reshape(E * m, N), imagined.states.view(*shape, -1), weights.reshape(shape))
 
 
 @dataclass(frozen=True)
@@ -148,40 +132,25 @@ class MPPI:
     trust_region: float = 0.1
     n_particles: int = 32
 
-    def plan(
-        self,
-        actor: SquashedGaussian,
-        ensemble: Ensemble,
-        critic: Critic,
-        windows: Windows,
-        temperature: float,
-        gamma: float,
-        rng: np.random.Generator,
-    ) -> Advice:
+    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> Advice:
         """
         Plan in windows.
 
-        :param actor: the policy
-        :param ensemble: the model
-        :param critic: closes the windows
-        :param windows: where they begin
-        :param temperature: alpha, in units of value
-        :param gamma: discount factor
+        :param problem: policy, model, critic and windows
         :param rng: draws the particles
         :return: what the policy should do
         """
-        W = windows.states.shape[0] * windows.states.shape[1]
-        noise = rng.standard_normal((windows.horizon + 1, W, self.n_particles, actor.action_dim)).astype(np.float32)
-        tried = try_out(actor, ensemble, critic, windows, noise, temperature, gamma)
-        weights, beta, divergence = tempered_weights(tried.returns, self.trust_region * len(noise))
+        steps, E, m, du = problem.noise_shape
+        noise = rng.standard_normal((steps, E * m, self.n_particles, du)).astype(np.float32)
+        tried = try_out(problem, noise)
+        weights, beta, divergence = tempered_weights(tried.returns, self.trust_region * steps)
         shares = self.n_particles * weights.reshape(tried.weights.shape[1:])
         # each particle is advice of its own, which counts as much as it weighs
-        shape = (len(noise), ensemble.n_members, -1, actor.action_dim)
-        device = windows.states.device
-        drawn = th.as_tensor(tried.noise.reshape(shape), device=device)
+        device = tried.states.device
+        drawn = th.as_tensor(tried.noise.reshape(steps, E, -1, du), device=device)
         importance = th.as_tensor(shares, dtype=th.float32, device=device).expand_as(tried.weights)
         return advise(
-            actor,
+            problem.actor,
             tried.states.flatten(2, 3),
             importance.flatten(2, 3),
             tried.weights.flatten(2, 3),
@@ -189,7 +158,7 @@ class MPPI:
             th.zeros_like(drawn),
             beta,
             float((weights * tried.returns).sum(1).mean()),
-            divergence / len(noise),
+            divergence / steps,
         )
 
 
@@ -212,61 +181,46 @@ class ICEM:
     correlation: float = 0.5
     momentum: float = 0.1
 
-    def plan(
-        self,
-        actor: SquashedGaussian,
-        ensemble: Ensemble,
-        critic: Critic,
-        windows: Windows,
-        temperature: float,
-        gamma: float,
-        rng: np.random.Generator,
-    ) -> Advice:
+    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> Advice:
         """
         Plan in windows.
 
-        :param actor: the policy
-        :param ensemble: the model
-        :param critic: closes the windows
-        :param windows: where they begin
-        :param temperature: alpha, in units of value
-        :param gamma: discount factor
+        :param problem: policy, model, critic and windows
         :param rng: draws the particles
         :return: what the policy should do
         """
-        H, W, du = windows.horizon, windows.states.shape[0] * windows.states.shape[1], actor.action_dim
-        mean, variance = np.zeros((H + 1, W, du)), np.ones((H + 1, W, du))
-        kept = np.zeros((H + 1, W, 0, du), dtype=np.float32)
+        steps, E, m, du = problem.noise_shape
+        W = E * m
+        mean, variance = np.zeros((steps, W, du)), np.ones((steps, W, du))
+        kept = np.zeros((steps, W, 0, du), dtype=np.float32)
         best = np.zeros(W)
         for k in range(self.n_rounds):
             n = max(int(self.n_particles * 0.75**k), self.n_elites)
-            fresh = correlate(rng.standard_normal((H + 1, W, n, du)), self.correlation)
+            fresh = correlate(rng.standard_normal((steps, W, n, du)), self.correlation)
             noise = mean[:, :, None] + np.sqrt(variance)[:, :, None] * fresh
             noise = np.concatenate([noise.astype(np.float32), kept], axis=2)
-            tried = try_out(actor, ensemble, critic, windows, noise, temperature, gamma)
+            tried = try_out(problem, noise)
             order = np.argsort(-tried.returns, axis=1, kind="stable")[:, : self.n_elites]
             kept = np.take_along_axis(noise, order[None, :, :, None], axis=2)
             best = np.take_along_axis(tried.returns, order, axis=1).mean(1)
             mean = self.momentum * mean + (1.0 - self.momentum) * kept.mean(2)
             variance = self.momentum * variance + (1.0 - self.momentum) * np.maximum(kept.var(2), SMALLEST_SPREAD)
         mean, divergence = move_back(mean, self.trust_region)
-        plan = mean[:, :, None].astype(np.float32)
-        followed = try_out(actor, ensemble, critic, windows, plan, temperature, gamma)
-        shape = (H + 1, *windows.states.shape[:2], du)
+        followed = try_out(problem, mean[:, :, None].astype(np.float32))
 
         def tensor(array: FloatArray) -> th.Tensor:
-            return th.as_tensor(array.reshape(shape), dtype=th.float32, device=windows.states.device)
+            return th.as_tensor(array.reshape(problem.noise_shape), dtype=th.float32, device=followed.states.device)
 
         gain = float(best.mean() - tried.returns.mean())
         return advise(
-            actor,
+            problem.actor,
             followed.states[..., 0, :],
             th.ones_like(followed.weights[..., 0]),
             followed.weights[..., 0],
             tensor(mean),
             # how much elites differ says how few they are, not how sure the plan is
             th.ones_like(tensor(mean)),
-            max(gain, 0.0) / ((H + 1) * max(divergence, 1e-6)),
+            max(gain, 0.0) / (steps * max(divergence, 1e-6)),
             float(followed.returns.mean()),
             divergence,
         )

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.advice import Advice, advise
-from sb3_dpi.models.critics import Critic
-from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.models.imagination import Imagined, Windows, roll_out
+from sb3_dpi.models.imagination import Imagined, roll_out
+from sb3_dpi.models.problem import PlanningProblem
 from sb3_dpi.models.sampling import window_gains
 from sb3_dpi.trajopt.cost import project_psd
 from sb3_dpi.trajopt.kernels import PassResult, lqr_pass
@@ -58,29 +56,18 @@ def _derivatives(values: th.Tensor, inputs: tuple[th.Tensor, th.Tensor]) -> th.T
     return th.stack(rows, dim=-2)
 
 
-def expand(
-    actor: SquashedGaussian,
-    ensemble: Ensemble,
-    critic: Critic,
-    windows: Windows,
-    imagined: Imagined,
-    noise: th.Tensor,
-    gains: th.Tensor,
-    weights: th.Tensor,
-) -> Expansion:
+def expand(problem: PlanningProblem, imagined: Imagined, noise: th.Tensor, gains: th.Tensor, weights: th.Tensor) -> Expansion:
     """
     Linearise the closed loop and expand its cost.
 
-    :param actor: the policy
-    :param ensemble: the model
-    :param critic: closes the windows
-    :param windows: where they begin
+    :param problem: policy, model, critic and windows
     :param imagined: the sampled windows
     :param noise: ``[H + 1, E, m, du]``
     :param gains: of every step, with discount and survival, ``[H + 1, E, m]``
     :param weights: discount and survival, ``[H + 1, E, m]``
     :return: expansion around them
     """
+    actor, ensemble, critic, windows = problem.actor, problem.ensemble, problem.critic, problem.windows
     H, E, m, dx = windows.state_residuals.shape
     W, du = E * m, noise.shape[-1]
 
@@ -169,37 +156,22 @@ class KLLQR:
 
     trust_region: float = 0.1
 
-    def plan(
-        self,
-        actor: SquashedGaussian,
-        ensemble: Ensemble,
-        critic: Critic,
-        windows: Windows,
-        temperature: float,
-        gamma: float,
-        rng: np.random.Generator,
-    ) -> Advice:
+    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> Advice:
         """
         Plan in windows.
 
-        :param actor: the policy
-        :param ensemble: the model
-        :param critic: closes the windows
-        :param windows: where they begin
-        :param temperature: alpha, in units of value
-        :param gamma: discount factor
+        :param problem: policy, model, critic and windows
         :param rng: draws the noise of the windows
         :return: what the policy should do
         """
-        H, E, m, _ = windows.state_residuals.shape
-        du = actor.action_dim
-        drawn = rng.standard_normal((H + 1, E, m, du)).astype(np.float32)
-        noise = th.as_tensor(drawn, device=windows.states.device)
+        steps, E, m, du = problem.noise_shape
+        drawn = rng.standard_normal(problem.noise_shape).astype(np.float32)
+        noise = th.as_tensor(drawn, device=problem.windows.states.device)
         with th.no_grad():
-            imagined = roll_out(actor, ensemble, windows, noise)
-            gains, weights = window_gains(critic, imagined, temperature, gamma)
-        expansion = expand(actor, ensemble, critic, windows, imagined, noise, gains, weights)
-        by_window = np.moveaxis(drawn.reshape(H + 1, E * m, du), 0, 1).astype(np.float64)
+            imagined = roll_out(problem.actor, problem.ensemble, problem.windows, noise)
+            gains, weights = window_gains(problem, imagined)
+        expansion = expand(problem, imagined, noise, gains, weights)
+        by_window = np.moveaxis(drawn.reshape(steps, E * m, du), 0, 1).astype(np.float64)
         start = max(float(gains.sum(0).std()), 1e-6)
         (_, k, S, _, _), beta, divergence = solve(expansion, by_window, self.trust_region, start)
 
@@ -209,7 +181,7 @@ class KLLQR:
 
         variance = np.diagonal(S, axis1=-2, axis2=-1)
         return advise(
-            actor,
+            problem.actor,
             imagined.states,
             th.ones_like(weights),
             weights,
