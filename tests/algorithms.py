@@ -1,13 +1,13 @@
-"""The algorithms that share their base, so that tests can ask of each of them what holds for all."""
+"""The algorithms, in groups of which tests can ask what holds for all of them, as small as they can be."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from dummy_envs import CONDITIONS, HORIZON, SAMPLES, PointMass, small_mdgps
+from dummy_envs import CONDITIONS, HORIZON, SAMPLES, PointMass, limited, small_mdgps
 
-from sb3_dpi import MDGPS, AggreVaTeDOC
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
 
 Model = MDGPS | AggreVaTeDOC
 Make = Callable[..., Model]
@@ -40,7 +40,53 @@ every_algorithm = pytest.mark.parametrize(
 """For tests of ``make``, which builds a small model"""
 
 
-def logged(model: Model, key: str) -> float:
+Stepwise = DPI | DualAC
+DPI_STEPS, DUAL_AC_STEPS = 40, 32
+
+
+def small_dpi(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DPI:
+    """:return: a model whose iteration takes milliseconds"""
+    options: dict[str, Any] = {
+        "n_steps": DPI_STEPS,
+        "learning_starts": DPI_STEPS,
+        "batch_size": 16,
+        "n_windows": 10,
+        "horizon": 2,
+        "n_branches": 50,
+        "effort": 0.02,
+        "model_width": 16,
+        "critic_width": 16,
+        "policy_kwargs": {"net_arch": [16, 16]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return DPI(policy, limited(12) if env is None else env, **{**options, **kwargs})
+
+
+def small_dual_ac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DualAC:
+    """:return: a model whose iteration takes milliseconds"""
+    options: dict[str, Any] = {
+        "n_steps": DUAL_AC_STEPS,
+        "batch_size": 16,
+        "n_critic_updates": 2,
+        "policy_kwargs": {"features_extractor_kwargs": {"n_features": 10}} if policy == "RBFPolicy" else {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return DualAC(policy, limited(12) if env is None else env, **{**options, **kwargs})
+
+
+every_stepwise_algorithm = pytest.mark.parametrize("make", [small_dpi, small_dual_ac], ids=["DPI", "DualAC"])
+"""Of those that sample step by step, as algorithms of Stable-Baselines3 do, and share no base of ours"""
+
+
+def parameters(model: Stepwise) -> float:
+    """:return: a number that changes if anything learned does"""
+    modules = (model.policy, model.ensemble, model.critic) if isinstance(model, DPI) else (model.policy,)
+    return float(sum(parameter.detach().double().sum() for module in modules for parameter in module.parameters()))
+
+
+def logged(model: Model | Stepwise, key: str) -> float:
     """:return: a scalar of the last iteration"""
     return float(model.logger.name_to_value[key])
 

@@ -148,6 +148,43 @@ class Matrix(PointMass):
         return self.observation(), -float(self.state @ self.state), False, False, {}
 
 
+class Counter(gym.Env[np.ndarray, np.ndarray]):
+    """
+    Observes its own number, episode and time, earns 1, and ends as told.
+
+    :param number: of the environment
+    :param lengths: of its episodes, in turn; negative: by death
+    """
+
+    def __init__(self, number: int, lengths: tuple[int, ...]) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.number, self.lengths, self.episode, self.t = number, lengths, -1, 0
+
+    def observation(self) -> np.ndarray:
+        """:return: number, episode, time"""
+        return np.array([self.number, self.episode, self.t], np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """:return: the next episode's beginning"""
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self.observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """:return: one step later"""
+        self.t += 1
+        length = self.lengths[self.episode % len(self.lengths)]
+        ends = self.t >= abs(length)
+        return self.observation(), 1.0, ends and length < 0, ends and length > 0, {}
+
+
+def counters() -> DummyVecEnv:
+    """:return: one with time limits and deaths in turn, one with time limits, one with deaths, one that goes on"""
+    endings = iter(enumerate([(3, -4), (10,), (-10,), (1000,)]))
+    return vec_env(4, lambda: Counter(*next(endings)))
+
+
 def register() -> None:
     """Register the point mass with a time limit."""
     if POINT_MASS_ID not in gym.registry:

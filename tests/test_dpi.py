@@ -1,4 +1,4 @@
-"""DPI as an algorithm of Stable-Baselines3: sampling, spaces, switches, saving, callbacks, determinism, bad arguments."""
+"""DPI: sampling, spaces, switches, saving, bad arguments; what it shares with Dual-AC is in ``test_stepwise``."""
 
 import math
 from pathlib import Path
@@ -8,11 +8,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import DictPointMass, ImagePointMass, Matrix, PointMass, limited, vec_env
+from algorithms import DPI_STEPS as STEPS
+from algorithms import parameters
+from algorithms import small_dpi as small
+from dummy_envs import DictPointMass, ImagePointMass, Matrix, PointMass, counters, limited, vec_env
 from gymnasium import spaces
-from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
@@ -22,32 +23,7 @@ from sb3_dpi import DPI
 from sb3_dpi.dpi import sampling
 from sb3_dpi.models.ensemble import DivergedError, Ensemble
 
-STEPS = 40
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
-
-
-def small(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DPI:
-    """:return: a model whose iteration takes milliseconds"""
-    options: dict[str, Any] = {
-        "n_steps": STEPS,
-        "learning_starts": STEPS,
-        "batch_size": 16,
-        "n_windows": 10,
-        "horizon": 2,
-        "n_branches": 50,
-        "effort": 0.02,
-        "model_width": 16,
-        "critic_width": 16,
-        "policy_kwargs": {"net_arch": [16, 16]},
-        "seed": 0,
-        "device": "cpu",
-    }
-    return DPI(policy, limited(12) if env is None else env, **{**options, **kwargs})
-
-
-def parameters(model: DPI) -> float:
-    modules = (model.policy, model.ensemble, model.critic)
-    return float(sum(parameter.detach().double().sum() for module in modules for parameter in module.parameters()))
 
 
 def check_learns(model: DPI, iterations: int = 3) -> DPI:
@@ -67,35 +43,9 @@ def scalars(model: DPI) -> dict[str, Any]:
 # ---------------------------------------------------------------------- sampling
 
 
-class Counter(gym.Env[np.ndarray, np.ndarray]):
-    """Observes its own number, episode and time, earns 1, and ends as told; negative lengths end by death."""
-
-    def __init__(self, number: int, lengths: tuple[int, ...]) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.number, self.lengths, self.episode, self.t = number, lengths, -1, 0
-
-    def observe(self) -> np.ndarray:
-        return np.array([self.number, self.episode, self.t], np.float64)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.episode, self.t = self.episode + 1, 0
-        return self.observe(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.t += 1
-        length = self.lengths[self.episode % len(self.lengths)]
-        ends = self.t >= abs(length)
-        return self.observe(), 1.0, ends and length < 0, ends and length > 0, {}
-
-
 def counted(restarts: float, wrap: bool = False) -> DPI:
     """:return: a model that remembers three blocks of 10 steps of four environments"""
-    endings = iter([(3, -4), (10,), (-10,), (1000,)])
-    makers = iter(range(4))
-    env: Any = vec_env(4, lambda: Counter(next(makers), next(endings)))
-    model = small(VecNormalize(env) if wrap else env, n_steps=10, learning_starts=40, restarts=restarts)
+    model = small(VecNormalize(counters()) if wrap else counters(), n_steps=10, learning_starts=40, restarts=restarts)
     model.train = lambda: None  # type: ignore[method-assign]
     return model.learn(120)
 
@@ -341,12 +291,7 @@ def test_it_learns_a_double_integrator() -> None:
     assert score() > max(before + 10.0, -18.0)
 
 
-# ---------------------------------------------------------------------- native
-
-
-def test_string_environment_without_further_argument() -> None:
-    model = DPI("MlpPolicy", "Pendulum-v1").learn(1)
-    assert model.num_timesteps == 125
+# ---------------------------------------------------------------------- processes and saving
 
 
 def test_processes() -> None:
@@ -386,17 +331,6 @@ def test_the_memory_may_be_left_out(tmp_path: Path) -> None:
     assert len(loaded.memory) == STEPS
 
 
-def test_loaded_models_predict_without_environment(tmp_path: Path) -> None:
-    model = small().learn(2 * STEPS)
-    model.save(tmp_path / "model")
-    loaded = DPI.load(tmp_path / "model", learning_rate=1e-5)
-    np.testing.assert_array_equal(
-        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
-    )
-    loaded.set_env(limited(12))
-    loaded.learn(STEPS, reset_num_timesteps=False)
-
-
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_number_of_environments_may_change(n_envs: int, tmp_path: Path) -> None:
     model = small(vec_env(2, lambda: limited(12)), n_steps=20).learn(3 * STEPS)
@@ -408,94 +342,6 @@ def test_number_of_environments_may_change(n_envs: int, tmp_path: Path) -> None:
     same = ~data.ends[:-1]
     np.testing.assert_allclose(data.states[1:][same], data.next_states[:-1][same])
     loaded.learn(STEPS, reset_num_timesteps=False)
-
-
-def test_policies_are_saved_by_themselves(tmp_path: Path) -> None:
-    model = small().learn(2 * STEPS)
-    model.policy.save(str(tmp_path / "policy.pt"))
-    loaded = type(model.policy).load(str(tmp_path / "policy.pt"))
-    np.testing.assert_array_equal(
-        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
-    )
-
-
-def test_models_of_others_are_refused(tmp_path: Path) -> None:
-    PPO("MlpPolicy", limited(12), n_steps=8, batch_size=8).save(tmp_path / "ppo")
-    with pytest.raises(ValueError, match=r"another algorithm: it cannot be loaded with DPI\.load"):
-        DPI.load(tmp_path / "ppo")
-
-
-class Witness(BaseCallback):
-    """Looks at what callbacks look at."""
-
-    events = ""
-
-    def _on_rollout_start(self) -> None:
-        self.events += "("
-
-    def _on_step(self) -> bool:
-        assert self.locals["new_obs"].shape == (2, 2) and self.locals["rewards"].shape == self.locals["dones"].shape == (2,)
-        assert len(self.locals["infos"]) == 2 and self.locals["actions"].shape == (2, 1)
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.events += ")"
-
-
-def test_callbacks() -> None:
-    witness = Witness()
-    model = small(vec_env(2, lambda: limited(12)), n_steps=20).learn(3 * STEPS, callback=witness)
-    assert witness.events == "()()()" and 2 * witness.n_calls == model.num_timesteps == 3 * STEPS
-
-
-def test_a_callback_stops_training() -> None:
-    model = small(vec_env(1, lambda: Monitor(limited(5)))).learn(1000, callback=StopTrainingOnMaxEpisodes(3))
-    assert model.num_timesteps == 15
-
-
-def test_logs(tmp_path: Path) -> None:
-    model = small()
-    model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(3 * STEPS, progress_bar=False)
-    columns = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
-    keys = ["train/critic_loss", "train/critic_target", "train/critic_r_squared", "train/objective", "train/entropy"]
-    keys += ["train/ent_coef", "train/kl", "train/std", "train/n_updates", "train/learning_rate", "train/grad_norm"]
-    keys += ["model/loss", "model/r_squared", "model/r_squared_reward", "model/window_correlation", "time/fps"]
-    keys += ["train/predicted_improvement", "train/real_improvement", "rollout/ep_rew_mean"]
-    assert set(keys) <= set(columns)
-
-
-def test_name_of_the_run(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    small(tensorboard_log=str(tmp_path)).learn(STEPS)
-    assert [path.name for path in tmp_path.iterdir()] == ["DPI_1"]
-
-
-DETERMINISTIC: list[dict[str, Any]] = [
-    {},
-    {"expert": "lqr"},
-    {"expert": "mppi"},
-    {"env": lambda: VecNormalize(vec_env(2, lambda: limited(12)))},
-    {"env": lambda: DictPointMass(("position", "velocity")), "policy": "MultiInputPolicy"},
-]
-
-
-@pytest.mark.parametrize("options", DETERMINISTIC, ids=str)
-def test_same_seed_same_numbers(options: dict[str, Any]) -> None:
-    def numbers(seed: int) -> tuple[float, float]:
-        kwargs = dict(options)
-        model = small(kwargs.pop("env", lambda: limited(12))(), seed=seed, **kwargs).learn(3 * STEPS)
-        return parameters(model), float(scalars(model)["train/critic_loss"])
-
-    first = numbers(3)
-    np.random.seed(99)
-    assert first == numbers(3) != numbers(4)
-
-
-def test_evaluations_do_not_change_what_is_learned() -> None:
-    plain = small().learn(3 * STEPS)
-    callback = EvalCallback(Monitor(limited(5)), n_eval_episodes=2, eval_freq=17, verbose=0)
-    assert parameters(small().learn(3 * STEPS, callback=callback)) == parameters(plain)
 
 
 # ---------------------------------------------------------------------- errors
@@ -544,25 +390,6 @@ def test_images_are_refused() -> None:
         small(DictPointMass(("image", "velocity")), "MultiInputPolicy")
     with pytest.raises(ValueError, match="must see all that the planner sees"):
         small(DictPointMass(("state", "position")), "MultiInputPolicy")
-
-
-def test_dictionaries_need_their_policy() -> None:
-    with pytest.raises(ValueError, match="MultiInputPolicy"):
-        small(DictPointMass(("position", "velocity")))
-
-
-@pytest.mark.parametrize("what", ["reward", "observation"])
-def test_not_finite(what: str) -> None:
-    env = PointMass()
-    model = small(VecNormalize(vec_env(1, lambda: env))).learn(2 * STEPS)
-    before = parameters(model)
-    env.broken = (what, 2 * STEPS + 10)
-    with pytest.raises(ValueError, match=rf"Environment 0 returned an? {what} that is not finite after {2 * STEPS + 10}"):
-        model.learn(STEPS, reset_num_timesteps=False)
-    assert parameters(model) == before
-    env.broken = None
-    model.learn(STEPS, reset_num_timesteps=False)
-    assert np.isfinite(parameters(model)), "what raised can be mended, the statistics of VecNormalize included"
 
 
 def test_a_model_that_diverges_is_fitted_anew(monkeypatch: pytest.MonkeyPatch) -> None:

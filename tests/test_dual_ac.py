@@ -1,4 +1,4 @@
-"""Dual-AC as an algorithm of Stable-Baselines3: rollouts, spaces, switches, saving, callbacks, determinism, bad arguments."""
+"""Dual-AC: rollouts, spaces, switches, saving, bad arguments; what it shares with DPI is in ``test_stepwise``."""
 
 import math
 from pathlib import Path
@@ -8,13 +8,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import DictPointMass, ImagePointMass, Matrix, PointMass, limited, vec_env
+from algorithms import DUAL_AC_STEPS as STEPS
+from algorithms import parameters
+from algorithms import small_dual_ac as small
+from dummy_envs import DictPointMass, ImagePointMass, Matrix, PointMass, counters, limited, vec_env
 from gymnasium import spaces
-from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
@@ -24,25 +24,7 @@ from sb3_dpi import DualAC
 from sb3_dpi.dual_ac.dual_ac import INITIAL_STATES
 from sb3_dpi.dual_ac.windows import NOTHING
 
-STEPS = 32
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
-
-
-def small(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DualAC:
-    """:return: a model whose iteration takes milliseconds"""
-    options: dict[str, Any] = {
-        "n_steps": STEPS,
-        "batch_size": 16,
-        "n_critic_updates": 2,
-        "policy_kwargs": {"features_extractor_kwargs": {"n_features": 10}} if policy == "RBFPolicy" else {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-    }
-    return DualAC(policy, limited(12) if env is None else env, **{**options, **kwargs})
-
-
-def parameters(model: DualAC) -> float:
-    return float(sum(parameter.detach().double().sum() for parameter in model.policy.parameters()))
 
 
 def check_learns(model: DualAC, iterations: int = 3) -> DualAC:
@@ -75,39 +57,9 @@ class Spaces(PointMass):
 # ---------------------------------------------------------------------- rollouts
 
 
-class Counter(gym.Env[np.ndarray, np.ndarray]):
-    """Observes its own number and the time, earns 1, and ends as told.
-
-    :param number: of the environment
-    :param lengths: of its episodes, in turn; negative: by death
-    """
-
-    def __init__(self, number: int, lengths: tuple[int, ...]) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.number, self.lengths, self.episode, self.t = number, lengths, -1, 0
-
-    def observe(self) -> np.ndarray:
-        return np.array([self.number, self.episode, self.t], np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.episode, self.t = self.episode + 1, 0
-        return self.observe(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.t += 1
-        length = self.lengths[self.episode % len(self.lengths)]
-        ends = self.t >= abs(length)
-        return self.observe(), 1.0, ends and length < 0, ends and length > 0, {}
-
-
 def counted() -> tuple[DualAC, Any]:
     """A model after one rollout of 10 steps and the batch that it learns from."""
-    endings = iter([(3, -4), (10,), (-10,), (1000,)])
-    makers = iter(range(4))
-    env = vec_env(4, lambda: Counter(next(makers), next(endings)))
-    model = small(env, n_steps=10, window_length=4, gamma=0.5)
+    model = small(counters(), n_steps=10, window_length=4, gamma=0.5)
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(40)
     return model, model._recall()
@@ -354,12 +306,7 @@ def test_it_learns_discrete_actions() -> None:
     assert np.mean([info["r"] for info in list(model.ep_info_buffer)[-10:]]) > 60.0
 
 
-# ---------------------------------------------------------------------- native
-
-
-def test_string_environment_without_further_argument() -> None:
-    model = DualAC("MlpPolicy", "Pendulum-v1").learn(1)
-    assert model.num_timesteps == 1024
+# ---------------------------------------------------------------------- wrappers, processes and saving
 
 
 def test_vec_normalize() -> None:
@@ -396,102 +343,11 @@ def test_everything_learned_survives(policy: str, tmp_path: Path) -> None:
     assert parameters(loaded) != parameters(model)
 
 
-def test_loaded_models_predict_without_environment(tmp_path: Path) -> None:
-    model = small().learn(STEPS)
-    model.save(tmp_path / "model")
-    loaded = DualAC.load(tmp_path / "model", learning_rate=0.0, target_kl=0.2)
-    np.testing.assert_array_equal(
-        loaded.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
-    )
-    assert loaded.target_kl(1.0) == 0.2
-    loaded.set_env(limited(12))
-    loaded.learn(STEPS, reset_num_timesteps=False)
-
-
 def test_number_of_environments_may_change(tmp_path: Path) -> None:
     small(vec_env(2)).learn(STEPS).save(tmp_path / "model")
     loaded = DualAC.load(tmp_path / "model", env=vec_env(3))
     loaded.learn(STEPS, reset_num_timesteps=False)
     assert loaded.rollout_buffer.n_envs == 3
-
-
-def test_models_of_others_are_refused(tmp_path: Path) -> None:
-    PPO("MlpPolicy", limited(12), n_steps=8, batch_size=8).save(tmp_path / "ppo")
-    with pytest.raises(ValueError, match=r"another algorithm: it cannot be loaded with DualAC\.load"):
-        DualAC.load(tmp_path / "ppo")
-
-
-class Witness(BaseCallback):
-    """Looks at what callbacks look at."""
-
-    events = ""
-
-    def _on_rollout_start(self) -> None:
-        self.events += "("
-
-    def _on_step(self) -> bool:
-        assert self.locals["new_obs"].shape == (2, 2) and self.locals["rewards"].shape == self.locals["dones"].shape == (2,)
-        assert len(self.locals["infos"]) == 2 and self.locals["actions"].shape == (2, 1)
-        return True
-
-    def _on_rollout_end(self) -> None:
-        assert self.locals["rollout_buffer"].full
-        self.events += ")"
-
-
-def test_callbacks() -> None:
-    witness = Witness()
-    model = small(vec_env(2, lambda: limited(12))).learn(3 * 2 * STEPS, callback=witness)
-    assert witness.events == "()()()" and 2 * witness.n_calls == model.num_timesteps == 6 * STEPS
-
-
-def test_a_callback_stops_training() -> None:
-    model = small(vec_env(1, lambda: Monitor(limited(5)))).learn(1000, callback=StopTrainingOnMaxEpisodes(3))
-    assert model.num_timesteps == 15
-
-
-def test_logs(tmp_path: Path) -> None:
-    model = small(verbose=0)
-    model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(3 * STEPS, progress_bar=False)
-    columns = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
-    keys = ["value_loss", "inner_steps", "inner_gap", "explained_variance", "policy_objective", "kl_divergence_loss"]
-    keys += ["is_line_search_success", "std", "n_updates", "learning_rate", "advantage_std"]
-    assert {f"train/{key}" for key in keys} | {"rollout/ep_rew_mean", "time/fps"} <= set(columns)
-
-
-def test_name_of_the_run(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    small(tensorboard_log=str(tmp_path)).learn(STEPS)
-    assert [path.name for path in tmp_path.iterdir()] == ["DualAC_1"]
-
-
-DETERMINISTIC: list[dict[str, Any]] = [
-    {},
-    {"policy": "RBFPolicy"},
-    {"use_sde": True},
-    {"gradient": "literal", "inner_tolerance": None},
-    {"env": lambda: VecNormalize(vec_env(2, lambda: limited(12)))},
-    {"env": DictPointMass, "policy": "MultiInputPolicy"},
-]
-
-
-@pytest.mark.parametrize("options", DETERMINISTIC, ids=str)
-def test_same_seed_same_numbers(options: dict[str, Any]) -> None:
-    def numbers(seed: int) -> tuple[float, float]:
-        kwargs = dict(options)
-        model = small(kwargs.pop("env", lambda: limited(12))(), seed=seed, **kwargs).learn(3 * STEPS)
-        return parameters(model), float(scalars(model)["train/value_loss"])
-
-    first = numbers(3)
-    np.random.seed(99)
-    assert first == numbers(3) != numbers(4)
-
-
-def test_evaluations_do_not_change_what_is_learned() -> None:
-    plain = small().learn(3 * STEPS)
-    callback = EvalCallback(Monitor(limited(5)), n_eval_episodes=2, eval_freq=17, verbose=0)
-    assert parameters(small().learn(3 * STEPS, callback=callback)) == parameters(plain)
 
 
 # ---------------------------------------------------------------------- errors
@@ -523,22 +379,3 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
 def test_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
-
-
-@pytest.mark.parametrize("what", ["reward", "observation"])
-def test_not_finite(what: str) -> None:
-    env = PointMass()
-    model = small(VecNormalize(vec_env(1, lambda: env))).learn(STEPS)
-    before = parameters(model)
-    env.broken = (what, STEPS + 10)
-    with pytest.raises(ValueError, match=rf"Environment 0 returned an? {what} that is not finite after {STEPS + 10} steps"):
-        model.learn(STEPS, reset_num_timesteps=False)
-    assert parameters(model) == before
-    env.broken = None
-    model.learn(STEPS, reset_num_timesteps=False)
-    assert np.isfinite(parameters(model)), "what raised can be mended, the statistics of VecNormalize included"
-
-
-def test_dictionaries_need_their_policy() -> None:
-    with pytest.raises(ValueError, match="MultiInputPolicy"):
-        small(DictPointMass())
