@@ -42,6 +42,8 @@ GRADIENTS = ("causal", "averaged", "literal")
 STEP_RULES = ("adaptive", "decaying", "constant")
 SMALLEST_STEP = 1e-3
 """Of ``target_kl``, for the adaptive and the decaying step."""
+STILL_LARGE = 0.25
+"""Of the largest advantages: down to here the adaptive step is a full one. Locomotion's vary that much while all is to be gained."""
 RETURNS_MEMORY = 10
 """Iterations that the scale of the returns remembers."""
 
@@ -103,10 +105,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         action of a window with the whole window's advantage
     :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples; it can be a function of the progress
         remaining; usual: .01 to .1
-    :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance below the largest one seen, to a
-        thousandth at most; ``"decaying"``: with the progress remaining; ``"constant"``
+    :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance where their standard deviation is
+        below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress remaining; ``"constant"``
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm; usual: 10 to 20
-    :param cg_damping: damping in the Hessian vector product computation; usual: .01 to 1
+    :param cg_damping: damping in the Hessian vector product computation; usual: .1 to 1
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
     :param line_search_max_iter: maximum number of iterations for the backtracking line-search
     :param max_grad_norm: The maximum value for the gradient clipping of V
@@ -140,8 +142,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         batch_size: int = 256,
-        gamma: float = 0.99,
-        window_length: int = 20,
+        gamma: float = 0.995,
+        window_length: int = 50,
         path_regularization: float = 100.0,
         inner_tolerance: float | None = 1e-4,
         n_critic_updates: int = 10,
@@ -153,7 +155,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         target_kl: float | Schedule = 0.05,
         step_rule: str = "adaptive",
         cg_max_steps: int = 20,
-        cg_damping: float = 0.1,
+        cg_damping: float = 1.0,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         max_grad_norm: float = 1.0,
@@ -488,7 +490,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.largest_advantage = max(self.largest_advantage, spread)
         if self.step_rule == "constant" or self.largest_advantage == 0.0:
             return bound
-        return bound * max((spread / self.largest_advantage) ** 2, SMALLEST_STEP)
+        share = spread / (STILL_LARGE * self.largest_advantage)
+        return bound * min(max(share**2, SMALLEST_STEP), 1.0)
 
     def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> None:
         if self.normalize_advantage:

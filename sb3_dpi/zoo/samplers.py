@@ -144,7 +144,7 @@ def dual_ac(trial: BaseTrial) -> dict[str, Any]:
         "gradient": trial.suggest_categorical("gradient", ["causal", "averaged"]),
         "alpha_regularization": trial.suggest_float("alpha_regularization", 0.5, 20.0, log=True),
         "target_kl": trial.suggest_float("target_kl", 0.01, 0.2, log=True),
-        "cg_damping": trial.suggest_float("cg_damping", 0.01, 1.0, log=True),
+        "cg_damping": trial.suggest_float("cg_damping", 0.03, 3.0, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 5e-3, log=True),
         "policy_kwargs": {
             "net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]),
