@@ -230,6 +230,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"gamma": 1.0},
     {"normalize_advantage": False},
     {"target_kl": LinearSchedule(0.1, 0.01, 1.0)},
+    {"target_kl": "lin_0.05"},
     {"learning_rate": LinearSchedule(1e-2, 1e-3, 1.0)},
     {"use_sde": True},
     {"use_sde": True, "sde_sample_freq": 4},

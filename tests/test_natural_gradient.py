@@ -249,7 +249,8 @@ def refuse(**changes: Any) -> tuple[NaturalGradientStep, list[float]]:
     other = th.nn.Parameter(th.tensor([[0.1], [-0.0]]))
     options = {name: value for name, value in changes.items() if name not in functions}
     first, identity = bits([toy.parameter, other]), toy.parameter.data_ptr()
-    step = natural_gradient_step([toy.parameter, other], functions["objective"], kl, 0.01, **options)
+    options.setdefault("target_kl", 0.01)
+    step = natural_gradient_step([toy.parameter, other], functions["objective"], kl, **options)
     assert bits([toy.parameter, other]) == first and toy.parameter.data_ptr() == identity
     assert not step.accepted and (step.kl, step.improvement, step.predicted) == (0.0, 0.0, 0.0)
     return step, record
@@ -289,6 +290,12 @@ def test_nan_on_the_way_is_refused() -> None:
 def test_a_useless_gradient_is_refused_at_once(bad: float) -> None:
     """No step, and no KL either."""
     step, record = refuse(objective=lambda toy: bad * toy.parameter[:2].sum())
+    assert step.n_trials == 0 and not record
+
+
+@pytest.mark.parametrize("bound", [0.0, -0.01])
+def test_a_bound_that_allows_nothing_changes_nothing(bound: float) -> None:
+    step, record = refuse(target_kl=bound)
     assert step.n_trials == 0 and not record
 
 

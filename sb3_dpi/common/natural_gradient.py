@@ -64,7 +64,8 @@ def natural_gradient_step(
     before = objective()
     gradient = _flat_gradient(before, actor).detach()
     refused = NaturalGradientStep(False, 0.0, 0.0, 0.0, 0)
-    if not bool(th.isfinite(gradient).all()) or not bool(gradient.any()):
+    # a schedule of the bound may end at zero, and a last rollout goes a little beyond
+    if not target_kl > 0.0 or not bool(th.isfinite(gradient).all()) or not bool(gradient.any()):
         return refused
     kl_gradient = _flat_gradient(kl(), actor, create_graph=True)
 

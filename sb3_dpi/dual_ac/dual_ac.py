@@ -15,10 +15,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.choices import as_schedule, check_choice
 from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import check_finite
@@ -43,7 +43,7 @@ STEP_RULES = ("adaptive", "decaying", "constant")
 SMALLEST_STEP = 1e-3
 """Of ``target_kl``, for the adaptive and the decaying step."""
 STILL_LARGE = 0.25
-"""Of the largest advantages: down to here the adaptive step is a full one. Locomotion's vary that much while all is to be gained."""
+"""Of the largest advantages: down to here the adaptive step is a full one, for locomotion's vary that much all along."""
 RETURNS_MEMORY = 10
 """Iterations that the scale of the returns remembers."""
 
@@ -104,9 +104,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         the same with every state of the rollout counted once, windows only averaged; ``"literal"``: as in the paper, every
         action of a window with the whole window's advantage
     :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples; it can be a function of the progress
-        remaining; usual: .01 to .1
+        remaining, or ``"lin_0.05"``, which falls to zero; usual: .01 to .1
     :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance where their standard deviation is
-        below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress remaining; ``"constant"``
+        below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress remaining;
+        ``"constant"``
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm; usual: 10 to 20
     :param cg_damping: damping in the Hessian vector product computation; usual: .1 to 1
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
@@ -152,7 +153,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         alpha_regularization: float = 5.0,
         mu_weight: float = 1.0,
         gradient: str = "causal",
-        target_kl: float | Schedule = 0.05,
+        target_kl: float | str | Schedule = 0.05,
         step_rule: str = "adaptive",
         cg_max_steps: int = 20,
         cg_damping: float = 1.0,
@@ -204,7 +205,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.alpha_regularization = alpha_regularization
         self.mu_weight = mu_weight
         self.gradient = gradient
-        self.target_kl = FloatSchedule(target_kl)
+        self.target_kl = as_schedule("target_kl", target_kl)
         self.step_rule = step_rule
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
@@ -229,7 +230,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         if self.n_steps * self.n_envs < 2:
             raise ValueError(f"n_steps times environments must be at least 2, got {self.n_steps} x {self.n_envs}")
         # arguments may be changed on loading
-        self.target_kl = FloatSchedule(self.target_kl)
+        self.target_kl = as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
 
@@ -248,7 +249,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             if value is not None and not value >= 0.0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
         for name in ("alpha_regularization", "target_kl", "max_grad_norm"):
-            value = FloatSchedule(getattr(self, name))(1.0)
+            value = as_schedule(name, getattr(self, name))(1.0)
             if not value > 0.0:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
