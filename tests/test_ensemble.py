@@ -41,7 +41,7 @@ def fitted() -> tuple[Ensemble, Transitions]:
     data = system()
     ensemble = Ensemble(2, 1, n_members=3, width=32)
     ensemble.update_units(data)
-    ensemble.fit(data, 400, 64, np.random.default_rng(0))
+    ensemble.fit(data, 800, 64, np.random.default_rng(0))
     return ensemble, data
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -20,7 +21,9 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
 """Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
 
-
+START_CORRELATIONS, START_SEGMENT = (0.0, 0.9), 100
+"""Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
+knows no fine movements, and a model must know both."""
 LONG_EPISODE = 250
 """Steps after which an episode may be left: shorter ones show beginnings enough."""
 
@@ -40,6 +43,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     _rng: np.random.Generator
     _noise: FloatArray
     _episode_steps: IntArray
+    _start_correlation: FloatArray
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -110,9 +114,13 @@ class ContinuingSampler(OnPolicyAlgorithm):
         return n < LONGEST_START and not (self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_START)
 
     def _act(self, actor: Callable[[FloatArray], tuple[FloatArray, FloatArray]], states: FloatArray) -> FloatArray:
+        assert self.memory is not None
         fresh = self._rng.standard_normal(self._noise.shape)
         if self.n_iterations == 0:
-            return self._rng.uniform(-1.0, 1.0, self._noise.shape)
+            if len(self.memory) // self.n_envs % START_SEGMENT == 0:
+                self._start_correlation = self._rng.choice(START_CORRELATIONS, size=(self.n_envs, 1))
+            self._noise = self._start_correlation * self._noise + np.sqrt(1.0 - self._start_correlation**2) * fresh
+            return 2.0 * ndtr(self._noise) - 1.0  # uniform between the bounds
         self._noise = self.noise_correlation * self._noise + math.sqrt(1.0 - self.noise_correlation**2) * fresh
         mean, std = actor(states)
         return np.tanh(mean + std * self._noise)

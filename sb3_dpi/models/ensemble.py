@@ -37,7 +37,9 @@ FASTEST_RESCALE = 1.5
 """Factor by which an update may change a standard deviation: faster ones destroyed models of systems that first fall over."""
 SMALLEST_STD = 1e-6
 """Below it a dimension counts as constant."""
-TERMINATION_BATCH = 192, 64
+RATES = np.linspace(1.0, 0.1, 6)
+"""Learning rates of the sixths of a fit, in the given one: large ones follow new data, small ones settle."""
+TERMINATION_BATCH = 48, 16
 """Rows of a step of the termination network: of all, and of those that ended an episode."""
 
 
@@ -197,7 +199,7 @@ class Ensemble(nn.Module):
 
         :param data: what to learn from
         :param n_steps: steps of each member
-        :param batch_size: rows of each member's minibatch; usual: 256
+        :param batch_size: rows of each member's minibatch; usual: 64 to 256
         :param rng: draws the minibatches
         :return: mean loss over the steps
         :raises DivergedError: if the parameters are no longer finite, in spite of a second try from new ones
@@ -225,8 +227,18 @@ class Ensemble(nn.Module):
         self, inputs: th.Tensor, targets: th.Tensor, n_steps: int, batch_size: int, rng: np.random.Generator
     ) -> float:
         rows = rng.integers(len(inputs), size=(n_steps, self.n_members, batch_size))
+        group = self.optimizer.param_groups[0]
+        rate, total = group["lr"], 0.0
+        for share, part in zip(RATES, np.array_split(rows, len(RATES)), strict=True):
+            group["lr"] = share * rate
+            total += self._descend_on(inputs, targets, part) if len(part) else 0.0
+        group["lr"] = rate
+        return total / max(n_steps, 1)
+
+    def _descend_on(self, inputs: th.Tensor, targets: th.Tensor, rows: np.ndarray) -> float:
+        """Sum of the losses on the minibatches ``[K, E, B]``."""
         if kernels.serves(self.networks):
-            return kernels.fit_ensemble(self.networks, self.optimizer, inputs, targets, rows)
+            return len(rows) * kernels.fit_ensemble(self.networks, self.optimizer, inputs, targets, rows)
         total = 0.0
         for batch in th.as_tensor(rows, device=inputs.device):
             # the sum over members: each has a loss of its own
@@ -235,7 +247,7 @@ class Ensemble(nn.Module):
             loss.backward()
             self.optimizer.step()
             total += float(loss.detach()) / self.n_members
-        return total / max(n_steps, 1)
+        return total
 
     def _fit_termination(self, data: Transitions, n_steps: int, rng: np.random.Generator) -> None:
         """On the next state: on state and action real deaths got probabilities from .01 on, on the next state from .97 on."""
