@@ -17,10 +17,10 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dpi import DPI
-from sb3_dpi.dpi import sampling
+from sb3_dpi.dpi import restarts as restarting
 from sb3_dpi.models.ensemble import DivergedError, Ensemble
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
@@ -54,7 +54,7 @@ def counted(restarts: float, wrap: bool = False) -> DPI:
 @pytest.mark.parametrize("restarts", [0.0, 1.0])
 def test_memory(restarts: float, wrap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """True next observations at deaths, time limits and where an episode was left, in the environment's units."""
-    monkeypatch.setattr(sampling, "LONG_EPISODE", 15)
+    monkeypatch.setattr(restarting, "LONG_EPISODE", 15)
     model = counted(restarts, wrap)
     assert model.memory is not None and len(model.memory) == 120 and isinstance(model.memory, ReplayBuffer)
     data = model.memory.transitions()
@@ -69,6 +69,15 @@ def test_memory(restarts: float, wrap: bool, monkeypatch: pytest.MonkeyPatch) ->
     left = np.flatnonzero(data.ends.reshape(4, 30)[3]).tolist()
     assert left == ([19, 29] if restarts else [29])
     assert data.states[90:, 1].max() == pytest.approx(1.0 if restarts else 0.0, abs=1e-5)
+
+
+def test_no_restarts_where_a_wrapper_makes_observations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting, "LONG_EPISODE", 1)
+    model = small(VecFrameStack(counters(), 2), n_steps=10, learning_starts=40)
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(120)
+    assert model.memory is not None
+    assert np.flatnonzero(model.memory.transitions().ends.reshape(4, 30)[3]).tolist() == [29]
 
 
 def test_learning_anew_begins_new_episodes() -> None:

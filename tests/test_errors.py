@@ -179,11 +179,12 @@ def test_the_environment_that_is_not_finite_is_named(make: Make) -> None:
         make(vec_env(3, lambda: next(makers))).learn(1)
 
 
+@pytest.mark.parametrize("norm_obs", [True, False])
 @every_algorithm
-def test_not_finite_with_vec_normalize(make: Make) -> None:
+def test_not_finite_with_vec_normalize(make: Make, norm_obs: bool) -> None:
     """The statistics of VecNormalize must not be poisoned for good."""
     inner = PointMass()
-    env = VecNormalize(vec_env(1, lambda: inner))
+    env = VecNormalize(vec_env(1, lambda: inner), norm_obs=norm_obs)
     model = make(env)
     model.learn(ITERATION)
     inner.broken = ("observation", ITERATION + 5)

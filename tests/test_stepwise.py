@@ -166,11 +166,12 @@ def test_same_seed_same_numbers(make: Make, options: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------- errors
 
 
+@pytest.mark.parametrize("norm_obs", [True, False])
 @pytest.mark.parametrize("what", ["reward", "observation"])
 @every_stepwise_algorithm
-def test_not_finite(make: Make, what: str) -> None:
+def test_not_finite(make: Make, what: str, norm_obs: bool) -> None:
     env = PointMass()
-    model = trained(make, VecNormalize(vec_env(1, lambda: env)))
+    model = trained(make, VecNormalize(vec_env(1, lambda: env), norm_obs=norm_obs))
     before, bad = parameters(model), 2 * model.n_steps + 10
     env.broken = (what, bad)
     with pytest.raises(ValueError, match=rf"Environment 0 returned an? {what} that is not finite after {bad} steps"):

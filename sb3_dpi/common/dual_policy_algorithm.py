@@ -1,6 +1,5 @@
 """The loop that the algorithms of dual policy iteration share."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_dpi.common.actor import export_actor
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.environments import ENVIRONMENTS, environment_indices, make_environments
+from sb3_dpi.common.finite import KeptStatistics
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
@@ -261,15 +261,13 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         self._actor = export_actor(self.policy)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        normalizer = self._vec_normalize_env
-        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
+        statistics = KeptStatistics(self._vec_normalize_env)
         try:
             for batch in range(rollout_buffer.n_batches):
                 if not self._collect_batch(env, callback, rollout_buffer, batch):
                     return False
         except NotFiniteError:
-            if normalizer is not None and statistics is not None:  # what is not finite would stay in its running statistics
-                normalizer.obs_rms, normalizer.ret_rms = statistics
+            statistics.restore()
             raise
         callback.update_locals(locals())
         callback.on_rollout_end()

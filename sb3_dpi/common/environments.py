@@ -121,7 +121,7 @@ def evaluate_on_environments(
     returns = []
     for i, environment in enumerate(environments):
         env: VecEnv = DummyVecEnv([lambda i=i, e=environment: _make(e, i)])  # type: ignore[misc]
-        if (normalizer := model.get_vec_normalize_env()) is not None:
+        if (normalizer := model.get_vec_normalize_env()) is not None and normalizer.norm_obs:
             env = _with_statistics(env, normalizer)
         episodes, _ = evaluate_policy(model, env, n_eval_episodes, deterministic, return_episode_rewards=True)
         returns.append(episodes)

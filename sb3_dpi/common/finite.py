@@ -1,8 +1,10 @@
-"""Environments that return something that is no number."""
+"""Environments that return something that is no number, and what it must not stay in."""
 
+import copy
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecNormalize
 
 
 def check_finite(observations: Any, rewards: np.ndarray, n_steps: int) -> None:
@@ -23,3 +25,21 @@ def check_finite(observations: Any, rewards: np.ndarray, n_steps: int) -> None:
             f"Environment {int(np.argmin(fine))} returned {what} that is not finite after {n_steps} steps in all. "
             "The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
         )
+
+
+class KeptStatistics:
+    """VecNormalize's running statistics as they were: what is not finite would stay in them.
+
+    :param normalizer: whose they are; None where there is none
+    """
+
+    def __init__(self, normalizer: VecNormalize | None) -> None:
+        self._normalizer = normalizer
+        # without normalisation of observations it has no statistics of them
+        own = {} if normalizer is None else {name: vars(normalizer).get(name) for name in ("obs_rms", "ret_rms")}
+        self._statistics = copy.deepcopy({name: value for name, value in own.items() if value is not None})
+
+    def restore(self) -> None:
+        """Forget what came since."""
+        if self._normalizer is not None:
+            vars(self._normalizer).update(self._statistics)

@@ -1,6 +1,5 @@
 """Real steps that go on from block to block."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +11,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.finite import check_finite
+from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy
+from sb3_dpi.dpi.restarts import begin_anew, draw_restarts
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -24,8 +24,6 @@ LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
 START_CORRELATIONS, START_SEGMENT = (0.0, 0.9), 100
 """Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
 knows no fine movements, and a model must know both."""
-LONG_EPISODE = 250
-"""Steps after which an episode may be left: shorter ones show beginnings enough."""
 
 
 class ContinuingSampler(OnPolicyAlgorithm):
@@ -63,7 +61,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
         actor = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
         callback.on_rollout_start()
         normalizer = self._vec_normalize_env
-        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
+        statistics = KeptStatistics(normalizer)
         states = self._raw_states(self._last_obs)
         assert self._last_episode_starts is not None
         for i in np.flatnonzero(self._last_episode_starts):  # also where ``learn`` has begun anew
@@ -83,8 +81,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
             try:
                 check_finite(new_obs, raw_rewards, self.num_timesteps)
             except ValueError:
-                if normalizer is not None and statistics is not None:  # would stay in its running statistics
-                    normalizer.obs_rms, normalizer.ret_rms = statistics
+                statistics.restore()
                 raise
             # normalised observations are clipped
             following = self._raw_states(new_obs) if normalizer is None else self.policy.join(normalizer.get_original_obs())
@@ -135,20 +132,14 @@ class ContinuingSampler(OnPolicyAlgorithm):
         return self.policy.join(obs)
 
     def _begin_anew(self, env: VecEnv) -> None:
-        """Leave episodes by the toss of a coin: the policy must be good where episodes begin, and long ones begin seldom."""
-        assert self.memory is not None and self._last_obs is not None
-        if self.restarts == 0.0:
+        """Leave some long episodes: the policy must be good where episodes begin."""
+        assert self.memory is not None
+        leave = draw_restarts(self._rng, self.restarts, self._episode_steps)
+        fresh = begin_anew(env, leave, self._last_obs, self._vec_normalize_env) if len(leave) else None
+        if fresh is None:
             return
-        leave = (self._rng.random(env.num_envs) < self.restarts) & (self._episode_steps >= LONG_EPISODE)
-        for i in np.flatnonzero(leave):
-            obs, _ = env.env_method("reset", indices=int(i))[0]
-            if self._vec_normalize_env is not None:
-                obs = self._vec_normalize_env.normalize_obs(obs)
-            if isinstance(self._last_obs, dict):
-                for key, array in self._last_obs.items():
-                    array[i] = obs[key]
-            else:
-                self._last_obs[i] = obs
+        self._last_obs = fresh
+        for i in leave:
             self.memory.cut(int(i))
             self._episode_steps[i] = 0
             self._noise[i] = self._rng.standard_normal(self._noise.shape[1])

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dpi.common.choices import as_schedule, check_choice
 from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.features import RandomFourierExtractor
-from sb3_dpi.common.finite import check_finite
+from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
@@ -279,8 +279,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
-        normalizer = self._vec_normalize_env
-        statistics = None if normalizer is None else copy.deepcopy((normalizer.obs_rms, normalizer.ret_rms))
+        statistics = KeptStatistics(self._vec_normalize_env)
         unknown = th.zeros(env.num_envs)  # values and log-probabilities are computed at once, afterwards
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -309,12 +308,11 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _check_finite(self, new_obs: Any, rewards: np.ndarray, statistics: Any) -> None:
+    def _check_finite(self, new_obs: Any, rewards: np.ndarray, statistics: KeptStatistics) -> None:
         try:
             check_finite(new_obs, rewards, self.num_timesteps)
         except ValueError:
-            if self._vec_normalize_env is not None:  # what is not finite would stay in its running statistics
-                self._vec_normalize_env.obs_rms, self._vec_normalize_env.ret_rms = statistics
+            statistics.restore()
             self._last_obs = None  # start from a reset
             raise
 
