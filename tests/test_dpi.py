@@ -230,6 +230,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"real_fraction": 1.0},
     {"real_fraction": 0.0},
     {"restarts": 0.0},
+    {"target_kl": None},
     {"ent_coef": 0.1},
     {"ent_coef": "auto"},
     {"target_entropy": -0.1},
@@ -263,6 +264,23 @@ def test_fixed_temperature() -> None:
     model.learn(3 * STEPS, reset_num_timesteps=False)
     assert float(model.critic.unit) != unit
     assert model.temperature * float(model.critic.unit) == pytest.approx(0.1 * unit), "the same in rewards"
+
+
+def test_the_policy_rate_follows_the_divergence() -> None:
+    model = small(target_kl=1.0)
+    for divergence, factor in ((0.7, 1.0), (0.4, 1.2), (2.1, 1.0), (2.1, 1.0 / 1.2)):
+        model._follow_divergence(divergence)
+        assert model.rate_factor == pytest.approx(factor)
+    for divergence, bound in ((9.0, 0.1), (0.0, 5.0)):
+        for _ in range(40):
+            model._follow_divergence(divergence)
+        assert model.rate_factor == pytest.approx(bound)
+    model._logger = configure(None, [])
+    model._update_policy_rate()
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(5.0 * 3e-4)
+    fixed = small(target_kl=None)
+    fixed._follow_divergence(9.0)
+    assert fixed.rate_factor == 1.0
 
 
 def test_known_cost_and_end() -> None:
@@ -368,6 +386,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"noise_correlation": 1.0}, "noise_correlation must"),
     ({"real_fraction": 1.5}, "real_fraction must be from 0 to 1, got 1.5"),
     ({"restarts": -0.1}, "restarts must"),
+    ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"effort": 0.0}, "effort must be above 0, got 0.0"),
     ({"trust_region": math.nan}, "trust_region must"),
     ({"ent_coef": "automatic"}, "ent_coef='automatic'"),

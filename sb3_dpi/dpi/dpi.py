@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_dpi.common.choices import check_choice, parse_choice
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
@@ -46,6 +47,8 @@ MODEL_BATCH = 64
 SMALLEST_MEMORY = 32
 """Steps below which there is nothing to learn from."""
 DEFAULT_TEMPERATURE = 0.02
+RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
+"""By how much the policy's learning rate follows ``target_kl`` after each block, and how far at most."""
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
 
 
@@ -99,6 +102,9 @@ class DPI(SavedModel, ContinuingSampler):
         windows, anchored in real returns; ``"returns"``: V by TD(lambda) on the latest real steps
     :param critic_width: of the critic's two hidden layers; usual: 64 to 256
     :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
+    :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
+        at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
+        ``learning_rate``. None leaves the rate alone; usual: .3 to 3
     :param max_grad_norm: The maximum value for the gradient clipping of the policy
     :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
         environment's units: replaces the learned reward
@@ -154,6 +160,7 @@ class DPI(SavedModel, ContinuingSampler):
         critic: str = "q",
         critic_width: int = 64,
         critic_learning_rate: float = 1e-3,
+        target_kl: float | None = 1.0,
         max_grad_norm: float = 1.0,
         cost_fn: SystemFunction | None = None,
         termination_fn: SystemFunction | None = None,
@@ -212,6 +219,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.critic_kind = critic
         self.critic_width = critic_width
         self.critic_learning_rate = critic_learning_rate
+        self.target_kl = target_kl
         self.cost_fn = cost_fn
         self.termination_fn = termination_fn
         self.format_version = FORMAT_VERSION
@@ -219,6 +227,7 @@ class DPI(SavedModel, ContinuingSampler):
         # what is learned beside the networks survives saving
         self.memory = None
         self.log_temperature: float | None = None
+        self.rate_factor = 1.0
         self.n_iterations = 0
         self.n_episodes = 0
         self.steps_since_training = 0
@@ -268,6 +277,7 @@ class DPI(SavedModel, ContinuingSampler):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in (
+            *(["target_kl"] if self.target_kl is not None else []),
             "tau",
             "trust_region",
             "effort",
@@ -348,7 +358,7 @@ class DPI(SavedModel, ContinuingSampler):
         if self._is_starting() or len(self.memory) < SMALLEST_MEMORY:
             return
         self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
+        self._update_policy_rate()
         data = self.memory.transitions()
         self._report_model(data)
         returns = self._follow_units(data)
@@ -366,6 +376,20 @@ class DPI(SavedModel, ContinuingSampler):
         self._report(lessons, returns, before)
         self.n_iterations += 1
         self.steps_since_training = 0
+
+    def _update_policy_rate(self) -> None:
+        rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor
+        update_learning_rate(self.policy.optimizer, rate)
+        self.logger.record("train/learning_rate", rate)
+
+    def _follow_divergence(self, divergence: float) -> None:
+        """The same step moves some policies hardly at all and others off a cliff."""
+        if self.target_kl is None:
+            return
+        if divergence > 2.0 * self.target_kl:
+            self.rate_factor = max(self.rate_factor / RATE_CHANGE, RATE_BOUNDS[0])
+        elif divergence < 0.5 * self.target_kl:
+            self.rate_factor = min(self.rate_factor * RATE_CHANGE, RATE_BOUNDS[1])
 
     def _steps_per_plan(self) -> int:
         if self.imitation_steps is not None:
@@ -519,6 +543,7 @@ class DPI(SavedModel, ContinuingSampler):
         data, real = lessons.data, lessons.real
         recent = np.flatnonzero(data.age * self.n_envs < REPORTED)
         divergence, std = policy_change(self.policy.actor, before, real.states[recent])
+        self._follow_divergence(divergence)
         self.logger.record("train/kl", divergence)
         self.logger.record("train/std", std)
         self.logger.record("train/ent_coef", self.temperature * float(self.critic.unit))
