@@ -32,13 +32,21 @@ HALF_LOG_TWO_PI = f32(0.5 * math.log(2.0 * math.pi))
 BETA_1, BETA_2, ADAM_EPSILON = f32(0.9), f32(0.999), f32(1e-8)
 
 
+OPTIONS = {"cache": True, "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"}, "error_model": "numpy"}
+"""Sums may be taken in any order, but what is not finite stays so."""
+
+
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile where numba is there; sums may be taken in any order, but what is not finite stays so."""
-    options = {"cache": True, "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"}, "error_model": "numpy"}
-    return numba.njit(**options)(function) if COMPILED else function  # type: ignore[call-overload]
+    """Compile where numba is there."""
+    return numba.njit(**OPTIONS)(function) if COMPILED else function  # type: ignore[call-overload]
 
 
-@_compiled
+def _part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile into whatever calls it: a copy of its own adds up in another order where it comes from the cache."""
+    return numba.njit(**OPTIONS, forceinline=True)(function) if COMPILED else function  # type: ignore[call-overload]
+
+
+@_part
 def split(flat: FloatArray, n_in: int, width: int, n_out: int) -> tuple[FloatArray, ...]:
     """Views of the parameters: weights and biases of the three layers."""
     a = n_in * width
@@ -56,7 +64,7 @@ def split(flat: FloatArray, n_in: int, width: int, n_out: int) -> tuple[FloatArr
     )
 
 
-@_compiled
+@_part
 def activate(z: FloatArray, bias: FloatArray, normalised: bool, inverse: FloatArray, out: FloatArray) -> None:
     """Add the bias, perhaps normalise, and take hardswish; ``z`` becomes the input of the latter."""
     n, width = z.shape
@@ -79,7 +87,7 @@ def activate(z: FloatArray, bias: FloatArray, normalised: bool, inverse: FloatAr
             out[i, j] = z[i, j] * min(max(z[i, j] + f32(3.0), f32(0.0)), f32(6.0)) * SIXTH
 
 
-@_compiled
+@_part
 def activate_backward(z: FloatArray, normalised: bool, inverse: FloatArray, slope: FloatArray) -> None:
     """From the derivative by the activation's output to that by the layer's sum, in place."""
     n, width = z.shape
@@ -99,7 +107,7 @@ def activate_backward(z: FloatArray, normalised: bool, inverse: FloatArray, slop
                 slope[i, j] = (slope[i, j] - mean - z[i, j] * along) * inverse[i]
 
 
-@_compiled
+@_part
 def forward(
     flat: FloatArray, n_in: int, width: int, n_out: int, normalised: bool, inputs: FloatArray
 ) -> tuple[FloatArray, Trace]:
@@ -120,7 +128,7 @@ def forward(
     return outputs, (z1, h1, s1, z2, h2, s2)
 
 
-@_compiled
+@_part
 def add_rows(rows: FloatArray, total: FloatArray) -> None:
     """Add up the rows."""
     for i in range(rows.shape[0]):
@@ -128,7 +136,7 @@ def add_rows(rows: FloatArray, total: FloatArray) -> None:
             total[j] += rows[i, j]
 
 
-@_compiled
+@_part
 def backward(
     flat: FloatArray,
     n_in: int,
@@ -161,7 +169,7 @@ def backward(
     return d1
 
 
-@_compiled
+@_part
 def adam(flat: FloatArray, gradient: FloatArray, first: FloatArray, second: FloatArray, step: int, rate: float) -> None:
     """One step of Adam, its moments updated in place; ``step`` counts from 1."""
     rate_1 = f32(rate / (1.0 - 0.9**step))
@@ -173,7 +181,7 @@ def adam(flat: FloatArray, gradient: FloatArray, first: FloatArray, second: Floa
         flat[i] -= rate_1 * first[i] / (math.sqrt(second[i] * bias_2) + ADAM_EPSILON)
 
 
-@_compiled
+@_part
 def exponential(x: FloatArray) -> FloatArray:
     """exp to seven digits; unlike ``math.exp`` in a loop that the compiler vectorises (Cephes' polynomial)."""
     flat = x.reshape(-1)
@@ -195,7 +203,7 @@ def exponential(x: FloatArray) -> FloatArray:
     return result.reshape(x.shape)
 
 
-@_compiled
+@_part
 def logarithm(x: FloatArray) -> FloatArray:
     """log of positive normal numbers to seven digits, likewise."""
     bits = x.reshape(-1).view(np.int32)
@@ -221,7 +229,7 @@ def logarithm(x: FloatArray) -> FloatArray:
     return result.reshape(x.shape)
 
 
-@_compiled
+@_part
 def hyperbolic_tangent(x: FloatArray) -> FloatArray:
     """tanh, likewise."""
     growth = exponential(x + x)
@@ -231,7 +239,7 @@ def hyperbolic_tangent(x: FloatArray) -> FloatArray:
     return growth
 
 
-@_compiled
+@_part
 def sample(outputs: FloatArray, noise: FloatArray, low: float, high: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Actions ``[n, du]``, log-probabilities ``[n]`` and standard deviations ``[n, du]`` (``actors``)."""
     n, du = noise.shape
@@ -257,7 +265,7 @@ def sample(outputs: FloatArray, noise: FloatArray, low: float, high: float) -> t
     return actions, log_probs, stds
 
 
-@_compiled
+@_part
 def sample_backward(
     outputs: FloatArray,
     noise: FloatArray,
@@ -284,7 +292,7 @@ def sample_backward(
     return slope
 
 
-@_compiled
+@_part
 def huber_step(
     flat: FloatArray,
     first: FloatArray,

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dpi.models.compiled import FloatArray, _compiled, backward, f32, forward, sample, sample_backward
+from sb3_dpi.models.compiled import FloatArray, _compiled, _part, backward, f32, forward, sample, sample_backward
 
 CHANGE_LIMIT = f32(8.0)
 
 
-@_compiled
+@_part
 def transition(model: Any, inputs: FloatArray, following: FloatArray, rewards: FloatArray, inside: FloatArray) -> Any:
     """Add the members' predictions to ``following`` and ``rewards``, which hold the residuals; what the backward pass needs.
 
@@ -44,7 +44,7 @@ def transition(model: Any, inputs: FloatArray, following: FloatArray, rewards: F
     return traces
 
 
-@_compiled
+@_part
 def transition_backward(
     model: Any, inputs: FloatArray, traces: Any, inside: FloatArray, by_state: FloatArray, by_reward: FloatArray
 ) -> FloatArray:
@@ -69,7 +69,7 @@ def transition_backward(
     return result
 
 
-@_compiled
+@_part
 def survive(ending: Any, states: FloatArray) -> Any:
     """Probabilities that episodes go on, and what the backward pass needs."""
     flat, width, sees_deaths = ending
@@ -81,7 +81,7 @@ def survive(ending: Any, states: FloatArray) -> Any:
     return chances, trace
 
 
-@_compiled
+@_part
 def close(critic: Any, states: FloatArray, actions: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Mean of the two Q-functions, and its weighted derivative by state and action."""
     flat, width, n_in = critic
@@ -102,7 +102,7 @@ def close(critic: Any, states: FloatArray, actions: FloatArray, weights: FloatAr
     return values, total
 
 
-@_compiled
+@_part
 def limit(states: FloatArray, low: FloatArray, high: FloatArray, inside: FloatArray) -> None:
     """Clip states to the range of what was seen, and note where that happened."""
     for i in range(states.shape[0]):
@@ -112,7 +112,7 @@ def limit(states: FloatArray, low: FloatArray, high: FloatArray, inside: FloatAr
             states[i, j] = clipped
 
 
-@_compiled
+@_part
 def survive_backward(
     ending: Any, states: FloatArray, trace: Any, by_alive: FloatArray, alive: FloatArray, chances: FloatArray
 ) -> FloatArray:
@@ -125,7 +125,7 @@ def survive_backward(
     return backward(flat, dx, width, 1, False, states, trace, slope, nothing, True)
 
 
-@_compiled
+@_part
 def earn(
     discount: float, alive: FloatArray, gains: FloatArray, chances: FloatArray, weights: FloatArray, by_alive: FloatArray
 ) -> float:
