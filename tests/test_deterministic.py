@@ -1,5 +1,9 @@
 """The same seed gives the same numbers, to the last bit."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,3 +98,21 @@ def test_two_halves_learn_as_well_as_the_whole(make: Make) -> None:
     whole.learn(4 * ITERATION)
     halves.learn(2 * ITERATION).learn(2 * ITERATION, reset_num_timesteps=False)
     assert (whole.num_timesteps, whole.n_iterations) == (halves.num_timesteps, halves.n_iterations)
+
+
+ONE_RUN = """
+from sb3_dpi import DPI
+
+model = DPI("MlpPolicy", "Pendulum-v1", seed=3, learning_starts=100, n_windows=20, effort=0.1).learn(300)
+print(model.policy.actor.network.flat.detach().numpy().tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_the_run_that_compiles_gives_the_numbers_of_later_ones(tmp_path: Path) -> None:
+    """Compiled loops that come from numba's cache add up in the same order as those just compiled."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", ONE_RUN], env=env, check=True, capture_output=True) for _ in range(2)
+    )
+    assert first.stdout == second.stdout and len(first.stdout) > 1000
