@@ -112,7 +112,6 @@ print(model.policy.actor.network.flat.detach().numpy().tobytes().hex())
 def test_the_run_that_compiles_gives_the_numbers_of_later_ones(tmp_path: Path) -> None:
     """Compiled loops that come from numba's cache add up in the same order as those just compiled."""
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    first, second = (
-        subprocess.run([sys.executable, "-c", ONE_RUN], env=env, check=True, capture_output=True) for _ in range(2)
-    )
-    assert first.stdout == second.stdout and len(first.stdout) > 1000
+    command = [sys.executable, "-c", ONE_RUN]
+    first, second = (subprocess.run(command, env=env, check=True, capture_output=True).stdout for _ in range(2))
+    assert first == second and len(first) > 1000
