@@ -283,6 +283,23 @@ def test_the_policy_rate_follows_the_divergence() -> None:
     assert fixed.rate_factor == 1.0
 
 
+def test_the_deployed_policy_is_an_average() -> None:
+    def flat(model: DPI, name: str) -> np.ndarray:
+        return getattr(model.policy, name).network.flat.detach().numpy().copy()
+
+    model = small(averaging=1.0).learn(3 * STEPS)
+    np.testing.assert_array_equal(flat(model, "actor"), flat(model, "averaged"))
+    with th.no_grad():
+        model.policy.actor.network.flat.add_(0.1)
+    middle = 0.5 * (flat(model, "actor") + flat(model, "averaged"))
+    model.policy.follow(0.5)
+    np.testing.assert_allclose(flat(model, "averaged"), middle, atol=1e-7)
+    mean = model.policy.averaged(model.policy.standardize(th.as_tensor(OBSERVATIONS)))[0]
+    np.testing.assert_allclose(
+        model.policy(th.as_tensor(OBSERVATIONS), deterministic=True).detach(), mean.tanh().detach(), atol=1e-6
+    )
+
+
 def test_known_cost_and_end() -> None:
     """In the environment's units, of the right arguments, and instead of what is learned."""
     seen = []
@@ -386,6 +403,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"noise_correlation": 1.0}, "noise_correlation must"),
     ({"real_fraction": 1.5}, "real_fraction must be from 0 to 1, got 1.5"),
     ({"restarts": -0.1}, "restarts must"),
+    ({"averaging": 1.5}, "averaging must"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"effort": 0.0}, "effort must be above 0, got 0.0"),
     ({"trust_region": math.nan}, "trust_region must"),

@@ -47,6 +47,8 @@ MODEL_BATCH = 64
 SMALLEST_MEMORY = 32
 """Steps below which there is nothing to learn from."""
 DEFAULT_TEMPERATURE = 0.02
+AVERAGED_SHARE = 8.0
+"""The average is one of the last eighth of the policy's steps, until that is as long as ``averaging`` says."""
 RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
 """By how much the policy's learning rate follows ``target_kl`` after each block, and how far at most."""
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
@@ -105,6 +107,9 @@ class DPI(SavedModel, ContinuingSampler):
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
         ``learning_rate``. None leaves the rate alone; usual: .3 to 3
+    :param averaging: by how much the policy that is deployed, which ``predict`` uses, follows the one that learns and explores
+        at each of its steps: what swings around a good policy is good on average (Polyak and Juditsky, 1992). 1 deploys the
+        policy that learns; usual: .001 to .01
     :param max_grad_norm: The maximum value for the gradient clipping of the policy
     :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
         environment's units: replaces the learned reward
@@ -161,6 +166,7 @@ class DPI(SavedModel, ContinuingSampler):
         critic_width: int = 64,
         critic_learning_rate: float = 1e-3,
         target_kl: float | None = 1.0,
+        averaging: float = 0.004,
         max_grad_norm: float = 1.0,
         cost_fn: SystemFunction | None = None,
         termination_fn: SystemFunction | None = None,
@@ -220,6 +226,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.critic_width = critic_width
         self.critic_learning_rate = critic_learning_rate
         self.target_kl = target_kl
+        self.averaging = averaging
         self.cost_fn = cost_fn
         self.termination_fn = termination_fn
         self.format_version = FORMAT_VERSION
@@ -270,7 +277,7 @@ class DPI(SavedModel, ContinuingSampler):
         for name in (*counts, "model_width", "critic_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("real_fraction", "restarts"):
+        for name in ("real_fraction", "restarts", "averaging"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("gamma", "noise_correlation"):
@@ -410,7 +417,8 @@ class DPI(SavedModel, ContinuingSampler):
         fresh = not bool(self.ensemble.has_units)
         change = self.ensemble.update_units(data)
         if not fresh:
-            self.policy.actor.network.rescale_inputs(change.scale, change.shift)
+            for actor in (self.policy.actor, self.policy.averaged):
+                actor.network.rescale_inputs(change.scale, change.shift)
             self.critic.rescale_states(change.scale, change.shift)
         recent = data.rewards[data.age * self.n_envs < 2 * RECENT]
         returns = returns_to_go(data, self.gamma)
@@ -510,6 +518,7 @@ class DPI(SavedModel, ContinuingSampler):
         norm = th.nn.utils.clip_grad_norm_([flat], self.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
+        self.policy.follow(min(max(self.averaging, AVERAGED_SHARE / self._n_updates), 1.0))
         if isinstance(self.ent_coef, str):
             assert self.log_temperature is not None
             du = self.policy.actor.action_dim

@@ -1,5 +1,6 @@
 """The reactive policy: a squashed Gaussian that planners can differentiate along imagined states."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
 
 
 class MlpPolicy(BasePolicy):
-    """Squashed Gaussian policy of standardised vector observations.
+    """Squashed Gaussian policy of standardised vector observations; it acts by the average of what was learned lately.
 
     :param observation_space: Box
     :param action_space: bounded Box
@@ -73,6 +74,7 @@ class MlpPolicy(BasePolicy):
         self.actor = SquashedGaussian(
             state_dim, int(np.prod(action_space.shape)), self.net_arch, log_std_init, (smallest, largest)
         )
+        self.averaged = copy.deepcopy(self.actor).requires_grad_(False)
         self.register_buffer("obs_mean", th.zeros(state_dim, dtype=th.float64))
         self.register_buffer("obs_std", th.ones(state_dim, dtype=th.float64))
         self.optimizer = th.optim.Adam([self.actor.network.flat], lr=lr_schedule(1))
@@ -105,12 +107,21 @@ class MlpPolicy(BasePolicy):
         :param deterministic: whether to take the mean before tanh
         :return: in units of the bounds, ``[n, *action_shape]``
         """
-        mean, log_std = self.actor(self.standardize(obs))
+        mean, log_std = self.averaged(self.standardize(obs))
         before = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
         return th.tanh(before).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
+
+    @th.no_grad()
+    def follow(self, share: float) -> None:
+        """
+        Let the averaged policy follow the one that learns.
+
+        :param share: how far, 1: all the way
+        """
+        self.averaged.network.flat.lerp_(self.actor.network.flat, share)
 
     def set_standardization(self, mean: th.Tensor, std: th.Tensor) -> None:
         """
