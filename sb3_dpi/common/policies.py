@@ -65,7 +65,7 @@ class StandardizedPolicy(ActorCriticPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        log_std_init: float = math.log(0.75),
+        log_std_init: float = math.log(0.5),
         features_extractor_class: type[BaseFeaturesExtractor] = StandardizedExtractor,
         **kwargs: Any,
     ):

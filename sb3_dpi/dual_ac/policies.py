@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 from gymnasium import spaces
@@ -8,7 +9,28 @@ from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.policies import StandardizedPolicy
 
 
-class RBFPolicy(StandardizedPolicy):
+class MlpPolicy(StandardizedPolicy):
+    """Actor and value function of standardised vector observations, with wider noise at first than planners want.
+
+    :param observation_space: observation space, of vectors or numbers
+    :param action_space: action space
+    :param lr_schedule: learning rate schedule
+    :param log_std_init: initial log standard deviation, in units of the bounds; usual: -1 to 0
+    :param kwargs: as for ``ActorCriticPolicy``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        log_std_init: float = math.log(0.75),
+        **kwargs: Any,
+    ):
+        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
+
+
+class RBFPolicy(MlpPolicy):
     """Actor and value function linear in random Fourier features of standardised observations, as in the paper.
 
     The value function is then solved for in closed form.
@@ -40,7 +62,7 @@ class RBFPolicy(StandardizedPolicy):
         )
 
 
-class CnnPolicy(StandardizedPolicy):
+class CnnPolicy(MlpPolicy):
     """The same for images.
 
     :param observation_space: image space
@@ -63,7 +85,7 @@ class CnnPolicy(StandardizedPolicy):
         )
 
 
-class MultiInputPolicy(StandardizedPolicy):
+class MultiInputPolicy(MlpPolicy):
     """The same for dictionaries of images, vectors and numbers.
 
     :param observation_space: dictionary space
@@ -84,6 +106,3 @@ class MultiInputPolicy(StandardizedPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
-
-
-MlpPolicy = StandardizedPolicy
