@@ -53,7 +53,7 @@ def natural_gradient_step(
     :param parameters: changed in place
     :param objective: L, to maximise, ``[]``
     :param kl: KL(pi_old || pi), ``[]``, zero with zero gradient at the present parameters and twice differentiable
-    :param target_kl: bound on the KL, nats; usual: .003 to .1
+    :param target_kl: bound on the KL, nats; zero, as where a schedule ends, takes no step; usual: .003 to .1
     :param cg_max_steps: conjugate gradient steps; usual: 10 to 20
     :param cg_damping: added to the Fisher matrix; usual: 1e-4 to 1e-1
     :param line_search_max_iter: steps that are tried
@@ -64,7 +64,6 @@ def natural_gradient_step(
     before = objective()
     gradient = _flat_gradient(before, actor).detach()
     refused = NaturalGradientStep(False, 0.0, 0.0, 0.0, 0)
-    # a schedule of the bound may end at zero, and a last rollout goes a little beyond
     if not target_kl > 0.0 or not bool(th.isfinite(gradient).all()) or not bool(gradient.any()):
         return refused
     kl_gradient = _flat_gradient(kl(), actor, create_graph=True)
