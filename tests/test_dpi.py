@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dpi import DPI
-from sb3_dpi.dpi import restarts as restarting
+from sb3_dpi.common import restarts as restarting
 from sb3_dpi.models.ensemble import DivergedError, Ensemble
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)

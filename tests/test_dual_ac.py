@@ -21,6 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dpi import DualAC
+from sb3_dpi.common import restarts as restarting
 from sb3_dpi.dual_ac.dual_ac import INITIAL_STATES
 from sb3_dpi.dual_ac.windows import NOTHING
 
@@ -105,6 +106,20 @@ def test_initial_states_are_those_of_resets() -> None:
     model = small(limited(2))
     model.learn(40 * STEPS)
     assert len(model.initial_observations) == INITIAL_STATES
+
+
+@pytest.mark.parametrize("restarts", [0.0, 1.0])
+def test_long_episodes_are_left(restarts: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarting, "LONG_EPISODE", 15)
+    model = small(counters(), n_steps=10, restarts=restarts)
+    model.train = lambda: None  # type: ignore[method-assign]
+    model.learn(120)
+    # of the environment that goes on, after 20 steps
+    starts = model.rollout_buffer.episode_starts[:, 3]
+    assert starts[0] == restarts and not starts[1:].any()
+    assert model.rollout_buffer.observations[:, 3, 1:].tolist() == [[restarts, t + 20 * (1 - restarts)] for t in range(10)]
+    model.learn(40, reset_num_timesteps=False)
+    assert not model.rollout_buffer.episode_starts[:, 3].any(), "10 steps are no long episode"
 
 
 def test_buffer_is_that_of_stable_baselines() -> None:
@@ -217,6 +232,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"inner_tolerance": None},
     {"inner_tolerance": 0.0},
     {"dual_weights": False},
+    {"held_out_values": False},
     {"window_length": 1, "path_regularization": 0.0, "inner_tolerance": None},
     {"gradient": "literal"},
     {"gradient": "averaged"},
@@ -266,6 +282,25 @@ def test_dual_weights_are_used() -> None:
     assert np.all(np.diff(weights.ravel()[np.argsort(delta.ravel())]) >= 0.0) and weights.std() > 0.1
     model.dual_weights = False
     np.testing.assert_array_equal(model._weights(delta), 1.0)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_values_that_judge_a_rollout_have_not_seen_it(held_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(held_out_values=held_out).learn(STEPS)
+    seen: list[np.ndarray] = []
+    advantages = model._advantages
+
+    def spy(batch: Any, values: np.ndarray, *rest: Any) -> Any:
+        seen.append(values)
+        return advantages(batch, values, *rest)
+
+    monkeypatch.setattr(model, "_advantages", spy)
+    batch = model._recall()
+    before = model._values(batch)
+    model.train()
+    after = model._values(batch)
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(seen[0], before if held_out else after, rtol=1e-5, atol=1e-6)
 
 
 def test_without_the_game_v_is_a_regression() -> None:
@@ -366,6 +401,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"line_search_max_iter": 0}, "line_search_max_iter must"),
     ({"gamma": 1.1}, "gamma must be from 0 to 1, got 1.1"),
     ({"gae_lambda": -0.1}, "gae_lambda must"),
+    ({"restarts": 1.1}, "restarts must be from 0 to 1, got 1.1"),
     ({"path_regularization": -1.0}, "path_regularization must be at least 0, got -1.0"),
     ({"path_regularization": math.nan}, "path_regularization must"),
     ({"inner_tolerance": -1.0}, "inner_tolerance must"),

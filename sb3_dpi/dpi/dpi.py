@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_dpi.common.choices import check_choice, parse_choice
+from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
 from sb3_dpi.dpi.memory import TransitionBuffer
@@ -267,7 +268,7 @@ class DPI(SavedModel, ContinuingSampler):
             self.log_temperature = math.log(self._first_temperature())
         self._noise = np.zeros((self.n_envs, du))
         self._start_correlation = np.zeros((self.n_envs, 1))
-        self._episode_steps = np.zeros(self.n_envs, dtype=int)
+        self._restarts = Restarts(self.restarts, self.n_envs)
         self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
@@ -343,7 +344,7 @@ class DPI(SavedModel, ContinuingSampler):
             *super()._excluded_save_params(),
             "_rng",
             "_noise",
-            "_episode_steps",
+            "_restarts",
             "_start_correlation",
             "_actor",
             "_expert",

@@ -12,11 +12,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy
-from sb3_dpi.dpi.restarts import begin_anew, draw_restarts
 from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.trajopt.types import FloatArray
 
 LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
 """Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
@@ -33,14 +33,13 @@ class ContinuingSampler(OnPolicyAlgorithm):
     memory: TransitionBuffer | None
     ensemble: Ensemble
     learning_starts: int | None
-    restarts: float
     noise_correlation: float
     n_iterations: int
     n_episodes: int
     steps_since_training: int
     _rng: np.random.Generator
     _noise: FloatArray
-    _episode_steps: IntArray
+    _restarts: Restarts
     _start_correlation: FloatArray
 
     def collect_rollouts(
@@ -64,9 +63,9 @@ class ContinuingSampler(OnPolicyAlgorithm):
         statistics = KeptStatistics(normalizer)
         states = self._raw_states(self._last_obs)
         assert self._last_episode_starts is not None
+        self._restarts.begin(self._last_episode_starts)
         for i in np.flatnonzero(self._last_episode_starts):  # also where ``learn`` has begun anew
             self.memory.cut(int(i))
-            self._episode_steps[i] = 0
         n_steps = 0
         while n_steps < n_rollout_steps or (self._is_starting() and self.num_timesteps < self._total_timesteps):
             actions = self._act(actor, states)
@@ -91,7 +90,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
                 self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
             self.memory.add(states, ends, actions, raw_rewards, dones, infos)
             self.n_episodes += int(np.sum(dones))
-            self._episode_steps = np.where(dones, 0, self._episode_steps + 1)
+            self._restarts.count(dones)
             self.steps_since_training += env.num_envs
             states, self._last_obs = following, new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
@@ -134,14 +133,9 @@ class ContinuingSampler(OnPolicyAlgorithm):
     def _begin_anew(self, env: VecEnv) -> None:
         """Leave some long episodes: the policy must be good where episodes begin."""
         assert self.memory is not None
-        leave = draw_restarts(self._rng, self.restarts, self._episode_steps)
-        fresh = begin_anew(env, leave, self._last_obs, self._vec_normalize_env) if len(leave) else None
-        if fresh is None:
-            return
-        self._last_obs = fresh
-        for i in leave:
+        self._last_obs, left = self._restarts.leave(self._rng, env, self._last_obs, self._vec_normalize_env)
+        for i in left:
             self.memory.cut(int(i))
-            self._episode_steps[i] = 0
             self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
 
 

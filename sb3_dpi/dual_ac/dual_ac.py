@@ -24,6 +24,7 @@ from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
+from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.critic import ValueProblem, descend, solve_in_closed_form, take, value_is_linear
@@ -96,6 +97,9 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param inner_tolerance: V counts as solved when a pass over the samples gains less than this, in variances of the returns.
         None takes one gradient step instead; usual: 1e-4 to 1e-2
     :param n_critic_updates: Passes of V over the samples of an iteration at most
+    :param held_out_values: Whether states are weighed and actions judged by the V that was solved before their rollout. A V
+        that has just fitted a failure has explained it away, and what fails seldom is never mended. False judges by the new V,
+        as in the paper
     :param gae_lambda: Factor for trade-off of bias vs variance of the returns that V is regularised to (1: Monte Carlo)
     :param dual_weights: Whether states weigh alpha + eta_mu; otherwise all weigh the same
     :param alpha_regularization: eta_alpha, in units of the standard deviation of the windows' advantage; usual: 1 to 10
@@ -113,6 +117,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
     :param line_search_max_iter: maximum number of iterations for the backtracking line-search
     :param max_grad_norm: The maximum value for the gradient clipping of V
+    :param restarts: Probability that an episode of 250 steps or more is left between rollouts, so that a new one begins: long
+        ones otherwise show their beginnings seldom. ``rollout/ep_rew_mean`` knows the others alone
     :param normalize_advantage: Whether to centre the advantages
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: only at the beginning of the rollout
@@ -148,6 +154,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         path_regularization: float = 100.0,
         inner_tolerance: float | None = 1e-4,
         n_critic_updates: int = 10,
+        held_out_values: bool = True,
         gae_lambda: float = 0.95,
         dual_weights: bool = True,
         alpha_regularization: float = 5.0,
@@ -160,6 +167,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         max_grad_norm: float = 1.0,
+        restarts: float = 1.0,
         normalize_advantage: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -201,6 +209,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.path_regularization = path_regularization
         self.inner_tolerance = inner_tolerance
         self.n_critic_updates = n_critic_updates
+        self.held_out_values = held_out_values
         self.dual_weights = dual_weights
         self.alpha_regularization = alpha_regularization
         self.mu_weight = mu_weight
@@ -211,6 +220,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
+        self.restarts = restarts
         self.normalize_advantage = normalize_advantage
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
@@ -233,6 +243,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.target_kl = as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
+        self._restarts = Restarts(self.restarts, self.n_envs)
 
     def _check_arguments(self) -> None:
         check_choice("gradient", self.gradient, GRADIENTS)
@@ -241,7 +252,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         for name in whole if self.n_steps is None else ["n_steps", *whole]:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gae_lambda", "restarts"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("path_regularization", "mu_weight", "cg_damping", "inner_tolerance"):
@@ -254,7 +265,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
                 raise ValueError(f"{name} must be above 0, got {value}")
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "_endings"]
+        return [*super()._excluded_save_params(), "_rng", "_endings", "_restarts"]
 
     # ------------------------------------------------------------------ sampling
 
@@ -272,7 +283,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         :return: False if callback terminated rollout prematurely
         :raises ValueError: if an observation or reward is not finite, naming environment and step
         """
-        assert self._last_obs is not None, "No previous observation was provided"
+        assert self._last_obs is not None and self._last_episode_starts is not None
+        self._restarts.begin(self._last_episode_starts)
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         self._endings = Endings(n_rollout_steps, env.num_envs)
@@ -295,15 +307,18 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             self._check_finite(new_obs, rewards, statistics)
             self._endings.add(n_steps, new_obs, dones, infos)
+            self._restarts.count(dones)
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 actions.reshape(env.num_envs, -1),
                 rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
+                self._last_episode_starts,
                 unknown,
                 unknown,
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        self._last_obs, left = self._restarts.leave(self._rng, env, self._last_obs, self._vec_normalize_env)
+        self._last_episode_starts[left] = True
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -335,10 +350,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         targets = self._path_returns(batch, values)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
         weights = self._weights(self._deltas(batch, values))  # alpha_{t-1}
         self._solve_values(batch, targets, weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
-        solved = self._values(batch)
-        delta = self._deltas(batch, solved)  # Eq. 8
+        judge = values if self.held_out_values else self._values(batch)
+        delta = self._deltas(batch, judge)  # Eq. 8
         weights = self._weights(delta)  # alpha_t, Eq. 14 and 15
-        advantages, weights = self._advantages(batch, solved, delta, weights)  # Eq. 10 and 11
+        advantages, weights = self._advantages(batch, judge, delta, weights)  # Eq. 10 and 11
         self._improve_policy(batch, advantages, weights)  # pi_t, Eq. 16 and 17
         self._n_updates += 1
         self._report(batch, values, targets)

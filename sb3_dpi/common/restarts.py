@@ -1,0 +1,76 @@
+"""Leaving long episodes: a policy that balances for a thousand steps otherwise hardly ever sees a beginning."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+LONG_EPISODE = 250
+"""Steps after which an episode may be left: shorter ones show beginnings enough."""
+
+
+class Restarts:
+    """
+    Counts the steps of episodes and leaves some of the long ones.
+
+    :param probability: of leaving a long episode, whenever ``leave`` is called; 0 to 1
+    :param n_envs: N
+    """
+
+    def __init__(self, probability: float, n_envs: int) -> None:
+        self._probability = probability
+        self._steps = np.zeros(n_envs, dtype=int)
+
+    def count(self, dones: np.ndarray) -> None:
+        """
+        Note a step of all environments.
+
+        :param dones: which episodes ended with it, ``[N]``
+        """
+        self._steps = np.where(dones, 0, self._steps + 1)
+
+    def begin(self, starts: np.ndarray) -> None:
+        """
+        Note where an episode begins.
+
+        :param starts: ``[N]``
+        """
+        self._steps[starts.astype(bool)] = 0
+
+    def leave(
+        self, rng: np.random.Generator, env: VecEnv, observations: Any, normalizer: VecNormalize | None
+    ) -> tuple[Any, np.ndarray]:
+        """
+        Toss a coin for each long episode, and begin anew where it says so.
+
+        :param rng: tosses
+        :param env: all environments
+        :param observations: the latest of all, ``[N, ...]`` or a dictionary of such
+        :param normalizer: through which observations are read
+        :return: the same with the new beginnings, and the numbers of the environments that begin. None where a wrapper makes
+            observations for all environments at once (transposed images, stacked frames), which cannot be done for one alone
+        """
+        nowhere = np.zeros(0, dtype=int)
+        if self._probability == 0.0:
+            return observations, nowhere
+        which = np.flatnonzero((rng.random(len(self._steps)) < self._probability) & (self._steps >= LONG_EPISODE))
+        if not len(which) or env.get_attr("observation_space", [0])[0] != env.observation_space:
+            return observations, nowhere
+        self._steps[which] = 0
+        return _begin_anew(env, which, observations, normalizer), which
+
+
+def _begin_anew(env: VecEnv, which: np.ndarray, observations: Any, normalizer: VecNormalize | None) -> Any:
+    fresh = (
+        {key: array.copy() for key, array in observations.items()} if isinstance(observations, dict) else observations.copy()
+    )
+    for i in which:
+        obs, _ = env.env_method("reset", indices=int(i))[0]
+        if normalizer is not None:
+            obs = normalizer.normalize_obs(obs)
+        if isinstance(fresh, dict):
+            for key, array in fresh.items():
+                array[i] = obs[key]
+        else:
+            fresh[i] = obs
+    return fresh
