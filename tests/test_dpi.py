@@ -20,7 +20,6 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dpi import DPI
-from sb3_dpi.common import restarts as restarting
 from sb3_dpi.models.ensemble import DivergedError, Ensemble
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
@@ -43,19 +42,20 @@ def scalars(model: DPI) -> dict[str, Any]:
 # ---------------------------------------------------------------------- sampling
 
 
-def counted(restarts: float, wrap: bool = False) -> DPI:
+def counted(restart_after: int | None, wrap: bool = False) -> DPI:
     """:return: a model that remembers three blocks of 10 steps of four environments"""
-    model = small(VecNormalize(counters()) if wrap else counters(), n_steps=10, learning_starts=40, restarts=restarts)
+    model = small(
+        VecNormalize(counters()) if wrap else counters(), n_steps=10, learning_starts=40, restart_after=restart_after
+    )
     model.train = lambda: None  # type: ignore[method-assign]
     return model.learn(120)
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-@pytest.mark.parametrize("restarts", [0.0, 1.0])
-def test_memory(restarts: float, wrap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restart_after", [None, 15])
+def test_memory(restart_after: int | None, wrap: bool) -> None:
     """True next observations at deaths, time limits and where an episode was left, in the environment's units."""
-    monkeypatch.setattr(restarting, "LONG_EPISODE", 15)
-    model = counted(restarts, wrap)
+    model = counted(restart_after, wrap)
     assert model.memory is not None and len(model.memory) == 120 and isinstance(model.memory, ReplayBuffer)
     data = model.memory.transitions()
     np.testing.assert_allclose(data.next_states, data.states + np.array([0.0, 0.0, 1.0]), atol=1e-5)
@@ -67,13 +67,12 @@ def test_memory(restarts: float, wrap: bool, monkeypatch: pytest.MonkeyPatch) ->
     died = data.terminated.reshape(4, 30)
     assert np.flatnonzero(died[2]).tolist() == [9, 19, 29] and not died[1].any() and not died[3].any()
     left = np.flatnonzero(data.ends.reshape(4, 30)[3]).tolist()
-    assert left == ([19, 29] if restarts else [29])
-    assert data.states[90:, 1].max() == pytest.approx(1.0 if restarts else 0.0, abs=1e-5)
+    assert left == ([19, 29] if restart_after else [29])
+    assert data.states[90:, 1].max() == pytest.approx(1.0 if restart_after else 0.0, abs=1e-5)
 
 
-def test_no_restarts_where_a_wrapper_makes_observations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarting, "LONG_EPISODE", 1)
-    model = small(VecFrameStack(counters(), 2), n_steps=10, learning_starts=40)
+def test_no_restarts_where_a_wrapper_makes_observations() -> None:
+    model = small(VecFrameStack(counters(), 2), n_steps=10, learning_starts=40, restart_after=1)
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(120)
     assert model.memory is not None
@@ -81,7 +80,7 @@ def test_no_restarts_where_a_wrapper_makes_observations(monkeypatch: pytest.Monk
 
 
 def test_learning_anew_begins_new_episodes() -> None:
-    model = small(vec_env(1, lambda: limited(1000)), restarts=0.0)
+    model = small(vec_env(1, lambda: limited(1000)), restart_after=None)
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(STEPS).learn(STEPS).learn(STEPS, reset_num_timesteps=False)
     assert model.memory is not None
@@ -120,7 +119,7 @@ def test_steps_of_an_iteration(n_envs: int, expected: int) -> None:
 
 def test_lasting_noise() -> None:
     def correlation(rho: float) -> float:
-        model = small(vec_env(1, lambda: limited(1000)), noise_correlation=rho, restarts=0.0, learning_rate=1e-9)
+        model = small(vec_env(1, lambda: limited(1000)), noise_correlation=rho, restart_after=None, learning_rate=1e-9)
         assert model.learn(12 * STEPS).memory is not None
         actions = np.arctanh(model.memory.transitions().actions[2 * STEPS :, 0].clip(-0.999, 0.999))
         return float(np.corrcoef(actions[1:], actions[:-1])[0, 1])
@@ -229,7 +228,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"anchor": False},
     {"real_fraction": 1.0},
     {"real_fraction": 0.0},
-    {"restarts": 0.0},
+    {"restart_after": None},
     {"target_kl": None},
     {"ent_coef": 0.1},
     {"ent_coef": "auto"},
@@ -402,7 +401,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"gamma": 1.0}, "gamma must be at least 0 and below 1, got 1.0"),
     ({"noise_correlation": 1.0}, "noise_correlation must"),
     ({"real_fraction": 1.5}, "real_fraction must be from 0 to 1, got 1.5"),
-    ({"restarts": -0.1}, "restarts must"),
+    ({"restart_after": 0}, "restart_after must"),
     ({"averaging": 1.5}, "averaging must"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"effort": 0.0}, "effort must be above 0, got 0.0"),

@@ -21,7 +21,6 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dpi import DualAC
-from sb3_dpi.common import restarts as restarting
 from sb3_dpi.dual_ac.dual_ac import INITIAL_STATES
 from sb3_dpi.dual_ac.windows import NOTHING
 
@@ -108,16 +107,16 @@ def test_initial_states_are_those_of_resets() -> None:
     assert len(model.initial_observations) == INITIAL_STATES
 
 
-@pytest.mark.parametrize("restarts", [0.0, 1.0])
-def test_long_episodes_are_left(restarts: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarting, "LONG_EPISODE", 15)
-    model = small(counters(), n_steps=10, restarts=restarts)
+@pytest.mark.parametrize("restart_after", [None, 15])
+def test_long_episodes_are_left(restart_after: int | None) -> None:
+    model = small(counters(), n_steps=10, restart_after=restart_after)
+    left = int(restart_after is not None)
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(120)
     # of the environment that goes on, after 20 steps
     starts = model.rollout_buffer.episode_starts[:, 3]
-    assert starts[0] == restarts and not starts[1:].any()
-    assert model.rollout_buffer.observations[:, 3, 1:].tolist() == [[restarts, t + 20 * (1 - restarts)] for t in range(10)]
+    assert starts[0] == left and not starts[1:].any()
+    assert model.rollout_buffer.observations[:, 3, 1:].tolist() == [[left, t + 20 * (1 - left)] for t in range(10)]
     model.learn(40, reset_num_timesteps=False)
     assert not model.rollout_buffer.episode_starts[:, 3].any(), "10 steps are no long episode"
 
@@ -401,7 +400,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"line_search_max_iter": 0}, "line_search_max_iter must"),
     ({"gamma": 1.1}, "gamma must be from 0 to 1, got 1.1"),
     ({"gae_lambda": -0.1}, "gae_lambda must"),
-    ({"restarts": 1.1}, "restarts must be from 0 to 1, got 1.1"),
+    ({"restart_after": 0}, "restart_after must be at least 1, got 0"),
     ({"path_regularization": -1.0}, "path_regularization must be at least 0, got -1.0"),
     ({"path_regularization": math.nan}, "path_regularization must"),
     ({"inner_tolerance": -1.0}, "inner_tolerance must"),

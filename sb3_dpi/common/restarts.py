@@ -5,20 +5,17 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-LONG_EPISODE = 250
-"""Steps after which an episode may be left: shorter ones show beginnings enough."""
-
 
 class Restarts:
     """
-    Counts the steps of episodes and leaves some of the long ones.
+    Counts the steps of episodes and leaves long ones.
 
-    :param probability: of leaving a long episode, whenever ``leave`` is called; 0 to 1
+    :param after: steps from which on an episode counts as long; None leaves none
     :param n_envs: N
     """
 
-    def __init__(self, probability: float, n_envs: int) -> None:
-        self._probability = probability
+    def __init__(self, after: int | None, n_envs: int) -> None:
+        self._after = after
         self._steps = np.zeros(n_envs, dtype=int)
 
     def count(self, dones: np.ndarray) -> None:
@@ -37,13 +34,10 @@ class Restarts:
         """
         self._steps[starts.astype(bool)] = 0
 
-    def leave(
-        self, rng: np.random.Generator, env: VecEnv, observations: Any, normalizer: VecNormalize | None
-    ) -> tuple[Any, np.ndarray]:
+    def leave(self, env: VecEnv, observations: Any, normalizer: VecNormalize | None) -> tuple[Any, np.ndarray]:
         """
-        Toss a coin for each long episode, and begin anew where it says so.
+        Begin anew where an episode is long.
 
-        :param rng: tosses
         :param env: all environments
         :param observations: the latest of all, ``[N, ...]`` or a dictionary of such
         :param normalizer: through which observations are read
@@ -51,9 +45,9 @@ class Restarts:
             observations for all environments at once (transposed images, stacked frames), which cannot be done for one alone
         """
         nowhere = np.zeros(0, dtype=int)
-        if self._probability == 0.0:
+        if self._after is None:
             return observations, nowhere
-        which = np.flatnonzero((rng.random(len(self._steps)) < self._probability) & (self._steps >= LONG_EPISODE))
+        which = np.flatnonzero(self._steps >= self._after)
         if not len(which) or env.get_attr("observation_space", [0])[0] != env.observation_space:
             return observations, nowhere
         self._steps[which] = 0

@@ -95,8 +95,8 @@ class DPI(SavedModel, ContinuingSampler):
     :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
         ``"auto_0.02"`` to let it follow ``target_entropy`` from there
     :param target_entropy: of the policy, nats; ``"auto"`` takes -.5 for each action; usual: -1 to 0 for each action
-    :param restarts: Probability that an episode of 250 steps or more is left between updates, so that a new one begins: long
-        ones otherwise show their beginnings seldom
+    :param restart_after: Steps after which an episode is left between blocks, so that a new one begins: long ones otherwise
+        show their beginnings seldom, and what fails there is forgotten. None leaves none; usual: 100 to 500
     :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9
     :param n_members: Networks of the ensemble; usual: 3 to 7
     :param model_width: of their two hidden layers; usual: 64 to 256
@@ -158,7 +158,7 @@ class DPI(SavedModel, ContinuingSampler):
         anchor: bool = True,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
-        restarts: float = 1.0,
+        restart_after: int | None = 250,
         noise_correlation: float = 0.0,
         n_members: int = 5,
         model_width: int = 128,
@@ -218,7 +218,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.anchor = anchor
         self.ent_coef = ent_coef  # type: ignore[assignment]
         self.target_entropy = target_entropy
-        self.restarts = restarts
+        self.restart_after = restart_after
         self.noise_correlation = noise_correlation
         self.n_members = n_members
         self.model_width = model_width
@@ -268,17 +268,17 @@ class DPI(SavedModel, ContinuingSampler):
             self.log_temperature = math.log(self._first_temperature())
         self._noise = np.zeros((self.n_envs, du))
         self._start_correlation = np.zeros((self.n_envs, 1))
-        self._restarts = Restarts(self.restarts, self.n_envs)
+        self._restarts = Restarts(self.restart_after, self.n_envs)
         self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
         counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "n_members"]
-        counts += [name for name in ("n_steps", "imitation_steps") if getattr(self, name) is not None]
+        counts += [name for name in ("n_steps", "imitation_steps", "restart_after") if getattr(self, name) is not None]
         for name in (*counts, "model_width", "critic_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("real_fraction", "restarts", "averaging"):
+        for name in ("real_fraction", "averaging"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("gamma", "noise_correlation"):

@@ -133,7 +133,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     def _begin_anew(self, env: VecEnv) -> None:
         """Leave some long episodes: the policy must be good where episodes begin."""
         assert self.memory is not None
-        self._last_obs, left = self._restarts.leave(self._rng, env, self._last_obs, self._vec_normalize_env)
+        self._last_obs, left = self._restarts.leave(env, self._last_obs, self._vec_normalize_env)
         for i in left:
             self.memory.cut(int(i))
             self._noise[i] = self._rng.standard_normal(self._noise.shape[1])

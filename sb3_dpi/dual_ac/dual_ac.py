@@ -117,8 +117,9 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
     :param line_search_max_iter: maximum number of iterations for the backtracking line-search
     :param max_grad_norm: The maximum value for the gradient clipping of V
-    :param restarts: Probability that an episode of 250 steps or more is left between rollouts, so that a new one begins: long
-        ones otherwise show their beginnings seldom. ``rollout/ep_rew_mean`` knows the others alone
+    :param restart_after: Steps after which an episode is left between rollouts, so that a new one begins: long ones otherwise
+        show their beginnings seldom, and what fails there is forgotten. None leaves none; usual: 100 to 500.
+        ``rollout/ep_rew_mean`` knows the others alone
     :param normalize_advantage: Whether to centre the advantages
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: only at the beginning of the rollout
@@ -167,7 +168,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         max_grad_norm: float = 1.0,
-        restarts: float = 1.0,
+        restart_after: int | None = 250,
         normalize_advantage: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -220,7 +221,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        self.restarts = restarts
+        self.restart_after = restart_after
         self.normalize_advantage = normalize_advantage
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
@@ -243,16 +244,17 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.target_kl = as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
-        self._restarts = Restarts(self.restarts, self.n_envs)
+        self._restarts = Restarts(self.restart_after, self.n_envs)
 
     def _check_arguments(self) -> None:
         check_choice("gradient", self.gradient, GRADIENTS)
         check_choice("step_rule", self.step_rule, STEP_RULES)
         whole = ["batch_size", "window_length", "n_critic_updates", "cg_max_steps", "line_search_max_iter"]
-        for name in whole if self.n_steps is None else ["n_steps", *whole]:
+        whole += [name for name in ("n_steps", "restart_after") if getattr(self, name) is not None]
+        for name in whole:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda", "restarts"):
+        for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("path_regularization", "mu_weight", "cg_damping", "inner_tolerance"):
@@ -317,7 +319,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
                 unknown,
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-        self._last_obs, left = self._restarts.leave(self._rng, env, self._last_obs, self._vec_normalize_env)
+        self._last_obs, left = self._restarts.leave(env, self._last_obs, self._vec_normalize_env)
         self._last_episode_starts[left] = True
         callback.update_locals(locals())
         callback.on_rollout_end()

@@ -115,7 +115,7 @@ def dpi(trial: BaseTrial) -> dict[str, Any]:
         "real_fraction": trial.suggest_float("real_fraction", 0.05, 1.0),
         "target_entropy": trial.suggest_float("target_entropy", -6.0, 0.0),
         "noise_correlation": trial.suggest_float("noise_correlation", 0.0, 0.9),
-        "restarts": trial.suggest_float("restarts", 0.0, 1.0),
+        "restart_after": trial.suggest_int("restart_after", 100, 1000, log=True),
     }
 
 
