@@ -149,7 +149,7 @@ def test_a_key_without_value_is_as_if_the_entry_did_not_have_it() -> None:
     assert config.source == "SB3 defaults, observations normalized, normalize=None"
 
 
-@pytest.mark.parametrize(("name", "number"), [("quick", 12), ("mujoco", 200), ("dpi", 160), ("gps", 50)])
+@pytest.mark.parametrize(("name", "number"), [("quick", 12), ("mujoco", 240), ("dpi", 200), ("gps", 50)])
 def test_packaged_suites(name: str, number: int) -> None:
     suite, configs = load_suite(name), packaged_configs(name)
     assert suite.name == name and suite.description

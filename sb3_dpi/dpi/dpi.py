@@ -77,7 +77,7 @@ class DPI(SavedModel, ContinuingSampler):
     :param batch_size: Minibatch size for the critic
     :param gamma: Discount factor; usual: .99 to .999
     :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02
-    :param horizon: Steps H of a window; usual: 2 to 10
+    :param horizon: Steps H of a window; usual: 1 to 8
     :param n_windows: Windows of a plan; usual: 100 to 500
     :param expert: ``"pathwise"``: the gradient of the window's return, the limit of small trust regions; ``"lqr"``:
         KL-constrained LQR along the windows; ``"mppi"``, ``"icem"``: sampled plans; or a dictionary of options whose key
@@ -144,7 +144,7 @@ class DPI(SavedModel, ContinuingSampler):
         batch_size: int = 128,
         gamma: float = 0.99,
         tau: float = 0.02,
-        horizon: int = 4,
+        horizon: int = 2,
         n_windows: int = 200,
         expert: str | dict[str, Any] | Expert = "pathwise",
         trust_region: float = 0.1,

@@ -107,7 +107,7 @@ def dpi(trial: BaseTrial) -> dict[str, Any]:
     return {
         "gamma": gamma,
         "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
-        "horizon": trial.suggest_int("horizon", 1, 10),
+        "horizon": trial.suggest_int("horizon", 1, 8),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3, log=True),
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 3e-3, log=True),
         "critic_updates": trial.suggest_int("critic_updates", 5, 20),
