@@ -79,6 +79,15 @@ def test_no_restarts_where_a_wrapper_makes_observations() -> None:
     assert np.flatnonzero(model.memory.transitions().ends.reshape(4, 30)[3]).tolist() == [29]
 
 
+def test_discount_follows_the_time_limit(tmp_path: Path) -> None:
+    assert small(limited(20), gamma=0.9).learn(2 * STEPS).gamma == 0.9
+    model = small(limited(20), learning_starts=50)
+    assert model.gamma is None
+    model.learn(60).save(tmp_path / "model")
+    assert model.gamma == DPI.load(tmp_path / "model").gamma == pytest.approx(0.875)
+    assert small(limited(1000)).learn(2 * STEPS).gamma == 0.99
+
+
 def test_learning_anew_begins_new_episodes() -> None:
     model = small(vec_env(1, lambda: limited(1000)), restart_after=None)
     model.train = lambda: None  # type: ignore[method-assign]

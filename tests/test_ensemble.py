@@ -7,7 +7,7 @@ from torch import nn
 
 from sb3_dpi.models.actors import SquashedGaussian, gaussian_kl
 from sb3_dpi.models.critics import SoftTwinQ
-from sb3_dpi.models.data import Transitions, returns_to_go, successors
+from sb3_dpi.models.data import Transitions, discount_for_time_limit, returns_to_go, successors
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.models.imagination import branch, join, make_windows, real_pool, roll_out
 from sb3_dpi.models.networks import StackedMLP
@@ -108,6 +108,22 @@ def test_kl_of_gaussians() -> None:
 
 
 # ---------------------------------------------------------------------- data
+
+
+def test_discount_follows_time_limits() -> None:
+    def episodes(*lengths: int, deaths: tuple[int, ...] = ()) -> Transitions:
+        n, last = sum(lengths), np.cumsum(lengths) - 1
+        ends, died = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        ends[last], died[last[list(deaths)]] = True, True
+        zeros = np.zeros((n, 1))
+        return Transitions(zeros, zeros, np.zeros(n), zeros, died, ends, np.arange(n)[::-1])
+
+    assert discount_for_time_limit(episodes(50, 50, 7)) == pytest.approx(0.95), "the last goes on"
+    assert discount_for_time_limit(episodes(50, 20, 30, 7, deaths=(1,))) == pytest.approx(0.95)
+    assert discount_for_time_limit(episodes(50, 20, 7, deaths=(0, 1))) == 0.99, "deaths are no limits"
+    assert discount_for_time_limit(episodes(1000, 7)) == 0.99
+    assert discount_for_time_limit(episodes(1, 1, 7)) == 0.5
+    assert discount_for_time_limit(episodes(107)) == 0.99
 
 
 def test_returns_to_go() -> None:

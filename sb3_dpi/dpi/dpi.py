@@ -21,7 +21,7 @@ from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.sampling import ContinuingSampler
 from sb3_dpi.models.advice import Plan
 from sb3_dpi.models.critics import Critic, Lessons, SoftTwinQ
-from sb3_dpi.models.data import Transitions, returns_to_go
+from sb3_dpi.models.data import Transitions, discount_for_time_limit, returns_to_go
 from sb3_dpi.models.ensemble import DivergedError, Ensemble, Residuals, SystemFunction
 from sb3_dpi.models.experts import EXPERTS, Expert
 from sb3_dpi.models.imagination import branch, join, make_windows, real_pool
@@ -75,7 +75,8 @@ class DPI(SavedModel, ContinuingSampler):
     :param learning_starts: Random steps before learning starts. None takes 1000, fewer where 25 episodes end earlier
     :param buffer_size: Real steps that are kept
     :param batch_size: Minibatch size for the critic
-    :param gamma: Discount factor; usual: .99 to .999
+    :param gamma: Discount factor; usual: .95 to .999. None takes .99, or less where a time limit ends random episodes before
+        250 steps: 1 - 2.5 / steps (.95 for 50)
     :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02
     :param horizon: Steps H of a window; usual: 1 to 8
     :param n_windows: Windows of a plan; usual: 100 to 500
@@ -142,7 +143,7 @@ class DPI(SavedModel, ContinuingSampler):
         learning_starts: int | None = None,
         buffer_size: int = 100_000,
         batch_size: int = 128,
-        gamma: float = 0.99,
+        gamma: float | None = None,
         tau: float = 0.02,
         horizon: int = 2,
         n_windows: int = 200,
@@ -184,7 +185,7 @@ class DPI(SavedModel, ContinuingSampler):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]  # None until the number of environments is known
-            gamma=gamma,
+            gamma=gamma,  # type: ignore[arg-type]  # None until the random episodes are known
             gae_lambda=1.0,
             ent_coef=0.0,
             vf_coef=0.0,
@@ -281,7 +282,7 @@ class DPI(SavedModel, ContinuingSampler):
         for name in ("real_fraction", "averaging"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("gamma", "noise_correlation"):
+        for name in (*(["gamma"] if self.gamma is not None else []), "noise_correlation"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in (
@@ -368,6 +369,8 @@ class DPI(SavedModel, ContinuingSampler):
         self.policy.set_training_mode(True)
         self._update_policy_rate()
         data = self.memory.transitions()
+        if self.gamma is None:
+            self.gamma = discount_for_time_limit(data)
         self._report_model(data)
         returns = self._follow_units(data)
         residuals = self.fit_model(data)  # P-hat, Eq. 2

@@ -42,6 +42,23 @@ class Transitions:
         return Transitions(*before, self.next_states[rows], self.terminated[rows], every, self.age[rows])
 
 
+def discount_for_time_limit(data: Transitions, longest: float = 0.99, share: float = 0.4) -> float:
+    """
+    A discount factor that looks no further than episodes go.
+
+    Behind a time limit values are foretold and not realised: a critic that looks far beyond short episodes learns little else.
+
+    :param data: transitions, the last of each environment's in an episode that goes on
+    :param longest: the largest discount factor
+    :param share: of the longest episode that a time limit ended, the horizon 1 / (1 - gamma)
+    :return: gamma; the largest where no time limit was met
+    """
+    ends = np.flatnonzero(data.ends)
+    lengths = np.diff(ends, prepend=-1)
+    cut = ~data.terminated[ends] & (data.age[ends] > 0)
+    return min(longest, 1.0 - 1.0 / max(share * float(lengths[cut].max()), 2.0)) if cut.any() else longest
+
+
 def returns_to_go(data: Transitions, gamma: float, last_rewards: int = 300) -> FloatArray:
     """
     Discounted rewards from each step to the end of its episode.
