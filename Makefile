@@ -21,7 +21,7 @@ help: ## list the targets
 # One process per core, one thread per process: more threads slow these small networks down
 demo test test-slow bench: export OMP_NUM_THREADS = 1
 
-demo: $(VENV)/installed-demo ## train MDGPS, TRPO and PPO head to head on Reacher-v5; a second call goes on or reuses
+demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO head to head on Reacher-v5; a second call goes on or reuses
 	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)
 
 # Twice: as users run it, then with numba's compilation off, because coverage does not see compiled code
