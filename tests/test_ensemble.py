@@ -257,18 +257,45 @@ def test_anchors_end_with_the_episode(fitted: tuple[Ensemble, Transitions]) -> N
 def test_branches_are_the_policy_s_single_steps(fitted: tuple[Ensemble, Transitions]) -> None:
     """Near the real steps for the real actions, and under every member."""
     ensemble, data = fitted
-    actor, real = SquashedGaussian(2, 1, (8, 8)), real_pool(ensemble, data)
-    pool = branch(ensemble, actor, real, ensemble.residuals(data), np.random.default_rng(0), 600)
+    actor = SquashedGaussian(2, 1, (8, 8))
+    pool = branch(ensemble, actor, data, ensemble.residuals(data), np.random.default_rng(0), 600, 1, 0.1, 0.9)
     assert len(pool) == 600 and pool.actions.abs().max() <= 1.0
     x = ensemble.restore(pool.states) / [100.0, 0.01]
     u = pool.actions.numpy()
     true = x + 0.3 * np.stack([x[:, 1], np.sin(x[:, 0]) + 2.0 * u[:, 0]], 1) - 0.1 * x
     error = ensemble.restore(pool.next_states) / [100.0, 0.01] - true
-    plain = branch(ensemble, actor, real, None, np.random.default_rng(0), 600)
+    plain = branch(ensemble, actor, data, None, np.random.default_rng(0), 600, 1, 0.1, 0.9)
     unanchored = ensemble.restore(plain.next_states) / [100.0, 0.01] - true
     assert np.abs(error).mean() < 0.7 * np.abs(unanchored).mean()
     rewards = 50.0 * (-(x**2).sum(1) - (u**2).sum(1))
     assert np.abs(pool.rewards.numpy() - rewards).mean() < 0.1 * rewards.std()
+
+
+def test_branches_of_several_steps(fitted: tuple[Ensemble, Transitions], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The discounted soft rewards to a branch's end, as a loop over its steps adds them up."""
+    ensemble, data = fitted
+    monkeypatch.setattr(ensemble, "known_end", lambda states, actions, following: th.zeros(len(states), dtype=th.bool))
+    actor, gamma, temperature, length, m = SquashedGaussian(2, 1, (8, 8)), 0.9, 0.3, 4, 5
+    pool = branch(ensemble, actor, data, None, np.random.default_rng(3), length * ensemble.n_members * m, length, 0.3, gamma)
+    assert len(pool) == length * ensemble.n_members * m
+    rng = np.random.default_rng(3)
+    rows = rng.integers(len(data), size=ensemble.n_members * m)
+    noise = rng.standard_normal((length + 1, ensemble.n_members, m, 1)).astype(np.float32)
+    states, rewards, log_probs = ensemble.standardize(data.states[rows]).view(ensemble.n_members, m, 2), [], []
+    with th.no_grad():
+        for t in range(length):
+            actions, log_prob = actor.sample(states, th.as_tensor(noise[t]))
+            states, reward = ensemble.predict(states, actions)
+            states = ensemble.clip(states)
+            rewards.append(reward)
+            log_probs.append(log_prob)
+    for t in range(length):
+        left = range(length - t)
+        soft = sum(gamma**i * (rewards[t + i] - temperature * log_probs[t + i] * (i > 0)) for i in left)
+        mine = slice(t * ensemble.n_members * m, (t + 1) * ensemble.n_members * m)
+        th.testing.assert_close(pool.rewards[mine], soft.flatten(), rtol=1e-4, atol=1e-4)
+        th.testing.assert_close(pool.next_states[mine], states.flatten(0, 1), rtol=1e-4, atol=1e-4)
+        th.testing.assert_close(pool.survival[mine], th.full((ensemble.n_members * m,), gamma ** (length - t - 1)))
 
 
 # ---------------------------------------------------------------------- the critic

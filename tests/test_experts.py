@@ -39,8 +39,8 @@ def prepare(horizon: int = 3, width: int = 16, std: float | None = None) -> tupl
     critic = SoftTwinQ(2, 1, (width, width))
     critic.follow_rewards(data.rewards, 10.0 * data.rewards)
     residuals, real = ensemble.residuals(data), real_pool(ensemble, data)
-    pool = join(real, branch(ensemble, actor, real, residuals, rng, 200), float(critic.unit))
-    rows, noise = rng.integers(500, size=(100, 32)), rng.standard_normal((100, 32, 1)).astype(np.float32)
+    pool = join(real, branch(ensemble, actor, data, residuals, rng, 200, 2, TEMPERATURE, GAMMA), float(critic.unit))
+    rows, noise = rng.integers(len(pool), size=(100, 32)), rng.standard_normal((100, 32, 1)).astype(np.float32)
     critic.update(pool, rows, noise, actor, TEMPERATURE, GAMMA)
     windows = make_windows(ensemble, data, real.states, residuals, rng.integers(300, size=30), horizon)
     return PlanningProblem(actor, ensemble, critic, windows, TEMPERATURE, GAMMA), pool
@@ -131,7 +131,7 @@ def test_imitation_reaches_the_expert(problem: PlanningProblem) -> None:
         return float((plan.target - actor(plan.states)[0]).detach().square().mean())
 
     before = misfit()
-    for _ in range(300):
+    for _ in range(600):
         actor.network.flat.grad = -plan.gradient(actor, 0.0, np.random.default_rng(0)).direction
         optimizer.step()
     assert misfit() < 0.75 * before
@@ -223,7 +223,7 @@ def test_the_compiled_fit(problem: PlanningProblem, monkeypatch: pytest.MonkeyPa
 def test_the_compiled_critic(prepared: tuple[PlanningProblem, Pool], monkeypatch: pytest.MonkeyPatch) -> None:
     problem, pool = prepared
     rng = np.random.default_rng(2)
-    rows, noise = rng.integers(500, size=(20, 32)), rng.standard_normal((20, 32, 1)).astype(np.float32)
+    rows, noise = rng.integers(len(pool), size=(20, 32)), rng.standard_normal((20, 32, 1)).astype(np.float32)
 
     def run() -> tuple[SoftTwinQ, Any]:
         critic = copy.deepcopy(problem.critic)

@@ -91,7 +91,9 @@ class DPI(SavedModel, ContinuingSampler):
     :param critic_updates: Updates of the critic for each real step; usual: 5 to 20
     :param policy_delay: Updates of the critic for each step of the policy; usual: 5 to 20
     :param real_fraction: Share of real steps in the critic's minibatches, the others are imagined; usual: .1 to 1
-    :param n_branches: Imagined steps between updates, from states drawn from all that is kept
+    :param n_branches: Imagined steps between updates, in branches from states drawn from all that is kept
+    :param branch_length: Steps of a branch, whose end the critic closes. Long ones tell it what actions do later and end leaps
+        and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32
     :param anchor: Whether imagination is anchored in real steps; without it models of unstable systems mislead
     :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
         ``"auto_0.02"`` to let it follow ``target_entropy`` from there
@@ -156,6 +158,7 @@ class DPI(SavedModel, ContinuingSampler):
         policy_delay: int = 10,
         real_fraction: float = 0.2,
         n_branches: int = 20_000,
+        branch_length: int = 1,
         anchor: bool = True,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
@@ -216,6 +219,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.policy_delay = policy_delay
         self.real_fraction = real_fraction
         self.n_branches = n_branches
+        self.branch_length = branch_length
         self.anchor = anchor
         self.ent_coef = ent_coef  # type: ignore[assignment]
         self.target_entropy = target_entropy
@@ -274,7 +278,16 @@ class DPI(SavedModel, ContinuingSampler):
 
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
-        counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "n_members"]
+        counts = [
+            "buffer_size",
+            "batch_size",
+            "n_windows",
+            "critic_updates",
+            "policy_delay",
+            "n_branches",
+            "branch_length",
+            "n_members",
+        ]
         counts += [name for name in ("n_steps", "imitation_steps", "restart_after") if getattr(self, name) is not None]
         for name in (*counts, "model_width", "critic_width"):
             if getattr(self, name) < 1:
@@ -469,7 +482,8 @@ class DPI(SavedModel, ContinuingSampler):
 
     def _lessons(self, data: Transitions, residuals: Residuals | None) -> Lessons:
         real = real_pool(self.ensemble, data)
-        imagined = branch(self.ensemble, self.policy.actor, real, residuals, self._rng, self.n_branches)
+        size, alpha = (self.n_branches, self.branch_length), self.temperature * float(self.critic.unit)
+        imagined = branch(self.ensemble, self.policy.actor, data, residuals, self._rng, *size, alpha, self.gamma)
         return Lessons(data, real, join(real, imagined, float(self.critic.unit)), self.ensemble, residuals)
 
     def evaluate(self, lessons: Lessons) -> None:

@@ -1,4 +1,4 @@
-"""What the model foretells from real states: single steps for the critic, short windows for the expert.
+"""What the model foretells from real states: windows of the policy's for the critic, and for the expert.
 
 Both are anchored: to the prediction of a member is added what it missed on the real step from the same state (``residuals``
 of ``ensemble``). At the real action the imagined step is the real one; only the effect of acting differently is the model's.
@@ -19,7 +19,7 @@ from sb3_dpi.trajopt.types import IntArray
 
 @dataclass(frozen=True)
 class Pool:
-    """Transitions that a critic learns from, in standardised states."""
+    """Transitions of one step or several that a critic learns from, in standardised states."""
 
     states: th.Tensor
     """``[n, dx]``"""
@@ -30,7 +30,7 @@ class Pool:
     next_states: th.Tensor
     """``[n, dx]``"""
     survival: th.Tensor
-    """probability that the episode goes on, ``[n]``"""
+    """probability that the episode goes on, discounted but for one step, ``[n]``"""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -141,46 +141,52 @@ def join(first: Pool, second: Pool, unit: float) -> Pool:
 
 @th.no_grad()
 def branch(
-    ensemble: Ensemble, actor: SquashedGaussian, real: Pool, residuals: Residuals | None, rng: np.random.Generator, n: int
+    ensemble: Ensemble,
+    actor: SquashedGaussian,
+    data: Transitions,
+    residuals: Residuals | None,
+    rng: np.random.Generator,
+    n: int,
+    length: int,
+    temperature: float,
+    gamma: float,
 ) -> Pool:
     """
-    Imagine single steps: the policy's actions in real states, each under one member.
+    Imagine the policy's windows from real states, each under one member.
+
+    Every step x_t, u_t of a window of L steps is a transition to its end: over k = L - t steps
+
+        y = r_t + sum_{0 < i < k} gamma^i c_{t+i} (r_{t+i} - alpha log pi(u_{t+i}|x_{t+i})) + gamma^k c_L V(x_L),
+
+    c the probability that the episode comes so far. A critic that learns from single steps must tell actions apart by
+    differences that are small against its own errors; over many steps the model does that.
 
     :param ensemble: the model
     :param actor: the policy
-    :param real: real transitions, from whose states the steps branch off
+    :param data: real transitions, from whose states the windows branch off
     :param residuals: of all members on all real transitions, None for no anchor
-    :param rng: draws states, members and actions
-    :param n: how many steps
-    :return: imagined transitions
+    :param rng: draws states and actions
+    :param n: how many steps, rounded up to whole windows of all members
+    :param length: L
+    :param temperature: alpha, in the environment's rewards
+    :param gamma: discount factor
+    :return: imagined transitions: ``rewards`` the sum in y, ``next_states`` x_L, ``survival`` gamma^{k-1} c_L; steps that an
+        episode is unlikely to come to are few
     """
-    rows = rng.integers(len(real), size=n)
-    members = rng.integers(ensemble.n_members, size=n)
-    rows = rows[np.argsort(members, kind="stable")]
-    counts = np.bincount(members, minlength=ensemble.n_members)
-    states = real.states[rows]
-    noise = rng.standard_normal((n, actor.action_dim)).astype(np.float32)
-    actions, _ = actor.sample(states, th.as_tensor(noise, device=states.device))
-    following, rewards, start = th.empty_like(states), th.empty(n, device=states.device), 0
-    # one member for each row: the others need not be asked
-    m = int(counts.max())
-    padded_states = states.new_zeros(ensemble.n_members, m, states.shape[1])
-    padded_actions = actions.new_zeros(ensemble.n_members, m, actions.shape[1])
-    for e, count in enumerate(counts):
-        padded_states[e, :count], padded_actions[e, :count] = states[start : start + count], actions[start : start + count]
-        start += count
-    predicted, foretold = ensemble.predict(padded_states, padded_actions)
-    start = 0
-    for e, count in enumerate(counts):
-        part, chosen = slice(start, start + count), rows[start : start + count]
-        following[part], rewards[part] = predicted[e, :count], foretold[e, :count]
-        if residuals is not None:
-            following[part] += residuals.states[e, chosen]
-            rewards[part] += residuals.rewards[e, chosen]
-        start += count
-    following = ensemble.clip(following)
-    rewards = ensemble.reward(states, actions, following, rewards)
-    return Pool(states, actions, rewards, following, ensemble.survival(states, actions, following))
+    m = -(-n // (length * ensemble.n_members))
+    rows = rng.integers(len(data), size=ensemble.n_members * m)
+    windows = make_windows(ensemble, data, ensemble.standardize(data.states), residuals, rows, length)
+    noise = rng.standard_normal((length + 1, ensemble.n_members, m, actor.action_dim)).astype(np.float32)
+    imagined = roll_out(actor, ensemble, windows, th.as_tensor(noise, device=windows.states.device))
+    going_on = imagined.survival[1:] / imagined.survival[:-1].clamp_min(1e-6)
+    rewards, survival = imagined.rewards.clone(), going_on.clone()
+    for t in range(length - 2, -1, -1):
+        rewards[t] += gamma * going_on[t] * (rewards[t + 1] - temperature * imagined.log_probs[t + 1])
+        survival[t] *= gamma * survival[t + 1]
+    reached = th.as_tensor(rng.random(tuple(rewards.shape)), device=rewards.device) <= imagined.survival[:-1]
+    states, actions = imagined.states[:-1][reached], imagined.actions[:-1][reached]
+    ends = imagined.states[-1].expand(length, *imagined.states.shape[1:])
+    return Pool(states, actions, rewards[reached], ends[reached], survival[reached])
 
 
 def make_windows(
