@@ -121,6 +121,21 @@ def test_long_episodes_are_left(restart_after: int | None) -> None:
     assert not model.rollout_buffer.episode_starts[:, 3].any(), "10 steps are no long episode"
 
 
+@pytest.mark.parametrize("min_std", [0.0, 0.9])
+def test_noise_is_kept(min_std: float) -> None:
+    model = small(step_rule="constant", target_kl=0.5, min_std=min_std)
+    model.learn(12 * STEPS)
+    std = model.policy.log_std.detach().exp()
+    assert bool((std >= min_std - 1e-6).all())
+    assert bool((std < 0.9).any()) == (min_std == 0.0), "where nothing keeps it, it falls"
+
+
+def test_noise_of_gsde_is_left_alone() -> None:
+    model = small(use_sde=True, min_std=10.0)
+    model.learn(STEPS)
+    assert float(model.policy.log_std.detach().exp().max()) < 10.0
+
+
 def test_buffer_is_that_of_stable_baselines() -> None:
     assert type(small().rollout_buffer) is RolloutBuffer
     assert type(small(DictPointMass(), "MultiInputPolicy").rollout_buffer) is DictRolloutBuffer
@@ -406,6 +421,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"inner_tolerance": -1.0}, "inner_tolerance must"),
     ({"mu_weight": -1.0}, "mu_weight must"),
     ({"cg_damping": -1.0}, "cg_damping must"),
+    ({"min_std": -1.0}, "min_std must be at least 0, got -1.0"),
     ({"alpha_regularization": 0.0}, "alpha_regularization must be above 0, got 0.0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),

@@ -1,6 +1,7 @@
 """Leaving long episodes."""
 
 import numpy as np
+import pytest
 from dummy_envs import DictPointMass, counters, vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -19,6 +20,25 @@ def test_only_long_episodes_are_left() -> None:
     assert left.tolist() == [0, 3]
     assert fresh[:, 0].tolist() == [0.0, 1.0, 1.0, 3.0] and np.all(observations == 1.0), "a copy"
     assert not len(restarts.leave(env, fresh, None)[1]), "they have just begun"
+
+
+def test_limits_are_spread() -> None:
+    n = 40_000
+    env, lengths, steps = counters(), [], np.zeros(4, dtype=int)
+    env.reset()
+    restarts = Restarts(8, 4, np.random.default_rng(1))
+    observations = np.ones((4, 3), dtype=np.float32)
+    for _ in range(n):
+        steps += 1
+        dones = steps == 1000
+        restarts.count(dones)
+        left = restarts.leave(env, observations, None)[1]
+        lengths.extend(steps[left])
+        steps[left], steps[dones] = 0, 0
+    found = np.array(lengths)
+    assert found.min() in (8, 9)
+    for limit in (16, 64):
+        assert (found > limit).mean() == pytest.approx(8 / limit, rel=0.1), "twice as long half as often"
 
 
 def test_dictionaries_are_normalised_as_their_wrapper_does() -> None:

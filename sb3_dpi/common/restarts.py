@@ -12,11 +12,22 @@ class Restarts:
 
     :param after: steps from which on an episode counts as long; None leaves none
     :param n_envs: N
+    :param rng: draws how long each episode may be: ``after`` at least, and twice as long half as often, so that early and late
+        steps are seen alike. None makes ``after`` the limit of all
     """
 
-    def __init__(self, after: int | None, n_envs: int) -> None:
+    def __init__(self, after: int | None, n_envs: int, rng: np.random.Generator | None = None) -> None:
         self._after = after
+        self._rng = rng
         self._steps = np.zeros(n_envs, dtype=int)
+        self._limits = np.full(n_envs, np.inf)
+        self._restart(np.arange(n_envs))
+
+    def _restart(self, which: np.ndarray) -> None:
+        self._steps[which] = 0
+        if self._after is not None:
+            shares = np.ones(len(which)) if self._rng is None else 1.0 - self._rng.random(len(which))
+            self._limits[which] = self._after / shares
 
     def count(self, dones: np.ndarray) -> None:
         """
@@ -24,7 +35,8 @@ class Restarts:
 
         :param dones: which episodes ended with it, ``[N]``
         """
-        self._steps = np.where(dones, 0, self._steps + 1)
+        self._steps += 1
+        self._restart(np.flatnonzero(dones))
 
     def begin(self, starts: np.ndarray) -> None:
         """
@@ -32,7 +44,7 @@ class Restarts:
 
         :param starts: ``[N]``
         """
-        self._steps[starts.astype(bool)] = 0
+        self._restart(np.flatnonzero(starts.astype(bool) & (self._steps > 0)))
 
     def leave(self, env: VecEnv, observations: Any, normalizer: VecNormalize | None) -> tuple[Any, np.ndarray]:
         """
@@ -45,12 +57,10 @@ class Restarts:
             observations for all environments at once (transposed images, stacked frames), which cannot be done for one alone
         """
         nowhere = np.zeros(0, dtype=int)
-        if self._after is None:
-            return observations, nowhere
-        which = np.flatnonzero(self._steps >= self._after)
+        which = np.flatnonzero(self._steps >= self._limits)
         if not len(which) or env.get_attr("observation_space", [0])[0] != env.observation_space:
             return observations, nowhere
-        self._steps[which] = 0
+        self._restart(which)
         return _begin_anew(env, which, observations, normalizer), which
 
 

@@ -1,6 +1,7 @@
 """Dual actor-critic: the actor and the dual critic of the Bellman equation's Lagrangian (Dai et al., 2018)."""
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -120,6 +121,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param restart_after: Steps after which an episode is left between rollouts, so that a new one begins: long ones otherwise
         show their beginnings seldom, and what fails there is forgotten. None leaves none; usual: 100 to 500.
         ``rollout/ep_rew_mean`` knows the others alone
+    :param restart_spread: Whether ``restart_after`` is the least limit of an episode: each draws its own, twice as long half
+        as often, so that what comes early and what comes late are both seen. False makes it the limit of all
+    :param min_std: What the standard deviation of a Gaussian policy does not fall below, in units of the bounds: noise goes on
+        showing what fails near by. Without effect on gSDE; usual: 0 to .3
     :param normalize_advantage: Whether to centre the advantages
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: only at the beginning of the rollout
@@ -169,6 +174,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         line_search_max_iter: int = 10,
         max_grad_norm: float = 1.0,
         restart_after: int | None = 250,
+        restart_spread: bool = False,
+        min_std: float = 0.0,
         normalize_advantage: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -222,6 +229,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.restart_after = restart_after
+        self.restart_spread = restart_spread
+        self.min_std = min_std
         self.normalize_advantage = normalize_advantage
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
@@ -244,7 +253,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.target_kl = as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
-        self._restarts = Restarts(self.restart_after, self.n_envs)
+        self._restarts = Restarts(self.restart_after, self.n_envs, self._rng if self.restart_spread else None)
 
     def _check_arguments(self) -> None:
         check_choice("gradient", self.gradient, GRADIENTS)
@@ -257,7 +266,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("path_regularization", "mu_weight", "cg_damping", "inner_tolerance"):
+        for name in ("path_regularization", "mu_weight", "cg_damping", "inner_tolerance", "min_std"):
             value = getattr(self, name)
             if value is not None and not value >= 0.0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
@@ -537,10 +546,15 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             self.line_search_max_iter,
             self.line_search_shrinking_factor,
         )
+        self._keep_noise()
         self.logger.record("train/policy_objective", step.improvement)
         self.logger.record("train/kl_divergence_loss", step.kl)
         self.logger.record("train/is_line_search_success", float(step.accepted))
         self.logger.record("train/advantage_std", spread)
+
+    def _keep_noise(self) -> None:
+        if self.min_std > 0.0 and not self.use_sde and hasattr(self.policy, "log_std"):
+            self.policy.log_std.data.clamp_(min=math.log(self.min_std))
 
     def _report(self, batch: Batch, values: FloatArray, targets: FloatArray) -> None:
         before = values[: targets.size]
