@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dpi import DualAC
 from sb3_dpi.dual_ac.dual_ac import INITIAL_STATES
+from sb3_dpi.dual_ac.rollout import discount_within
 from sb3_dpi.dual_ac.windows import NOTHING
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
@@ -134,6 +135,24 @@ def test_noise_of_gsde_is_left_alone() -> None:
     model = small(use_sde=True, min_std=10.0)
     model.learn(STEPS)
     assert float(model.policy.log_std.detach().exp().max()) < 10.0
+
+
+@pytest.mark.parametrize("options, discount", [({}, 1.0 - 1.0 / 16.0), ({"gamma": 0.99}, 0.99)])
+def test_discount_follows_time_limits(tmp_path: Path, options: dict[str, Any], discount: float) -> None:
+    model = small(limited(40), n_steps=30, restart_after=None, **options)
+    first = options.get("gamma", 0.995)
+    assert model.discount == first
+    model.learn(30)
+    assert model.discount == model.rollout_buffer.gamma == first, "no time limit was met yet"
+    model.learn(30, reset_num_timesteps=False)
+    assert model.discount == pytest.approx(discount)
+    model.save(tmp_path / "model")
+    assert DualAC.load(tmp_path / "model").discount == pytest.approx(discount)
+    assert DualAC.load(tmp_path / "model", gamma=0.9).discount == 0.9
+
+
+def test_discount_of_long_episodes() -> None:
+    assert [discount_within(limit) for limit in (0, 200, 1000)] == [0.995, pytest.approx(0.9875), 0.995]
 
 
 def test_buffer_is_that_of_stable_baselines() -> None:

@@ -13,7 +13,12 @@ from gymnasium import spaces
 from sb3_contrib import TRPO
 
 from sb3_dpi.common.critic import actor_parameters
-from sb3_dpi.common.natural_gradient import NaturalGradientStep, natural_gradient_step
+from sb3_dpi.common.natural_gradient import (
+    DEFAULT_DAMPING,
+    NaturalGradientStep,
+    mean_eigenvalue,
+    natural_gradient_step,
+)
 from sb3_dpi.common.policies import BoundedGaussianCnnPolicy, BoundedGaussianPolicy
 
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -505,3 +510,22 @@ def test_direction_is_that_of_trpo() -> None:
     assert step.accepted and float(theirs.norm()) > 0.0
     assert float(th.cosine_similarity(ours, theirs, dim=0)) > 0.99
     assert 0.75 < float(ours.norm() / theirs.norm()) < 1.35
+
+
+# ---------------------------------------------------------------------- damping in units of the matrix
+
+
+def test_mean_eigenvalue() -> None:
+    eigenvalues = np.array([3.0, 1.0, 0.0, 4.0])
+    assert mean_eigenvalue(lambda vector: eigenvalues * vector, 4) == pytest.approx(2.0), "exact where it is diagonal"
+    root = np.random.default_rng(1).normal(size=(300, 300))
+    matrix = root @ root.T
+    assert mean_eigenvalue(lambda vector: matrix @ vector, 300) == pytest.approx(np.trace(matrix) / 300, rel=0.15)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_damping_follows_the_matrix(scale: float) -> None:
+    toy = Toy()
+    toy.fisher = scale * th.diag(th.tensor([3.0, 1.0, 0.5, 4.0, 1.0, 2.5], dtype=th.float64))
+    natural_gradient_step([toy.parameter], toy.objective, toy.kl, 0.01, cg_damping=None)
+    th.testing.assert_close(toy.moved, toy.solution(0.01, DEFAULT_DAMPING * scale * 2.0), rtol=1e-4, atol=1e-8)

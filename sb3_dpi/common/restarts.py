@@ -19,12 +19,13 @@ class Restarts:
     def __init__(self, after: int | None, n_envs: int, rng: np.random.Generator | None = None) -> None:
         self._after = after
         self._rng = rng
-        self._steps = np.zeros(n_envs, dtype=int)
+        self.steps = np.zeros(n_envs, dtype=int)
+        """of the episodes that go on, ``[N]``"""
         self._limits = np.full(n_envs, np.inf)
         self._restart(np.arange(n_envs))
 
     def _restart(self, which: np.ndarray) -> None:
-        self._steps[which] = 0
+        self.steps[which] = 0
         if self._after is not None:
             shares = np.ones(len(which)) if self._rng is None else 1.0 - self._rng.random(len(which))
             self._limits[which] = self._after / shares
@@ -35,7 +36,7 @@ class Restarts:
 
         :param dones: which episodes ended with it, ``[N]``
         """
-        self._steps += 1
+        self.steps += 1
         self._restart(np.flatnonzero(dones))
 
     def begin(self, starts: np.ndarray) -> None:
@@ -44,7 +45,7 @@ class Restarts:
 
         :param starts: ``[N]``
         """
-        self._restart(np.flatnonzero(starts.astype(bool) & (self._steps > 0)))
+        self._restart(np.flatnonzero(starts.astype(bool) & (self.steps > 0)))
 
     def leave(self, env: VecEnv, observations: Any, normalizer: VecNormalize | None) -> tuple[Any, np.ndarray]:
         """
@@ -57,7 +58,7 @@ class Restarts:
             observations for all environments at once (transposed images, stacked frames), which cannot be done for one alone
         """
         nowhere = np.zeros(0, dtype=int)
-        which = np.flatnonzero(self._steps >= self._limits)
+        which = np.flatnonzero(self.steps >= self._limits)
         if not len(which) or env.get_attr("observation_space", [0])[0] != env.observation_space:
             return observations, nowhere
         self._restart(which)

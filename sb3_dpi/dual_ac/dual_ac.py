@@ -31,7 +31,7 @@ from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.critic import ValueProblem, descend, solve_in_closed_form, take, value_is_linear
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy
-from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
+from sb3_dpi.dual_ac.rollout import Endings, concatenate, discount_within, flatten_time
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
@@ -89,7 +89,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param learning_rate: of V, it can be a function of the current progress remaining (from 1 to 0); usual: 3e-4 to 3e-3
     :param n_steps: The number of steps to run for each environment per update. None takes 1024 over all environments
     :param batch_size: Minibatch size for V
-    :param gamma: Discount factor; usual: .98 to .999
+    :param gamma: Discount factor; usual: .98 to .999. None takes .995, or less once a time limit has ended an episode before
+        500 steps: 1 - 2.5 / steps (.9875 for 200)
     :param window_length: The most steps of a window, k + 1 in the paper's count: 1 is the one-step game. Windows end where
         their episode does; usual: 10 to 50
     :param path_regularization: eta_V, how much V keeps to the returns of the policy, in units of one over the standard
@@ -114,7 +115,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress remaining;
         ``"constant"``
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm; usual: 10 to 20
-    :param cg_damping: damping in the Hessian vector product computation; usual: .1 to 1
+    :param cg_damping: damping in the Hessian vector product computation; usual: .1 to 1. None takes twenty times the mean
+        eigenvalue of the Fisher matrix
     :param line_search_shrinking_factor: step-size reduction factor for the line-search
     :param line_search_max_iter: maximum number of iterations for the backtracking line-search
     :param max_grad_norm: The maximum value for the gradient clipping of V
@@ -155,7 +157,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         batch_size: int = 256,
-        gamma: float = 0.995,
+        gamma: float | None = None,
         window_length: int = 50,
         path_regularization: float = 100.0,
         inner_tolerance: float | None = 1e-4,
@@ -166,16 +168,16 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         alpha_regularization: float = 5.0,
         mu_weight: float = 1.0,
         gradient: str = "causal",
-        target_kl: float | str | Schedule = 0.05,
+        target_kl: float | str | Schedule = "lin_0.05",
         step_rule: str = "adaptive",
         cg_max_steps: int = 20,
-        cg_damping: float = 1.0,
+        cg_damping: float | None = None,
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         max_grad_norm: float = 1.0,
-        restart_after: int | None = 250,
-        restart_spread: bool = False,
-        min_std: float = 0.0,
+        restart_after: int | None = 128,
+        restart_spread: bool = True,
+        min_std: float = 0.2,
         normalize_advantage: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -194,7 +196,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]  # None until the number of environments is known
-            gamma=gamma,
+            gamma=gamma,  # type: ignore[arg-type]  # None follows time limits
             gae_lambda=gae_lambda,
             ent_coef=0.0,
             vf_coef=0.0,
@@ -239,6 +241,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.return_rms = RunningMeanStd(epsilon=1e-4)
         self.largest_advantage = 0.0
         self.initial_observations: Any = None
+        self.time_limit = 0
         if _init_setup_model:
             self._setup_model()
 
@@ -263,7 +266,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         for name in whole:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
+        for name in (*(["gamma"] if self.gamma is not None else []), "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("path_regularization", "mu_weight", "cg_damping", "inner_tolerance", "min_std"):
@@ -318,6 +321,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             self._check_finite(new_obs, rewards, statistics)
             self._endings.add(n_steps, new_obs, dones, infos)
+            if self._endings.truncated[n_steps].any():
+                self.time_limit = max(self.time_limit, int(self._restarts.steps[self._endings.truncated[n_steps]].max()) + 1)
             self._restarts.count(dones)
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
@@ -333,6 +338,11 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    @property
+    def discount(self) -> float:
+        """gamma, or what follows from the time limits that were met."""
+        return discount_within(self.time_limit) if self.gamma is None else self.gamma
 
     def _check_finite(self, new_obs: Any, rewards: np.ndarray, statistics: KeptStatistics) -> None:
         try:
@@ -356,6 +366,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         """One iteration of Algorithm 1: V-step, alpha-step and pi-step on the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        self.rollout_buffer.gamma = self.discount
         batch = self._recall()  # of pi_{t-1}, the behaviour policy pi_b
         values = self._values(batch)
         targets = self._path_returns(batch, values)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
@@ -430,17 +441,17 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
 
     def _temporal_differences(self, batch: Batch, values: FloatArray) -> FloatArray:
         following = windows.successor_values(values, batch.following)
-        return batch.rewards + self.gamma * following - values[: batch.rewards.size].reshape(batch.shape)
+        return batch.rewards + self.discount * following - values[: batch.rewards.size].reshape(batch.shape)
 
     def _path_returns(self, batch: Batch, values: FloatArray) -> FloatArray:
         """What pi_b earns from each state on, TD(lambda) with the V of before, ``[T, N]``."""
         differences = self._temporal_differences(batch, values)
-        further = windows.discounted_sums(differences, batch.ends, self.gamma * self.gae_lambda)
+        further = windows.discounted_sums(differences, batch.ends, self.discount * self.gae_lambda)
         return values[: batch.rewards.size].reshape(batch.shape) + further
 
     def _deltas(self, batch: Batch, values: FloatArray) -> FloatArray:
         """``sum_i gamma^i R + gamma^{k+1} V(s_{k+1}) - V(s_0)`` of every window, as a sum that telescopes, ``[T, N]``."""
-        return windows.window_sums(self._temporal_differences(batch, values), batch.ends, batch.lengths, self.gamma)
+        return windows.window_sums(self._temporal_differences(batch, values), batch.ends, batch.lengths, self.discount)
 
     def _weights(self, delta: FloatArray) -> FloatArray:
         return dual_weights(delta, self.alpha_regularization, self.mu_weight) if self.dual_weights else np.ones_like(delta)
@@ -449,8 +460,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self._rescale_values(targets)
         mean, std = self._scale()
         end_rows = windows.at_last_step(batch.following, batch.lengths)
-        discounts = np.where(end_rows == windows.NOTHING, 0.0, self.gamma**batch.lengths)
-        returns = windows.window_sums(batch.rewards, batch.ends, batch.lengths, self.gamma)
+        discounts = np.where(end_rows == windows.NOTHING, 0.0, self.discount**batch.lengths)
+        returns = windows.window_sums(batch.rewards, batch.ends, batch.lengths, self.discount)
 
         def tensor(array: np.ndarray) -> th.Tensor:
             return th.as_tensor(array.reshape(-1).astype(np.float32), device=self.device)
@@ -502,7 +513,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             advantages = windows.literal_gradient_weights(delta, weights, batch.lengths)
             return advantages.reshape(-1), np.ones(advantages.size)
         differences = self._temporal_differences(batch, values)
-        advantages, covered = windows.causal_gradient_weights(differences, weights, batch.ends, batch.lengths, self.gamma)
+        advantages, covered = windows.causal_gradient_weights(differences, weights, batch.ends, batch.lengths, self.discount)
         if self.gradient == "averaged":
             covered = np.ones_like(covered)
         return advantages.reshape(-1), (covered / covered.mean()).reshape(-1)
