@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dpi import DualAC
-from sb3_dpi.dual_ac.dual_ac import INITIAL_STATES
+from sb3_dpi.dual_ac.dual_ac import DEFAULT_KL, INITIAL_STATES
 from sb3_dpi.dual_ac.rollout import discount_within
 from sb3_dpi.dual_ac.windows import NOTHING
 
@@ -149,6 +149,16 @@ def test_discount_follows_time_limits(tmp_path: Path, options: dict[str, Any], d
     model.save(tmp_path / "model")
     assert DualAC.load(tmp_path / "model").discount == pytest.approx(discount)
     assert DualAC.load(tmp_path / "model", gamma=0.9).discount == 0.9
+
+
+def test_steps_become_small_where_there_is_something_to_lose() -> None:
+    bounds = []
+    for env in (limited(40), PointMass(death=(5, 9))):
+        model = small(env, restart_after=None, step_rule="constant")
+        model.learn(2 * STEPS)
+        model._current_progress_remaining = 0.25
+        bounds.append(model._kl_bound(1.0))
+    assert bounds == [DEFAULT_KL, 0.25 * DEFAULT_KL]
 
 
 def test_discount_of_long_episodes() -> None:

@@ -38,6 +38,7 @@ SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
 
 DEFAULT_BATCH = 1024
 """Steps of all environments between updates."""
+DEFAULT_KL = 0.05
 INITIAL_STATES = 256
 """Observed resets that are kept as samples of mu."""
 GRADIENTS = ("causal", "averaged", "literal")
@@ -110,7 +111,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         the same with every state of the rollout counted once, windows only averaged; ``"literal"``: as in the paper, every
         action of a window with the whole window's advantage
     :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples; it can be a function of the progress
-        remaining, or ``"lin_0.05"``, which falls to zero; usual: .01 to .1
+        remaining, or ``"lin_0.05"``, which falls to zero; usual: .01 to .1. None takes .05, and lets it fall to zero once an
+        episode has ended before its time: what balances has something to lose by a step
     :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance where their standard deviation is
         below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress remaining;
         ``"constant"``
@@ -168,7 +170,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         alpha_regularization: float = 5.0,
         mu_weight: float = 1.0,
         gradient: str = "causal",
-        target_kl: float | str | Schedule = "lin_0.05",
+        target_kl: float | str | Schedule | None = None,
         step_rule: str = "adaptive",
         cg_max_steps: int = 20,
         cg_damping: float | None = None,
@@ -224,7 +226,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.alpha_regularization = alpha_regularization
         self.mu_weight = mu_weight
         self.gradient = gradient
-        self.target_kl = as_schedule("target_kl", target_kl)
+        self.target_kl = None if target_kl is None else as_schedule("target_kl", target_kl)
         self.step_rule = step_rule
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
@@ -242,6 +244,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.largest_advantage = 0.0
         self.initial_observations: Any = None
         self.time_limit = 0
+        self.saw_failure = False
         if _init_setup_model:
             self._setup_model()
 
@@ -253,7 +256,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         if self.n_steps * self.n_envs < 2:
             raise ValueError(f"n_steps times environments must be at least 2, got {self.n_steps} x {self.n_envs}")
         # arguments may be changed on loading
-        self.target_kl = as_schedule("target_kl", self.target_kl)
+        self.target_kl = None if self.target_kl is None else as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
         self._restarts = Restarts(self.restart_after, self.n_envs, self._rng if self.restart_spread else None)
@@ -273,7 +276,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             value = getattr(self, name)
             if value is not None and not value >= 0.0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-        for name in ("alpha_regularization", "target_kl", "max_grad_norm"):
+        for name in ("alpha_regularization", *(["target_kl"] if self.target_kl is not None else []), "max_grad_norm"):
             value = as_schedule(name, getattr(self, name))(1.0)
             if not value > 0.0:
                 raise ValueError(f"{name} must be above 0, got {value}")
@@ -321,6 +324,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             self._check_finite(new_obs, rewards, statistics)
             self._endings.add(n_steps, new_obs, dones, infos)
+            self.saw_failure |= bool(self._endings.terminated[n_steps].any())
             if self._endings.truncated[n_steps].any():
                 self.time_limit = max(self.time_limit, int(self._restarts.steps[self._endings.truncated[n_steps]].max()) + 1)
             self._restarts.count(dones)
@@ -520,7 +524,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
 
     def _kl_bound(self, spread: float) -> float:
         """zeta: a normalised step would spend its whole KL on noise where next to nothing is left to gain."""
-        bound = self.target_kl(self._current_progress_remaining)
+        if self.target_kl is None:
+            bound = DEFAULT_KL * (self._current_progress_remaining if self.saw_failure else 1.0)
+        else:
+            bound = self.target_kl(self._current_progress_remaining)
         if self.step_rule == "decaying":
             return bound * max(self._current_progress_remaining, SMALLEST_STEP)
         self.largest_advantage = max(self.largest_advantage, spread)
