@@ -110,7 +110,7 @@ def test_initial_states_are_those_of_resets() -> None:
 
 @pytest.mark.parametrize("restart_after", [None, 15])
 def test_long_episodes_are_left(restart_after: int | None) -> None:
-    model = small(counters(), n_steps=10, restart_after=restart_after)
+    model = small(counters(), n_steps=10, restart_after=restart_after, restart_spread=False)
     left = int(restart_after is not None)
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(120)
@@ -159,6 +159,14 @@ def test_steps_become_small_where_there_is_something_to_lose() -> None:
         model._current_progress_remaining = 0.25
         bounds.append(model._kl_bound(1.0))
     assert bounds == [DEFAULT_KL, 0.25 * DEFAULT_KL]
+
+
+@pytest.mark.parametrize("spread", [None, True, False])
+def test_limits_are_drawn_where_episodes_fail(spread: bool | None) -> None:
+    for env in (limited(40), PointMass(death=(5, 9))):
+        model = small(env, restart_spread=spread)
+        model.learn(2 * STEPS)
+        assert model._restarts.is_spread is (model.saw_failure if spread is None else spread)
 
 
 def test_discount_of_long_episodes() -> None:

@@ -26,7 +26,7 @@ def test_limits_are_spread() -> None:
     n = 40_000
     env, lengths, steps = counters(), [], np.zeros(4, dtype=int)
     env.reset()
-    restarts = Restarts(8, 4, np.random.default_rng(1))
+    restarts = Restarts(16, 4, np.random.default_rng(1))
     observations = np.ones((4, 3), dtype=np.float32)
     for _ in range(n):
         steps += 1

@@ -12,8 +12,8 @@ class Restarts:
 
     :param after: steps from which on an episode counts as long; None leaves none
     :param n_envs: N
-    :param rng: draws how long each episode may be: ``after`` at least, and twice as long half as often, so that early and late
-        steps are seen alike. None makes ``after`` the limit of all
+    :param rng: draws how long each episode may be: half of ``after`` at least, and twice as long half as often, so that early
+        and late steps are seen alike. None makes ``after`` the limit of all
     """
 
     def __init__(self, after: int | None, n_envs: int, rng: np.random.Generator | None = None) -> None:
@@ -21,14 +21,15 @@ class Restarts:
         self._rng = rng
         self.steps = np.zeros(n_envs, dtype=int)
         """of the episodes that go on, ``[N]``"""
-        self._limits = np.full(n_envs, np.inf)
+        self.is_spread = rng is not None
+        """whether the drawn limits count"""
+        self._shares = np.ones(n_envs)
         self._restart(np.arange(n_envs))
 
     def _restart(self, which: np.ndarray) -> None:
         self.steps[which] = 0
-        if self._after is not None:
-            shares = np.ones(len(which)) if self._rng is None else 1.0 - self._rng.random(len(which))
-            self._limits[which] = self._after / shares
+        if self._rng is not None and self._after is not None:
+            self._shares[which] = 1.0 - self._rng.random(len(which))
 
     def count(self, dones: np.ndarray) -> None:
         """
@@ -58,7 +59,9 @@ class Restarts:
             observations for all environments at once (transposed images, stacked frames), which cannot be done for one alone
         """
         nowhere = np.zeros(0, dtype=int)
-        which = np.flatnonzero(self.steps >= self._limits)
+        if self._after is None:
+            return observations, nowhere
+        which = np.flatnonzero(self.steps >= (0.5 * self._after / self._shares if self.is_spread else self._after))
         if not len(which) or env.get_attr("observation_space", [0])[0] != env.observation_space:
             return observations, nowhere
         self._restart(which)

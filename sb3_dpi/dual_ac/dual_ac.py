@@ -125,8 +125,9 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param restart_after: Steps after which an episode is left between rollouts, so that a new one begins: long ones otherwise
         show their beginnings seldom, and what fails there is forgotten. None leaves none; usual: 100 to 500.
         ``rollout/ep_rew_mean`` knows the others alone
-    :param restart_spread: Whether ``restart_after`` is the least limit of an episode: each draws its own, twice as long half
-        as often, so that what comes early and what comes late are both seen. False makes it the limit of all
+    :param restart_spread: Whether each episode draws a limit of its own, half of ``restart_after`` at least, and twice as long
+        half as often, so that what fails early and what fails late are both seen. False makes ``restart_after`` the limit of
+        all, None until an episode has ended before its time
     :param min_std: What the standard deviation of a Gaussian policy does not fall below, in units of the bounds: noise goes on
         showing what fails near by. Without effect on gSDE; usual: 0 to .3
     :param normalize_advantage: Whether to centre the advantages
@@ -177,8 +178,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         line_search_shrinking_factor: float = 0.8,
         line_search_max_iter: int = 10,
         max_grad_norm: float = 1.0,
-        restart_after: int | None = 128,
-        restart_spread: bool = True,
+        restart_after: int | None = 256,
+        restart_spread: bool | None = None,
         min_std: float = 0.2,
         normalize_advantage: bool = True,
         use_sde: bool = False,
@@ -259,7 +260,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.target_kl = None if self.target_kl is None else as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
-        self._restarts = Restarts(self.restart_after, self.n_envs, self._rng if self.restart_spread else None)
+        self._restarts = Restarts(self.restart_after, self.n_envs, None if self.restart_spread is False else self._rng)
 
     def _check_arguments(self) -> None:
         check_choice("gradient", self.gradient, GRADIENTS)
@@ -337,6 +338,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
                 unknown,
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        self._restarts.is_spread = self.saw_failure if self.restart_spread is None else self.restart_spread
         self._last_obs, left = self._restarts.leave(env, self._last_obs, self._vec_normalize_env)
         self._last_episode_starts[left] = True
         callback.update_locals(locals())
@@ -524,12 +526,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
 
     def _kl_bound(self, spread: float) -> float:
         """zeta: a normalised step would spend its whole KL on noise where next to nothing is left to gain."""
-        if self.target_kl is None:
-            bound = DEFAULT_KL * (self._current_progress_remaining if self.saw_failure else 1.0)
-        else:
-            bound = self.target_kl(self._current_progress_remaining)
+        left = self._current_progress_remaining
+        bound = DEFAULT_KL * (left if self.saw_failure else 1.0) if self.target_kl is None else self.target_kl(left)
         if self.step_rule == "decaying":
-            return bound * max(self._current_progress_remaining, SMALLEST_STEP)
+            return bound * max(left, SMALLEST_STEP)
         self.largest_advantage = max(self.largest_advantage, spread)
         if self.step_rule == "constant" or self.largest_advantage == 0.0:
             return bound
