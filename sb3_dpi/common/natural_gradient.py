@@ -70,16 +70,8 @@ def natural_gradient_step(
     refused = NaturalGradientStep(False, 0.0, 0.0, 0.0, 0)
     if not target_kl > 0.0 or not bool(th.isfinite(gradient).all()) or not bool(gradient.any()):
         return refused
-    kl_gradient = _flat_gradient(kl(), actor, create_graph=True)
-
-    def product(vector: np.ndarray) -> np.ndarray:
-        along = kl_gradient.dot(th.as_tensor(vector, dtype=kl_gradient.dtype, device=kl_gradient.device))
-        return _flat_gradient(along, actor, retain_graph=True).double().cpu().numpy()
-
-    damping = DEFAULT_DAMPING * mean_eigenvalue(product, gradient.numel()) if cg_damping is None else cg_damping
-
     # Not sb3-contrib's solver: it starts from a random vector and stops at a residual that depends on the units of L
-    fisher = LinearOperator((gradient.numel(),) * 2, matvec=lambda x: product(x) + damping * x, dtype=np.float64)
+    fisher = _damped_fisher_matrix(_flat_gradient(kl(), actor, create_graph=True), actor, cg_damping)
     solution, _ = cg(fisher, gradient.double().cpu().numpy(), rtol=CG_TOLERANCE, maxiter=cg_max_steps)
     direction = th.as_tensor(solution, dtype=gradient.dtype, device=gradient.device)
     slope = gradient.dot(direction)
@@ -104,6 +96,19 @@ def natural_gradient_step(
         for parameter, values in zip(actor, old, strict=True):
             parameter.copy_(values)
     return NaturalGradientStep(False, 0.0, 0.0, 0.0, line_search_max_iter)
+
+
+def _damped_fisher_matrix(
+    kl_gradient: th.Tensor, parameters: list[th.nn.Parameter], cg_damping: float | None
+) -> LinearOperator:
+    size = kl_gradient.numel()
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        along = kl_gradient.dot(th.as_tensor(vector, dtype=kl_gradient.dtype, device=kl_gradient.device))
+        return _flat_gradient(along, parameters, retain_graph=True).double().cpu().numpy()
+
+    damping = DEFAULT_DAMPING * mean_eigenvalue(product, size) if cg_damping is None else cg_damping
+    return LinearOperator((size, size), matvec=lambda x: product(x) + damping * x, dtype=np.float64)
 
 
 def mean_eigenvalue(product: Callable[[np.ndarray], np.ndarray], size: int) -> float:
