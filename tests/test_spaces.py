@@ -61,16 +61,16 @@ def test_actions_reach_the_environment_in_its_own_units(make: Make, bounds: tupl
 def test_learning_does_not_depend_on_the_units(make: Make, bounds: tuple[float, float]) -> None:
     """The same task in other units of the action: the same policy in units of the bounds."""
     plain, scaled = make(PointMass()), make(PointMass(*bounds))
-    for model in (plain, scaled):
-        model.learn(2 * ITERATION)
-    # what rounds off in the units is small, but the natural gradient amplifies it along flat directions
-    tolerance = 2e-3 if make is small_mdgps else 2e-2
-    assert parameter_sum(scaled) == pytest.approx(parameter_sum(plain), rel=tolerance)
-    observations = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
-    expected = plain.predict(observations, deterministic=True)[0]
     low, high = bounds
-    actions = scaled.predict(observations, deterministic=True)[0]
-    np.testing.assert_allclose((actions - low) / (high - low) * 2.0 - 1.0, expected, atol=tolerance)
+    observations = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    # what rounds off in the units is small, but the second natural gradient amplifies it along flat directions
+    for tolerance in (1e-4, 1e-4 if make is small_mdgps else 5e-2):
+        for model in (plain, scaled):
+            model.learn(ITERATION, reset_num_timesteps=False)
+        assert parameter_sum(scaled) == pytest.approx(parameter_sum(plain), rel=tolerance)
+        expected = plain.predict(observations, deterministic=True)[0]
+        actions = scaled.predict(observations, deterministic=True)[0]
+        np.testing.assert_allclose((actions - low) / (high - low) * 2.0 - 1.0, expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
