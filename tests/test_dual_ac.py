@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dpi import DualAC
 from sb3_dpi.dual_ac.dual_ac import DEFAULT_KL, INITIAL_STATES
+from sb3_dpi.dual_ac.policies import limit_noise
 from sb3_dpi.dual_ac.rollout import discount_within
 from sb3_dpi.dual_ac.windows import NOTHING
 
@@ -122,13 +123,31 @@ def test_long_episodes_are_left(restart_after: int | None) -> None:
     assert not model.rollout_buffer.episode_starts[:, 3].any(), "10 steps are no long episode"
 
 
-@pytest.mark.parametrize("min_std", [0.0, 0.9])
-def test_noise_is_kept(min_std: float) -> None:
-    model = small(step_rule="constant", target_kl=0.5, min_std=min_std)
+@pytest.mark.parametrize(
+    "min_std, max_std, smallest, largest",
+    [(0.0, None, 0.0, 10.0), (0.9, 0.75, 0.9, 0.9), (0.1, 0.3, 0.1, 0.1), (0.0, 0.3, 0.0, 0.05)],
+)
+def test_noise_keeps_within_its_limits(min_std: float, max_std: float | None, smallest: float, largest: float) -> None:
+    model = small(step_rule="constant", target_kl=0.5, min_std=min_std, max_std=max_std)
     model.learn(12 * STEPS)
     std = model.policy.log_std.detach().exp()
-    assert bool((std >= min_std - 1e-6).all())
-    assert bool((std < 0.9).any()) == (min_std == 0.0), "where nothing keeps it, it falls"
+    assert bool((std >= smallest - 1e-6).all()) and bool((std <= largest + 1e-6).all()), "at the end of training"
+    if max_std is None:
+        assert bool((std != 0.5).all()) and bool((std > 0.05).all()), "what nothing limits is learned"
+
+
+@pytest.mark.parametrize("left, std", [(1.0, 0.8), (0.5, 0.5), (0.0, 0.2), (-0.1, 0.2)])
+def test_the_limit_of_noise_falls_with_progress(left: float, std: float) -> None:
+    policy = small(policy_kwargs={"net_arch": [8], "log_std_init": 1.0}).policy
+    limit_noise(policy, 0.2, 0.8, left)
+    np.testing.assert_allclose(policy.log_std.detach().exp().numpy(), std, rtol=1e-6)
+
+
+def test_actions_without_a_standard_deviation_have_no_limits() -> None:
+    policy = small(env="CartPole-v1").policy
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    limit_noise(policy, 0.2, 0.8, 0.0)
+    assert all(bool((old == new).all()) for old, new in zip(before, policy.parameters(), strict=True))
 
 
 def test_noise_of_gsde_is_left_alone() -> None:
@@ -459,6 +478,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"mu_weight": -1.0}, "mu_weight must"),
     ({"cg_damping": -1.0}, "cg_damping must"),
     ({"min_std": -1.0}, "min_std must be at least 0, got -1.0"),
+    ({"max_std": 0.0}, "max_std must be above 0, got 0.0"),
     ({"alpha_regularization": 0.0}, "alpha_regularization must be above 0, got 0.0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 from scipy.sparse.linalg import LinearOperator, cg
+from stable_baselines3.common.distributions import Distribution, kl_divergence
 
 CG_TOLERANCE = 1e-5
 """Of the residual, relative to the gradient: what single precision can tell."""
@@ -109,6 +110,18 @@ def _damped_fisher_matrix(
 
     damping = DEFAULT_DAMPING * mean_eigenvalue(product, size) if cg_damping is None else cg_damping
     return LinearOperator((size, size), matvec=lambda x: product(x) + damping * x, dtype=np.float64)
+
+
+def mean_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    KL(old || new), summed over the action's dimensions.
+
+    :param old: of n observations
+    :param new: of the same
+    :return: nats, mean over the observations, ``[]``
+    """
+    divergence = kl_divergence(old, new)
+    return divergence.reshape(len(divergence), -1).sum(1).mean()
 
 
 def mean_eigenvalue(product: Callable[[np.ndarray], np.ndarray], size: int) -> float:

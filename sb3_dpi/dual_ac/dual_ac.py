@@ -1,7 +1,6 @@
 """Dual actor-critic: the actor and the dual critic of the Bellman equation's Lagrangian (Dai et al., 2018)."""
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -10,7 +9,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
@@ -23,14 +21,14 @@ from sb3_dpi.common.choices import as_schedule, check_choice
 from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
-from sb3_dpi.common.natural_gradient import natural_gradient_step
+from sb3_dpi.common.natural_gradient import mean_divergence, natural_gradient_step
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
 from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.critic import ValueProblem, descend, solve_in_closed_form, take, value_is_linear
 from sb3_dpi.dual_ac.game import dual_weights
-from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy
+from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
 from sb3_dpi.dual_ac.rollout import Endings, concatenate, discount_within, flatten_time
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -130,6 +128,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         all, None until an episode has ended before its time
     :param min_std: What the standard deviation of a Gaussian policy does not fall below, in units of the bounds: noise goes on
         showing what fails near by. Without effect on gSDE; usual: 0 to .3
+    :param max_std: What it does not rise above at first; this limit falls to ``min_std`` with the progress of training: the
+        policy is deployed without its noise, and must not come to need it. None sets none. Likewise; usual: .5 to 1
     :param normalize_advantage: Whether to centre the advantages
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: only at the beginning of the rollout
@@ -181,6 +181,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         restart_after: int | None = 256,
         restart_spread: bool | None = None,
         min_std: float = 0.2,
+        max_std: float | None = 0.75,
         normalize_advantage: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -236,6 +237,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.restart_after = restart_after
         self.restart_spread = restart_spread
         self.min_std = min_std
+        self.max_std = max_std
         self.normalize_advantage = normalize_advantage
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
@@ -277,7 +279,8 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             value = getattr(self, name)
             if value is not None and not value >= 0.0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-        for name in ("alpha_regularization", *(["target_kl"] if self.target_kl is not None else []), "max_grad_norm"):
+        optional = [name for name in ("target_kl", "max_std") if getattr(self, name) is not None]
+        for name in ("alpha_regularization", "max_grad_norm", *optional):
             value = as_schedule(name, getattr(self, name))(1.0)
             if not value > 0.0:
                 raise ValueError(f"{name} must be above 0, got {value}")
@@ -552,7 +555,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             return (ratio * factors).mean()
 
         def kl() -> th.Tensor:
-            return _divergence(old, self.policy.get_distribution(observations))
+            return mean_divergence(old, self.policy.get_distribution(observations))
 
         step = natural_gradient_step(
             actor_parameters(self.policy),
@@ -564,15 +567,12 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             self.line_search_max_iter,
             self.line_search_shrinking_factor,
         )
-        self._keep_noise()
+        if not self.use_sde:
+            limit_noise(self.policy, self.min_std, self.max_std, self._current_progress_remaining)
         self.logger.record("train/policy_objective", step.improvement)
         self.logger.record("train/kl_divergence_loss", step.kl)
         self.logger.record("train/is_line_search_success", float(step.accepted))
         self.logger.record("train/advantage_std", spread)
-
-    def _keep_noise(self) -> None:
-        if self.min_std > 0.0 and not self.use_sde and hasattr(self.policy, "log_std"):
-            self.policy.log_std.data.clamp_(min=math.log(self.min_std))
 
     def _report(self, batch: Batch, values: FloatArray, targets: FloatArray) -> None:
         before = values[: targets.size]
@@ -591,9 +591,3 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfDualAC:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-
-def _divergence(old: Distribution, new: Distribution) -> th.Tensor:
-    """KL(old || new), summed over the action's dimensions, mean over the samples."""
-    divergence = kl_divergence(old, new)
-    return divergence.reshape(len(divergence), -1).sum(1).mean()

@@ -2,32 +2,19 @@ import math
 from typing import Any
 
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.policies import StandardizedPolicy
 
+LAST_STD = 0.05
+"""The largest standard deviation does not fall below it, whatever the smallest is."""
+
 
 class MlpPolicy(StandardizedPolicy):
-    """Actor and value function of standardised vector observations, with wider noise at first than planners want.
-
-    :param observation_space: observation space, of vectors or numbers
-    :param action_space: action space
-    :param lr_schedule: learning rate schedule
-    :param log_std_init: initial log standard deviation, in units of the bounds; usual: -1 to 0
-    :param kwargs: as for ``ActorCriticPolicy``
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        log_std_init: float = math.log(0.75),
-        **kwargs: Any,
-    ):
-        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
+    """Actor and value function of standardised vector observations."""
 
 
 class RBFPolicy(MlpPolicy):
@@ -106,3 +93,21 @@ class MultiInputPolicy(MlpPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+def limit_noise(policy: ActorCriticPolicy, least: float, most: float | None, left: float) -> None:
+    """
+    Keep the standard deviation of Gaussian actions within limits; other policies have none.
+
+    :param policy: changed in place
+    :param least: in units of the bounds, it wins over ``most``
+    :param most: at the beginning, falling to ``least``; None for no limit
+    :param left: the progress that remains, from 1 to 0
+    """
+    if not hasattr(policy, "log_std"):
+        return
+    log_std = policy.log_std.data
+    if most is not None:
+        log_std.clamp_(max=math.log(max(least + (most - least) * max(left, 0.0), LAST_STD)))
+    if least > 0.0:
+        log_std.clamp_(min=math.log(least))

@@ -146,6 +146,7 @@ def dual_ac(trial: BaseTrial) -> dict[str, Any]:
         "target_kl": trial.suggest_float("target_kl", 0.01, 0.2, log=True),
         "cg_damping": trial.suggest_float("cg_damping", 0.03, 3.0, log=True),
         "min_std": trial.suggest_float("min_std", 0.0, 0.3),
+        "max_std": max(initial_std, 0.75),
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 5e-3, log=True),
         "policy_kwargs": {
             "net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]),
