@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_dpi import DualAC
 from sb3_dpi.dual_ac.dual_ac import DEFAULT_KL, INITIAL_STATES
-from sb3_dpi.dual_ac.policies import limit_noise
+from sb3_dpi.dual_ac.policies import MlpPolicy, limit_noise
 from sb3_dpi.dual_ac.rollout import discount_within
 from sb3_dpi.dual_ac.windows import NOTHING
 
@@ -140,6 +140,13 @@ def test_noise_keeps_within_its_limits(min_std: float, max_std: float | None, sm
 def test_the_limit_of_noise_falls_with_progress(left: float, std: float) -> None:
     policy = small(policy_kwargs={"net_arch": [8], "log_std_init": 1.0}).policy
     limit_noise(policy, 0.2, 0.8, left)
+    np.testing.assert_allclose(policy.log_std.detach().exp().numpy(), std, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_actions, std", [(1, 0.75), (4, 0.75), (6, 0.5), (30, 0.1)])
+def test_many_actions_begin_with_less_noise_each(n_actions: int, std: float) -> None:
+    box = spaces.Box(-1.0, 1.0, (2,)), spaces.Box(-1.0, 1.0, (n_actions,))
+    policy = MlpPolicy(*box, lambda _: 1e-3)
     np.testing.assert_allclose(policy.log_std.detach().exp().numpy(), std, rtol=1e-6)
 
 

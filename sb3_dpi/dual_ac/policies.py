@@ -9,12 +9,33 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.policies import StandardizedPolicy
 
+LARGEST_FIRST_STD, LARGEST_FIRST_SUM = 0.75, 3.0
+"""Standard deviation of an action, and the sum of those of all."""
 LAST_STD = 0.05
 """The largest standard deviation does not fall below it, whatever the smallest is."""
 
 
 class MlpPolicy(StandardizedPolicy):
-    """Actor and value function of standardised vector observations."""
+    """Actor and value function of standardised vector observations.
+
+    :param observation_space: observation space, of vectors or numbers
+    :param action_space: action space
+    :param lr_schedule: learning rate schedule
+    :param log_std_init: initial log standard deviation, in units of the bounds; usual: -1 to 0. None takes
+        ``first_log_std``
+    :param kwargs: as for ``ActorCriticPolicy``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        log_std_init: float | None = None,
+        **kwargs: Any,
+    ):
+        log_std_init = first_log_std(action_space) if log_std_init is None else log_std_init
+        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
 
 
 class RBFPolicy(MlpPolicy):
@@ -93,6 +114,17 @@ class MultiInputPolicy(MlpPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+def first_log_std(action_space: spaces.Space) -> float:
+    """
+    Noise to begin with: where there are many actions each has less, for they disturb one another.
+
+    :param action_space: action space
+    :return: log standard deviation of each action, in units of the bounds; the standard deviations sum to 3 at most
+    """
+    n_actions = math.prod(action_space.shape or (1,))
+    return math.log(min(LARGEST_FIRST_STD, LARGEST_FIRST_SUM / n_actions))
 
 
 def limit_noise(policy: ActorCriticPolicy, least: float, most: float | None, left: float) -> None:
