@@ -118,7 +118,7 @@ class MultiInputPolicy(MlpPolicy):
 
 def first_log_std(action_space: spaces.Space) -> float:
     """
-    Noise to begin with: where there are many actions each has less, for they disturb one another.
+    Noise to begin with: where there are many actions each has less.
 
     :param action_space: action space
     :return: log standard deviation of each action, in units of the bounds; the standard deviations sum to 3 at most
