@@ -138,6 +138,21 @@ def test_lasting_noise() -> None:
     assert correlation(0.95) > 0.6 > 0.3 > correlation(0.0)
 
 
+@pytest.mark.parametrize(
+    "scale, early, late", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), ("lin_1.0", 0.75, 0.25), (lambda left: left**2, 0.56, 0.06)]
+)
+def test_noise_in_units_of_the_standard_deviation(scale: Any, early: float, late: float) -> None:
+    options = {"policy_kwargs": {"net_arch": [8, 8], "std_bounds": (0.2, 0.2)}, "learning_rate": 1e-9, "restart_after": None}
+    model = small(vec_env(1, lambda: limited(40)), noise_scale=scale, **options)
+    assert model.learn(24 * STEPS).memory is not None
+    data = model.memory.transitions()
+    mean = model.policy.export(model.ensemble.state_mean, model.ensemble.state_std)(data.states)[0]
+    noise = np.arctanh(data.actions) - mean
+    n = 24 * STEPS
+    for begin, end, expected in ((n // 8, 3 * n // 8, early), (5 * n // 8, 7 * n // 8, late)):
+        assert float(noise[begin:end].std()) / 0.2 == pytest.approx(expected, rel=0.4, abs=0.05)
+
+
 # ---------------------------------------------------------------------- spaces
 
 
@@ -245,6 +260,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"ent_coef": "auto"},
     {"target_entropy": -0.1},
     {"noise_correlation": 0.9},
+    {"noise_scale": "lin_0.5"},
     {"learning_rate": lambda progress: 1e-3 * progress},
     {"n_members": 2},
     {"policy_kwargs": {"net_arch": [8]}},
@@ -411,6 +427,8 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"horizon": -1}, "horizon must be at least 0, got -1"),
     ({"gamma": 1.0}, "gamma must be at least 0 and below 1, got 1.0"),
     ({"noise_correlation": 1.0}, "noise_correlation must"),
+    ({"noise_scale": -0.1}, "noise_scale must be at least 0, got -0.1"),
+    ({"noise_scale": "falling"}, "noise_scale='falling' is no schedule"),
     ({"real_fraction": 1.5}, "real_fraction must be from 0 to 1, got 1.5"),
     ({"restart_after": 0}, "restart_after must"),
     ({"averaging": 1.5}, "averaging must"),

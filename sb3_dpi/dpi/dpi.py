@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_dpi.common.choices import check_choice, parse_choice
+from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
 from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
@@ -101,6 +101,9 @@ class DPI(SavedModel, ContinuingSampler):
     :param restart_after: Steps after which an episode is left between blocks, so that a new one begins: long ones otherwise
         show their beginnings seldom, and what fails there is forgotten. None leaves none; usual: 100 to 500
     :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9
+    :param noise_scale: what multiplies the policy's standard deviation in real steps, it can be a function of the progress
+        remaining, or ``"lin_1.0"``, which falls to zero; 0: no noise. ``policy_kwargs=dict(std_bounds=(.3, .3))`` fixes the
+        standard deviation itself; usual: .3 to 1
     :param n_members: Networks of the ensemble; usual: 3 to 7
     :param model_width: of their two hidden layers; usual: 64 to 256
     :param model_learning_rate: of the ensemble; it falls to a tenth within the steps between two blocks; usual: 5e-4 to 3e-3
@@ -164,6 +167,7 @@ class DPI(SavedModel, ContinuingSampler):
         target_entropy: str | float = "auto",
         restart_after: int | None = 250,
         noise_correlation: float = 0.0,
+        noise_scale: float | str | Schedule = 1.0,
         n_members: int = 5,
         model_width: int = 128,
         model_learning_rate: float = 2e-3,
@@ -225,6 +229,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.target_entropy = target_entropy
         self.restart_after = restart_after
         self.noise_correlation = noise_correlation
+        self.noise_scale = as_schedule("noise_scale", noise_scale)
         self.n_members = n_members
         self.model_width = model_width
         self.model_learning_rate = model_learning_rate
@@ -251,6 +256,7 @@ class DPI(SavedModel, ContinuingSampler):
         self._check_saved_format()
         self._check_arguments()
         self._expert = self._make_expert()
+        self.noise_scale = as_schedule("noise_scale", self.noise_scale)  # may be changed on loading
         if self.n_steps is None:
             self.n_steps = max(DEFAULT_BLOCK // self.n_envs, 1)
         self._setup_lr_schedule()
@@ -278,18 +284,9 @@ class DPI(SavedModel, ContinuingSampler):
 
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
-        counts = [
-            "buffer_size",
-            "batch_size",
-            "n_windows",
-            "critic_updates",
-            "policy_delay",
-            "n_branches",
-            "branch_length",
-            "n_members",
-        ]
+        counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "branch_length"]
         counts += [name for name in ("n_steps", "imitation_steps", "restart_after") if getattr(self, name) is not None]
-        for name in (*counts, "model_width", "critic_width"):
+        for name in (*counts, "n_members", "model_width", "critic_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("real_fraction", "averaging"):
@@ -310,8 +307,9 @@ class DPI(SavedModel, ContinuingSampler):
         ):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.horizon < 0:
-            raise ValueError(f"horizon must be at least 0, got {self.horizon}")
+        for name, value in (("horizon", self.horizon), ("noise_scale", as_schedule("noise_scale", self.noise_scale)(1.0))):
+            if not value >= 0.0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
 
     def _first_temperature(self) -> float:
         given = str(self.ent_coef).removeprefix("auto").removeprefix("_")

@@ -9,6 +9,7 @@ from scipy.special import ndtr
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.finite import KeptStatistics, check_finite
@@ -34,6 +35,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     ensemble: Ensemble
     learning_starts: int | None
     noise_correlation: float
+    noise_scale: Schedule
     n_iterations: int
     n_episodes: int
     steps_since_training: int
@@ -119,7 +121,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
             return 2.0 * ndtr(self._noise) - 1.0  # uniform between the bounds
         self._noise = self.noise_correlation * self._noise + math.sqrt(1.0 - self.noise_correlation**2) * fresh
         mean, std = actor(states)
-        return np.tanh(mean + std * self._noise)
+        return np.tanh(mean + self.noise_scale(self._current_progress_remaining) * std * self._noise)
 
     def _scale(self, actions: FloatArray) -> np.ndarray:
         shaped = actions.astype(np.float32).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
