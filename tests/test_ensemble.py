@@ -111,19 +111,10 @@ def test_kl_of_gaussians() -> None:
 
 
 def test_discount_follows_time_limits() -> None:
-    def episodes(*lengths: int, deaths: tuple[int, ...] = ()) -> Transitions:
-        n, last = sum(lengths), np.cumsum(lengths) - 1
-        ends, died = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-        ends[last], died[last[list(deaths)]] = True, True
-        zeros = np.zeros((n, 1))
-        return Transitions(zeros, zeros, np.zeros(n), zeros, died, ends, np.arange(n)[::-1])
-
-    assert discount_for_time_limit(episodes(50, 50, 7)) == pytest.approx(0.95), "the last goes on"
-    assert discount_for_time_limit(episodes(50, 20, 30, 7, deaths=(1,))) == pytest.approx(0.95)
-    assert discount_for_time_limit(episodes(50, 20, 7, deaths=(0, 1))) == 0.99, "deaths are no limits"
-    assert discount_for_time_limit(episodes(1000, 7)) == 0.99
-    assert discount_for_time_limit(episodes(1, 1, 7)) == 0.5
-    assert discount_for_time_limit(episodes(107)) == 0.99
+    assert discount_for_time_limit(50) == pytest.approx(0.95)
+    assert discount_for_time_limit(1000) == 0.99
+    assert discount_for_time_limit(1) == 0.5
+    assert discount_for_time_limit(0) == 0.99, "no limit was met"
 
 
 def test_returns_to_go() -> None:

@@ -98,8 +98,9 @@ class DPI(SavedModel, ContinuingSampler):
     :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
         ``"auto_0.02"`` to let it follow ``target_entropy`` from there
     :param target_entropy: of the policy, nats; ``"auto"`` takes -.5 for each action; usual: -1 to 0 for each action
-    :param restart_after: Steps after which an episode is left between blocks, so that a new one begins: long ones otherwise
-        show their beginnings seldom, and what fails there is forgotten. None leaves none; usual: 100 to 500
+    :param restart_after: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise
+        show their beginnings seldom, and what goes wrong once lasts. Each is left after half of it at least, one of two only
+        after the whole, one of four after twice as much. None leaves none; usual: 100 to 500
     :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9
     :param noise_scale: what multiplies the policy's standard deviation in real steps, it can be a function of the progress
         remaining, or ``"lin_1.0"``, which falls to zero; 0: no noise. ``policy_kwargs=dict(std_bounds=(.3, .3))`` fixes the
@@ -150,7 +151,7 @@ class DPI(SavedModel, ContinuingSampler):
         batch_size: int = 128,
         gamma: float | None = None,
         tau: float = 0.02,
-        horizon: int = 2,
+        horizon: int = 4,
         n_windows: int = 200,
         expert: str | dict[str, Any] | Expert = "pathwise",
         trust_region: float = 0.1,
@@ -165,7 +166,7 @@ class DPI(SavedModel, ContinuingSampler):
         anchor: bool = True,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
-        restart_after: int | None = 250,
+        restart_after: int | None = 125,
         noise_correlation: float = 0.0,
         noise_scale: float | str | Schedule = 1.0,
         n_members: int = 5,
@@ -248,6 +249,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.rate_factor = 1.0
         self.n_iterations = 0
         self.n_episodes = 0
+        self.time_limit = 0
         self.steps_since_training = 0
         if _init_setup_model:
             self._setup_model()
@@ -279,7 +281,7 @@ class DPI(SavedModel, ContinuingSampler):
             self.log_temperature = math.log(self._first_temperature())
         self._noise = np.zeros((self.n_envs, du))
         self._start_correlation = np.zeros((self.n_envs, 1))
-        self._restarts = Restarts(self.restart_after, self.n_envs)
+        self._restarts = Restarts(self.restart_after, self.n_envs, self._rng)
         self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
@@ -381,7 +383,7 @@ class DPI(SavedModel, ContinuingSampler):
         self._update_policy_rate()
         data = self.memory.transitions()
         if self.gamma is None:
-            self.gamma = discount_for_time_limit(data)
+            self.gamma = discount_for_time_limit(self.time_limit)
         self._report_model(data)
         returns = self._follow_units(data)
         residuals = self.fit_model(data)  # P-hat, Eq. 2

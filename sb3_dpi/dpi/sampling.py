@@ -38,6 +38,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     noise_scale: Schedule
     n_iterations: int
     n_episodes: int
+    time_limit: int
     steps_since_training: int
     _rng: np.random.Generator
     _noise: FloatArray
@@ -92,11 +93,13 @@ class ContinuingSampler(OnPolicyAlgorithm):
                 self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
             self.memory.add(states, ends, actions, raw_rewards, dones, infos)
             self.n_episodes += int(np.sum(dones))
+            limited = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
+            self.time_limit = max([self.time_limit, *(self._restarts.steps[limited] + 1)])
             self._restarts.count(dones)
             self.steps_since_training += env.num_envs
             states, self._last_obs = following, new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
-        self._begin_anew(env)
+            states = self._begin_anew(env, states)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -132,13 +135,17 @@ class ContinuingSampler(OnPolicyAlgorithm):
             obs = self._vec_normalize_env.unnormalize_obs(obs)
         return self.policy.join(obs)
 
-    def _begin_anew(self, env: VecEnv) -> None:
+    def _begin_anew(self, env: VecEnv, states: FloatArray) -> FloatArray:
         """Leave some long episodes: the policy must be good where episodes begin."""
         assert self.memory is not None
         self._last_obs, left = self._restarts.leave(env, self._last_obs, self._vec_normalize_env)
+        if not len(left):
+            return states
         for i in left:
             self.memory.cut(int(i))
             self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
+        states[left] = self._raw_states(self._last_obs)[left]
+        return states
 
 
 def _batch(obs: Any) -> Any:

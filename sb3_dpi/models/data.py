@@ -42,21 +42,18 @@ class Transitions:
         return Transitions(*before, self.next_states[rows], self.terminated[rows], every, self.age[rows])
 
 
-def discount_for_time_limit(data: Transitions, longest: float = 0.99, share: float = 0.4) -> float:
+def discount_for_time_limit(steps: int, longest: float = 0.99, share: float = 0.4) -> float:
     """
     A discount factor that looks no further than episodes go.
 
     Behind a time limit values are foretold and not realised: a critic that looks far beyond short episodes learns little else.
 
-    :param data: transitions, the last of each environment's in an episode that goes on
+    :param steps: of the longest episode that a time limit ended, 0 where none was met
     :param longest: the largest discount factor
-    :param share: of the longest episode that a time limit ended, the horizon 1 / (1 - gamma)
-    :return: gamma; the largest where no time limit was met
+    :param share: of those steps, the horizon 1 / (1 - gamma)
+    :return: gamma
     """
-    ends = np.flatnonzero(data.ends)
-    lengths = np.diff(ends, prepend=-1)
-    cut = ~data.terminated[ends] & (data.age[ends] > 0)
-    return min(longest, 1.0 - 1.0 / max(share * float(lengths[cut].max()), 2.0)) if cut.any() else longest
+    return min(longest, 1.0 - 1.0 / max(share * steps, 2.0)) if steps > 0 else longest
 
 
 def returns_to_go(data: Transitions, gamma: float, last_rewards: int = 300) -> FloatArray:
