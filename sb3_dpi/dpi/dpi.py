@@ -78,7 +78,7 @@ class DPI(SavedModel, ContinuingSampler):
     :param gamma: Discount factor; usual: .95 to .999. None takes .99, or less where a time limit ends random episodes before
         250 steps: 1 - 2.5 / steps (.95 for 50)
     :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02
-    :param horizon: Steps H of a window; usual: 1 to 8
+    :param horizon: Steps H of a window; usual: 1 to 10
     :param n_windows: Windows of a plan; usual: 100 to 500
     :param expert: ``"pathwise"``: the gradient of the window's return, the limit of small trust regions; ``"lqr"``:
         KL-constrained LQR along the windows; ``"mppi"``, ``"icem"``: sampled plans; or a dictionary of options whose key

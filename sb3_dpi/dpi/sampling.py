@@ -94,7 +94,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
             self.memory.add(states, ends, actions, raw_rewards, dones, infos)
             self.n_episodes += int(np.sum(dones))
             limited = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
-            self.time_limit = max([self.time_limit, *(self._restarts.steps[limited] + 1)])
+            self.time_limit = int(max([self.time_limit, *(self._restarts.steps[limited] + 1)]))
             self._restarts.count(dones)
             self.steps_since_training += env.num_envs
             states, self._last_obs = following, new_obs  # type: ignore[assignment]
