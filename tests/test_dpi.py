@@ -316,11 +316,31 @@ def test_the_policy_rate_follows_the_divergence() -> None:
             model._follow_divergence(divergence)
         assert model.rate_factor == pytest.approx(bound)
     model._logger = configure(None, [])
-    model._update_policy_rate()
+    model._update_rates()
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(5.0 * 3e-4)
     fixed = small(target_kl=None)
     fixed._follow_divergence(9.0)
     assert fixed.rate_factor == 1.0
+
+
+def test_the_critic_settles(tmp_path: Path) -> None:
+    """Its rate falls with one over its updates, to a tenth, on from where it was after loading."""
+
+    def rate(model: DPI) -> float:
+        return float(model.critic.optimizer.param_groups[0]["lr"])
+
+    model = small(critic_settling=100, policy_delay=10, critic_learning_rate=1e-3)
+    model._logger = configure(None, [])
+    for n_updates, share in ((0, 1.0), (10, 1.0), (1000, 0.1), (40, 0.25)):
+        model._n_updates = n_updates
+        model._update_rates()
+        assert rate(model) == pytest.approx(share * 1e-3)
+    model.save(tmp_path / "settled")
+    loaded = DPI.load(tmp_path / "settled", env=model.get_env())
+    loaded._logger = configure(None, [])
+    loaded._update_rates()
+    assert rate(loaded) == rate(model)
+    assert rate(small(critic_learning_rate=1e-3).learn(3 * STEPS)) == pytest.approx(1e-3)
 
 
 def test_the_deployed_policy_is_an_average() -> None:
@@ -446,6 +466,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"real_fraction": 1.5}, "real_fraction must be from 0 to 1, got 1.5"),
     ({"restart_after": 0}, "restart_after must"),
     ({"averaging": 1.5}, "averaging must"),
+    ({"critic_settling": 0}, "critic_settling must be at least 1, got 0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"effort": 0.0}, "effort must be above 0, got 0.0"),
     ({"trust_region": math.nan}, "trust_region must"),

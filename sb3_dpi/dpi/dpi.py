@@ -52,6 +52,8 @@ AVERAGED_SHARE = 8.0
 """The average is one of the last eighth of the policy's steps, until that is as long as ``averaging`` says."""
 RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
 """By how much the policy's learning rate follows ``target_kl`` after each block, and how far at most."""
+SETTLED_SHARE = 0.1
+"""Of the critic's learning rate, what is left when it has settled."""
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
 
 
@@ -112,6 +114,8 @@ class DPI(SavedModel, ContinuingSampler):
         windows, anchored in real returns; ``"returns"``: V by TD(lambda) on the latest real steps
     :param critic_width: of the critic's two hidden layers; usual: 64 to 256
     :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
+    :param critic_settling: Updates of the critic after which its learning rate falls, as one over their number, to a tenth at
+        the least: a fast critic follows a policy that changes, a slow one keeps a gait. None lets it be; usual: 5e4 to 2e5
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
         ``learning_rate``. None leaves the rate alone; usual: .3 to 3
@@ -175,6 +179,7 @@ class DPI(SavedModel, ContinuingSampler):
         critic: str = "q",
         critic_width: int = 64,
         critic_learning_rate: float = 1e-3,
+        critic_settling: int | None = None,
         target_kl: float | None = 1.0,
         averaging: float = 0.004,
         max_grad_norm: float = 1.0,
@@ -237,6 +242,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.critic_kind = critic
         self.critic_width = critic_width
         self.critic_learning_rate = critic_learning_rate
+        self.critic_settling = critic_settling
         self.target_kl = target_kl
         self.averaging = averaging
         self.cost_fn = cost_fn
@@ -287,7 +293,8 @@ class DPI(SavedModel, ContinuingSampler):
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
         counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "branch_length"]
-        counts += [name for name in ("n_steps", "imitation_steps", "restart_after") if getattr(self, name) is not None]
+        optional = ("n_steps", "imitation_steps", "restart_after", "critic_settling")
+        counts += [name for name in optional if getattr(self, name) is not None]
         for name in (*counts, "n_members", "model_width", "critic_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -297,16 +304,9 @@ class DPI(SavedModel, ContinuingSampler):
         for name in (*(["gamma"] if self.gamma is not None else []), "noise_correlation"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in (
-            *(["target_kl"] if self.target_kl is not None else []),
-            "tau",
-            "trust_region",
-            "effort",
-            "model_steps",
-            "model_learning_rate",
-            "critic_learning_rate",
-            "max_grad_norm",
-        ):
+        positive = ["tau", "trust_region", "effort", "model_steps", "model_learning_rate", "critic_learning_rate"]
+        positive += ["max_grad_norm", *(["target_kl"] if self.target_kl is not None else [])]
+        for name in positive:
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name, value in (("horizon", self.horizon), ("noise_scale", as_schedule("noise_scale", self.noise_scale)(1.0))):
@@ -380,7 +380,7 @@ class DPI(SavedModel, ContinuingSampler):
         if self._is_starting() or len(self.memory) < SMALLEST_MEMORY:
             return
         self.policy.set_training_mode(True)
-        self._update_policy_rate()
+        self._update_rates()
         data = self.memory.transitions()
         if self.gamma is None:
             self.gamma = discount_for_time_limit(self.time_limit)
@@ -401,9 +401,13 @@ class DPI(SavedModel, ContinuingSampler):
         self.n_iterations += 1
         self.steps_since_training = 0
 
-    def _update_policy_rate(self) -> None:
+    def _update_rates(self) -> None:
         rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor
         update_learning_rate(self.policy.optimizer, rate)
+        if self.critic_settling is not None:
+            taken = max(self._n_updates * self.policy_delay, 1)
+            share = float(np.clip(self.critic_settling / taken, SETTLED_SHARE, 1.0))
+            update_learning_rate(self.critic.optimizer, share * self.critic_learning_rate)
         self.logger.record("train/learning_rate", rate)
 
     def _follow_divergence(self, divergence: float) -> None:
