@@ -114,8 +114,8 @@ class DPI(SavedModel, ContinuingSampler):
         windows, anchored in real returns; ``"returns"``: V by TD(lambda) on the latest real steps
     :param critic_width: of the critic's two hidden layers; usual: 64 to 256
     :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
-    :param critic_settling: Updates of the critic after which its learning rate falls, as one over their number, to a tenth at
-        the least: a fast critic follows a policy that changes, a slow one keeps a gait. None lets it be; usual: 5e4 to 2e5
+    :param critic_settling: Updates of the critic after which its learning rate falls, as one over the root of their number, to
+        a tenth at the least: a fast one follows a policy that changes, a slow one keeps a gait. None: never; usual: 1e4 to 1e5
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
         ``learning_rate``. None leaves the rate alone; usual: .3 to 3
@@ -406,7 +406,7 @@ class DPI(SavedModel, ContinuingSampler):
         update_learning_rate(self.policy.optimizer, rate)
         if self.critic_settling is not None:
             taken = max(self._n_updates * self.policy_delay, 1)
-            share = float(np.clip(self.critic_settling / taken, SETTLED_SHARE, 1.0))
+            share = float(np.clip(math.sqrt(self.critic_settling / taken), SETTLED_SHARE, 1.0))
             update_learning_rate(self.critic.optimizer, share * self.critic_learning_rate)
         self.logger.record("train/learning_rate", rate)
 
