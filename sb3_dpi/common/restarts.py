@@ -24,10 +24,12 @@ class Restarts:
         self.is_spread = rng is not None
         """whether the drawn limits count"""
         self._shares = np.ones(n_envs)
+        self._spared = np.zeros(n_envs, dtype=bool)
         self._restart(np.arange(n_envs))
 
     def _restart(self, which: np.ndarray) -> None:
         self.steps[which] = 0
+        self._spared[which] = False
         if self._rng is not None and self._after is not None:
             self._shares[which] = 1.0 - self._rng.random(len(which))
 
@@ -48,6 +50,14 @@ class Restarts:
         """
         self._restart(np.flatnonzero(starts.astype(bool) & (self.steps > 0)))
 
+    def spare(self, i: int) -> None:
+        """
+        Let the episode that begins go on to its end.
+
+        :param i: number of its environment
+        """
+        self._spared[i] = True
+
     def leave(self, env: VecEnv, observations: Any, normalizer: VecNormalize | None) -> tuple[Any, np.ndarray]:
         """
         Begin anew where an episode is long.
@@ -61,7 +71,8 @@ class Restarts:
         nowhere = np.zeros(0, dtype=int)
         if self._after is None:
             return observations, nowhere
-        which = np.flatnonzero(self.steps >= (0.5 * self._after / self._shares if self.is_spread else self._after))
+        limits = 0.5 * self._after / self._shares if self.is_spread else self._after
+        which = np.flatnonzero((self.steps >= limits) & ~self._spared)
         if not len(which) or env.get_attr("observation_space", [0])[0] != env.observation_space:
             return observations, nowhere
         self._restart(which)

@@ -2,7 +2,6 @@
 
 import math
 import os
-from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -12,9 +11,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
+from sb3_dpi.common.choices import as_schedule, check_choice
 from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
+from sb3_dpi.dpi.arguments import first_temperature, make_expert
+from sb3_dpi.dpi.challenges import Challenges
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
@@ -23,7 +24,7 @@ from sb3_dpi.models.advice import Plan
 from sb3_dpi.models.critics import Critic, Lessons, SoftTwinQ
 from sb3_dpi.models.data import Transitions, discount_for_time_limit, returns_to_go
 from sb3_dpi.models.ensemble import DivergedError, Ensemble, Residuals, SystemFunction
-from sb3_dpi.models.experts import EXPERTS, Expert
+from sb3_dpi.models.experts import Expert
 from sb3_dpi.models.imagination import branch, join, make_windows, real_pool
 from sb3_dpi.models.pathwise import Pathwise
 from sb3_dpi.models.problem import PlanningProblem
@@ -47,7 +48,6 @@ MODEL_BATCH = 64
 """Rows of a step of the model: four times as many steps on a quarter of the rows fit better at the same cost."""
 SMALLEST_MEMORY = 32
 """Steps below which there is nothing to learn from."""
-DEFAULT_TEMPERATURE = 0.02
 AVERAGED_SHARE = 8.0
 """The average is one of the last eighth of the policy's steps, until that is as long as ``averaging`` says."""
 RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
@@ -122,6 +122,9 @@ class DPI(SavedModel, ContinuingSampler):
     :param averaging: by how much the policy that is deployed, which ``predict`` uses, follows the one that learns and explores
         at each of its steps: what swings around a good policy is good on average (Polyak and Juditsky, 1992). 1 deploys the
         policy that learns; usual: .001 to .01
+    :param test_every: Of so many episodes of an environment one is a test: the average as it is when it begins plays it
+        without noise, and what has earned most in tests is deployed (``sb3_dpi.dpi.challenges``). None deploys the average;
+        usual: 2 to 10
     :param max_grad_norm: The maximum value for the gradient clipping of the policy
     :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
         environment's units: replaces the learned reward
@@ -182,6 +185,7 @@ class DPI(SavedModel, ContinuingSampler):
         critic_settling: int | None = None,
         target_kl: float | None = 1.0,
         averaging: float = 0.004,
+        test_every: int | None = None,
         max_grad_norm: float = 1.0,
         cost_fn: SystemFunction | None = None,
         termination_fn: SystemFunction | None = None,
@@ -245,6 +249,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.critic_settling = critic_settling
         self.target_kl = target_kl
         self.averaging = averaging
+        self.test_every = test_every
         self.cost_fn = cost_fn
         self.termination_fn = termination_fn
         self.format_version = FORMAT_VERSION
@@ -263,7 +268,7 @@ class DPI(SavedModel, ContinuingSampler):
     def _setup_model(self) -> None:
         self._check_saved_format()
         self._check_arguments()
-        self._expert = self._make_expert()
+        self._expert = make_expert(self.expert, self.trust_region)
         self.noise_scale = as_schedule("noise_scale", self.noise_scale)  # may be changed on loading
         if self.n_steps is None:
             self.n_steps = max(DEFAULT_BLOCK // self.n_envs, 1)
@@ -284,16 +289,17 @@ class DPI(SavedModel, ContinuingSampler):
             self.memory = self.memory.for_environments(self.n_envs)
         self.rollout_buffer = self.memory  # type: ignore[assignment]  # what the loop hands to ``collect_rollouts``
         if self.log_temperature is None:
-            self.log_temperature = math.log(self._first_temperature())
+            self.log_temperature = math.log(first_temperature(self.ent_coef))
         self._noise = np.zeros((self.n_envs, du))
         self._start_correlation = np.zeros((self.n_envs, 1))
         self._restarts = Restarts(self.restart_after, self.n_envs, self._rng)
+        self._challenges = Challenges(self.test_every, self.policy)
         self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
         counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "branch_length"]
-        optional = ("n_steps", "imitation_steps", "restart_after", "critic_settling")
+        optional = ("n_steps", "imitation_steps", "restart_after", "critic_settling", "test_every")
         counts += [name for name in optional if getattr(self, name) is not None]
         for name in (*counts, "n_members", "model_width", "critic_width"):
             if getattr(self, name) < 1:
@@ -312,28 +318,6 @@ class DPI(SavedModel, ContinuingSampler):
         for name, value in (("horizon", self.horizon), ("noise_scale", as_schedule("noise_scale", self.noise_scale)(1.0))):
             if not value >= 0.0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-
-    def _first_temperature(self) -> float:
-        given = str(self.ent_coef).removeprefix("auto").removeprefix("_")
-        try:
-            start = float(given) if given else DEFAULT_TEMPERATURE
-        except ValueError:
-            raise ValueError(f"ent_coef={self.ent_coef!r}: write a number, 'auto' or 'auto_NUMBER'") from None
-        if not start > 0.0:
-            raise ValueError(f"ent_coef must be above 0, got {self.ent_coef}")
-        return start
-
-    def _make_expert(self) -> Expert:
-        if not isinstance(self.expert, (str, dict)):
-            return self.expert
-        kind, options = parse_choice("expert", self.expert, tuple(EXPERTS))
-        if kind != "pathwise":
-            options.setdefault("trust_region", self.trust_region)
-        try:
-            return EXPERTS[kind](**options)
-        except TypeError as error:
-            known = ", ".join(field.name for field in fields(EXPERTS[kind])) or "none"  # type: ignore[arg-type]
-            raise ValueError(f"expert={self.expert!r}: options of {kind!r} are {known}") from error
 
     def _known_reward(self) -> SystemFunction | None:
         known = self.cost_fn
@@ -359,6 +343,7 @@ class DPI(SavedModel, ContinuingSampler):
             "_rng",
             "_noise",
             "_restarts",
+            "_challenges",
             "_start_correlation",
             "_actor",
             "_expert",
@@ -438,7 +423,7 @@ class DPI(SavedModel, ContinuingSampler):
         fresh = not bool(self.ensemble.has_units)
         change = self.ensemble.update_units(data)
         if not fresh:
-            for actor in (self.policy.actor, self.policy.averaged):
+            for actor in (self.policy.actor, self.policy.averaged, self.policy.deployed):
                 actor.network.rescale_inputs(change.scale, change.shift)
             self.critic.rescale_states(change.scale, change.shift)
         recent = data.rewards[data.age * self.n_envs < 2 * RECENT]

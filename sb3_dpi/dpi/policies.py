@@ -14,6 +14,9 @@ from sb3_dpi.common.planner_state import is_vector_space
 from sb3_dpi.common.policies import STATE_KEY
 from sb3_dpi.models.actors import SquashedGaussian
 
+LATEST_TESTS = 5
+"""Of the deployed policy, that its mean return is about: later ones count no less."""
+
 
 def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
     """
@@ -40,7 +43,8 @@ def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
 
 
 class MlpPolicy(BasePolicy):
-    """Squashed Gaussian policy of standardised vector observations; it acts by the average of what was learned lately.
+    """Squashed Gaussian policy of standardised vector observations; it acts by the average of what was learned lately, or by
+    what earned most in tests where there were any.
 
     :param observation_space: Box
     :param action_space: bounded Box
@@ -53,6 +57,8 @@ class MlpPolicy(BasePolicy):
 
     obs_mean: th.Tensor
     obs_std: th.Tensor
+    n_tests: th.Tensor
+    tested_return: th.Tensor
 
     def __init__(
         self,
@@ -75,6 +81,9 @@ class MlpPolicy(BasePolicy):
             state_dim, int(np.prod(action_space.shape)), self.net_arch, log_std_init, (smallest, largest)
         )
         self.averaged = copy.deepcopy(self.actor).requires_grad_(False)
+        self.deployed = copy.deepcopy(self.averaged)  # acts once there were tests
+        self.register_buffer("n_tests", th.zeros((), dtype=th.int64))
+        self.register_buffer("tested_return", th.zeros((), dtype=th.float64))  # mean of its latest tests
         self.register_buffer("obs_mean", th.zeros(state_dim, dtype=th.float64))
         self.register_buffer("obs_std", th.ones(state_dim, dtype=th.float64))
         self.optimizer = th.optim.Adam([self.actor.network.flat], lr=lr_schedule(1))
@@ -107,7 +116,7 @@ class MlpPolicy(BasePolicy):
         :param deterministic: whether to take the mean before tanh
         :return: in units of the bounds, ``[n, *action_shape]``
         """
-        mean, log_std = self.averaged(self.standardize(obs))
+        mean, log_std = (self.deployed if self.was_tested else self.averaged)(self.standardize(obs))
         before = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
         return th.tanh(before).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
@@ -122,6 +131,32 @@ class MlpPolicy(BasePolicy):
         :param share: how far, 1: all the way
         """
         self.averaged.network.flat.lerp_(self.actor.network.flat, share)
+
+    @property
+    def was_tested(self) -> bool:
+        """Whether tests have chosen what acts."""
+        return int(self.n_tests) > 0
+
+    @th.no_grad()
+    def deploy(self, actor: SquashedGaussian, earned: float) -> None:
+        """
+        Act by what has proved better from now on.
+
+        :param actor: it, for states in the present units
+        :param earned: its return in a test
+        """
+        self.deployed.network.flat.copy_(actor.network.flat)
+        self.n_tests.zero_()
+        self.note_test(earned)
+
+    def note_test(self, earned: float) -> None:
+        """
+        Remember a test of the deployed policy.
+
+        :param earned: its return
+        """
+        self.n_tests += 1
+        self.tested_return += (earned - self.tested_return) / min(int(self.n_tests), LATEST_TESTS)
 
     def set_standardization(self, mean: th.Tensor, std: th.Tensor) -> None:
         """
@@ -157,19 +192,22 @@ class MlpPolicy(BasePolicy):
             start += size
         return parts if isinstance(self.observation_space, spaces.Dict) else parts[""]
 
-    def export(self, mean: th.Tensor, std: th.Tensor) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def export(
+        self, mean: th.Tensor, std: th.Tensor, actor: SquashedGaussian | None = None
+    ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """
         A plain function of numpy arrays, which takes a tenth of the time for a few rows.
 
         :param mean: by which states are standardised, ``[dx]``
         :param std: likewise
+        :param actor: None takes the policy that learns
         :return: from states ``[n, dx]`` to mean and standard deviation before tanh, ``[n, du]`` each
         """
+        chosen = actor or self.actor
         layers = [
-            (weight[0].detach().cpu().numpy(), bias[0, 0].detach().cpu().numpy())
-            for weight, bias in self.actor.network.layers()
+            (weight[0].detach().cpu().numpy(), bias[0, 0].detach().cpu().numpy()) for weight, bias in chosen.network.layers()
         ]
-        center, scale, actor = mean.cpu().numpy(), std.cpu().numpy(), self.actor
+        center, scale, du = mean.cpu().numpy().copy(), std.cpu().numpy().copy(), chosen.action_dim
 
         def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             hidden = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
@@ -177,8 +215,8 @@ class MlpPolicy(BasePolicy):
                 hidden = hidden.dot(weight) + bias
                 if i < len(layers) - 1:
                     hidden = hidden * (np.minimum(np.maximum(hidden + 3.0, 0.0), 6.0) / 6.0)
-            before, raw = hidden[:, : actor.action_dim], hidden[:, actor.action_dim :]
-            log_std = actor.log_std_low + 0.5 * (actor.log_std_high - actor.log_std_low) * (np.tanh(raw) + 1.0)
+            before, raw = hidden[:, :du], hidden[:, du:]
+            log_std = chosen.log_std_low + 0.5 * (chosen.log_std_high - chosen.log_std_low) * (np.tanh(raw) + 1.0)
             return before, np.exp(log_std)
 
         return act

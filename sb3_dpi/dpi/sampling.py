@@ -14,10 +14,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.restarts import Restarts
+from sb3_dpi.dpi.challenges import Challenges
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
 """Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
@@ -43,6 +44,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     _rng: np.random.Generator
     _noise: FloatArray
     _restarts: Restarts
+    _challenges: Challenges
     _start_correlation: FloatArray
 
     def collect_rollouts(
@@ -71,7 +73,8 @@ class ContinuingSampler(OnPolicyAlgorithm):
             self.memory.cut(int(i))
         n_steps = 0
         while n_steps < n_rollout_steps or (self._is_starting() and self.num_timesteps < self._total_timesteps):
-            actions = self._act(actor, states)
+            self._begin_episodes(np.flatnonzero(self._last_episode_starts))
+            actions = self._challenges.act(states, self._act(actor, states))
             new_obs, rewards, dones, infos = env.step(self._scale(actions))
             self.num_timesteps += env.num_envs
             n_steps += 1
@@ -96,6 +99,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
             limited = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
             self.time_limit = int(max([self.time_limit, *(self._restarts.steps[limited] + 1)]))
             self._restarts.count(dones)
+            self._count_tests(raw_rewards, dones)
             self.steps_since_training += env.num_envs
             states, self._last_obs = following, new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
@@ -103,6 +107,16 @@ class ContinuingSampler(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _begin_episodes(self, which: IntArray) -> None:
+        for i in which if self.n_iterations > 0 else ():
+            if self._challenges.begin(int(i), self.ensemble.state_mean, self.ensemble.state_std):
+                self._restarts.spare(int(i))
+
+    def _count_tests(self, rewards: FloatArray, dones: np.ndarray) -> None:
+        for earned in self._challenges.count(rewards, dones, self.ensemble.state_mean, self.ensemble.state_std):
+            self.logger.record_mean("rollout/test_reward", earned)
+            self.logger.record("rollout/deployed_reward", float(self.policy.tested_return))
 
     def _is_starting(self) -> bool:
         """Whether actions are still random."""
@@ -144,6 +158,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
         for i in left:
             self.memory.cut(int(i))
             self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
+        self._begin_episodes(left)
         states[left] = self._raw_states(self._last_obs)[left]
         return states
 
