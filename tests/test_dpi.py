@@ -467,6 +467,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"restart_after": 0}, "restart_after must"),
     ({"averaging": 1.5}, "averaging must"),
     ({"critic_settling": 0}, "critic_settling must be at least 1, got 0"),
+    ({"test_every": 0}, "test_every must be at least 1, got 0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"effort": 0.0}, "effort must be above 0, got 0.0"),
     ({"trust_region": math.nan}, "trust_region must"),
