@@ -8,12 +8,11 @@ import pytest
 import torch as th
 from algorithms import DPI_STEPS as STEPS
 from algorithms import small_dpi as small
-from dummy_envs import counters, limited
+from dummy_envs import limited
 from gymnasium import spaces
 from stable_baselines3.common.logger import configure
 
 from sb3_dpi import DPI
-from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.dpi.challenges import Challenges
 from sb3_dpi.dpi.policies import MlpPolicy
 
@@ -106,21 +105,6 @@ def test_units_may_change_while_a_test_goes_on() -> None:
     policy.set_standardization(mean, std)
     challenges.count(np.zeros(1), ENDED, mean, std)
     np.testing.assert_allclose(acts(policy), before, atol=1e-5)
-
-
-def test_tests_are_not_left() -> None:
-    env = counters()
-    env.reset()
-    restarts = Restarts(2, 4)
-    restarts.spare(1)
-    observations = np.ones((4, 3), dtype=np.float32)
-    for _ in range(3):
-        restarts.count(np.zeros(4, dtype=bool))
-    assert restarts.leave(env, observations, None)[1].tolist() == [0, 2, 3]
-    restarts.count(np.array([False, True, False, False]))
-    for _ in range(3):
-        restarts.count(np.zeros(4, dtype=bool))
-    assert 1 in restarts.leave(env, observations, None)[1], "the next episode is one like any other"
 
 
 @pytest.mark.parametrize("restart_after", [None, 5])

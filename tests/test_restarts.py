@@ -41,6 +41,21 @@ def test_limits_are_spread() -> None:
         assert (found > limit).mean() == pytest.approx(8 / limit, rel=0.1), "twice as long half as often"
 
 
+def test_spared_episodes_are_not_left() -> None:
+    env = counters()
+    env.reset()
+    restarts = Restarts(2, 4)
+    restarts.spare(1)
+    observations = np.ones((4, 3), dtype=np.float32)
+    for _ in range(3):
+        restarts.count(np.zeros(4, dtype=bool))
+    assert restarts.leave(env, observations, None)[1].tolist() == [0, 2, 3]
+    restarts.count(np.array([False, True, False, False]))
+    for _ in range(3):
+        restarts.count(np.zeros(4, dtype=bool))
+    assert 1 in restarts.leave(env, observations, None)[1], "the next episode is one like any other"
+
+
 def test_dictionaries_are_normalised_as_their_wrapper_does() -> None:
     env = VecNormalize(vec_env(2, DictPointMass))
     observations = env.reset()
