@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from test_ensemble import system
 
-from sb3_dpi.models import compiled, kernels
+from sb3_dpi.models import advice, compiled, kernels
 from sb3_dpi.models.actors import SquashedGaussian
 from sb3_dpi.models.critics import SoftTwinQ
 from sb3_dpi.models.ensemble import Ensemble
@@ -92,16 +92,31 @@ def test_the_pathwise_gradient_against_finite_differences(problem: PlanningProbl
 
 
 @pytest.mark.parametrize("expert", [MPPI(1e-3, 400), KLLQR(1e-5)], ids=lambda expert: type(expert).__name__)
-def test_small_trust_regions_lead_to_the_gradient(expert: Any) -> None:
+def test_small_trust_regions_lead_to_the_gradient(expert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As KL(expert || policy) goes to zero, imitation ascends the return of the windows.
 
     LQR does so in the mean: its costs are made convex, so that it never asks for more noise.
     """
+    monkeypatch.setattr(advice, "LARGEST_BATCH", 100_000)
     problem, _ = prepare(std=0.1 if isinstance(expert, KLLQR) else None)
     expected = th.stack([gradient_of(problem, Pathwise(), seed) for seed in range(30)]).mean(0)
     found = th.stack([gradient_of(problem, expert, seed) for seed in range(30)]).mean(0)
     assert cosine(found, expected) > 0.97
     assert float(found.norm() / expected.norm()) == pytest.approx(1.0, abs=0.15)
+
+
+def test_parts_of_a_large_plan_are_right_in_the_mean(problem: PlanningProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, rng = MPPI(0.1, 32).plan(problem, np.random.default_rng(0)), np.random.default_rng(1)
+
+    def gradient() -> th.Tensor:
+        return plan.gradient(problem.actor, 0.0, rng).direction[0]
+
+    whole = gradient()
+    monkeypatch.setattr(advice, "LARGEST_BATCH", 600)
+    parts = th.stack([gradient() for _ in range(400)])
+    assert parts.std(0).norm() > 0.1 * whole.norm()
+    th.testing.assert_close(parts.mean(0), whole, atol=0.1 * float(whole.norm()), rtol=0.0)
+    assert cosine(parts.mean(0), whole) > 0.99
 
 
 @pytest.mark.parametrize("kind", list(EXPERTS))

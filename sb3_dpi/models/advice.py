@@ -15,13 +15,16 @@ the plan began with, as beta grows, that of the return itself.
 Shapes: ``H`` steps of ``E`` members with ``m`` windows each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch as th
 
 from sb3_dpi.models.actors import SquashedGaussian
+
+LARGEST_BATCH = 4096
+"""Imagined states of a step of imitation: larger plans, those of many particles, are followed in parts."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,35 @@ class Advice:
 
         :param actor: the policy as it is now
         :param temperature: alpha, in units of value
-        :param rng: draws the actions by which the entropy is estimated
+        :param rng: draws windows where there are many, and the actions by which the entropy is estimated
         :return: the direction to ascend
         """
-        mean, log_std = actor(self.states)
+        part = self._part(rng)
+        mean, log_std = actor(part.states)
         drawn = rng.standard_normal(mean.shape).astype(np.float32)
-        _, log_probs = actor.sample(self.states, th.as_tensor(drawn, device=mean.device))
-        misfit = ((self.target - mean).square() + self.variance) / (2.0 * log_std).exp()
+        _, log_probs = actor.sample(part.states, th.as_tensor(drawn, device=mean.device))
+        misfit = ((part.target - mean).square() + part.variance) / (2.0 * log_std).exp()
         likelihood = -(0.5 * misfit + log_std).sum(-1)
-        gain = self.importance * self.beta * likelihood - self.discounts * temperature * log_probs
+        gain = part.importance * self.beta * likelihood - part.discounts * temperature * log_probs
         objective = gain.sum(0).mean()
         (direction,) = th.autograd.grad(objective, [actor.network.flat])
         return PolicyGradient(direction, self.objective, -float(log_probs.detach().mean()), self.divergence)
+
+    def _part(self, rng: np.random.Generator) -> "Advice":
+        """All of it, or windows drawn at random, the same of every member."""
+        H, E, m = self.importance.shape
+        n = max(LARGEST_BATCH // (H * E), 1)
+        if n >= m:
+            return self
+        drawn = th.as_tensor(rng.choice(m, n, replace=False), device=self.importance.device)
+        return replace(
+            self,
+            states=self.states[:, :, drawn],
+            importance=self.importance[:, :, drawn],
+            discounts=self.discounts[:, :, drawn],
+            target=self.target[:, :, drawn],
+            variance=self.variance[:, :, drawn],
+        )
 
 
 @th.no_grad()
