@@ -24,7 +24,8 @@ import torch as th
 from sb3_dpi.models.actors import SquashedGaussian
 
 LARGEST_BATCH = 4096
-"""Imagined states of a step of imitation: larger plans, those of many particles, are followed in parts."""
+"""Imagined states of a step of imitation: larger plans, those of many particles, are followed in parts. Where
+the trust region is tiny that is noisy, for beta is large there."""
 
 
 @dataclass(frozen=True)
