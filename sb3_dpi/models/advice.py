@@ -24,8 +24,8 @@ import torch as th
 from sb3_dpi.models.actors import SquashedGaussian
 
 LARGEST_BATCH = 4096
-"""Imagined states of a step of imitation: larger plans, those of many particles, are followed in parts. Where
-the trust region is tiny that is noisy, for beta is large there."""
+"""Imagined states of a step of imitation: larger plans, those of many particles, are followed in parts. Where the
+trust region is tiny that is noisy, for beta is large there."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Advice:
         return PolicyGradient(direction, self.objective, -float(log_probs.detach().mean()), self.divergence)
 
     def _part(self, rng: np.random.Generator) -> "Advice":
-        """All of it, or windows drawn at random, the same of every member."""
+        """All of it, or windows (particles of them) drawn at random, the same of every member."""
         H, E, m = self.importance.shape
         n = max(LARGEST_BATCH // (H * E), 1)
         if n >= m:
