@@ -115,7 +115,7 @@ class DPI(SavedModel, ContinuingSampler):
     :param critic_width: of the critic's two hidden layers; usual: 64 to 256
     :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
     :param critic_settling: Updates of the critic after which its learning rate falls, as one over the root of their number, to
-        a tenth at the least: a fast one follows a policy that changes, a slow one keeps a gait. None: never; usual: 1e4 to 1e5
+        a tenth at the least. None: never; usual: 1e4 to 1e5
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
         ``learning_rate``. None leaves the rate alone; usual: .3 to 3
