@@ -1,6 +1,7 @@
 """DPI: sampling, spaces, switches, saving, bad arguments; what it shares with Dual-AC is in ``test_stepwise``."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dpi import DPI
+from sb3_dpi.dpi.forms import ANCHORED, FREE, Form
 from sb3_dpi.models.ensemble import DivergedError, Ensemble
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
@@ -137,7 +139,53 @@ def test_random_steps_end_early_where_episodes_are_short() -> None:
 
 @pytest.mark.parametrize("n_envs, expected", [(1, 125), (5, 25), (200, 1)])
 def test_steps_of_an_iteration(n_envs: int, expected: int) -> None:
-    assert small(vec_env(n_envs), n_steps=None).n_steps == expected
+    model = small(vec_env(n_envs, lambda: limited(30)), n_steps=None, learning_starts=150)
+    blocks: list[int] = []
+    model.train = lambda: blocks.append(model.num_timesteps)  # type: ignore[method-assign]
+    model.learn(500)
+    later = blocks[0] // n_envs + expected * np.arange(len(blocks))
+    np.testing.assert_array_equal(blocks, n_envs * later)
+
+
+# ---------------------------------------------------------------------- forms
+
+DEATHS: list[tuple[dict[str, Any], Form, int]] = [
+    ({"death": (4, 6)}, ANCHORED, 130),
+    ({"death": (14, 18)}, FREE, 1000),
+    ({"death": (60, 80)}, ANCHORED, 1000),
+    ({}, ANCHORED, 1000),
+]
+"""When episodes end, the form that follows, and about how many steps are random"""
+
+
+@pytest.mark.parametrize("deaths, form, start", DEATHS, ids=lambda x: str(x)[:20])
+def test_the_form_follows_the_first_random_episodes(deaths: dict[str, Any], form: Form, start: int, tmp_path: Path) -> None:
+    model = small(limited(100, **deaths), n_steps=None, learning_starts=None)
+    blocks: list[int] = []
+    train = model.train
+    model.train = lambda: (blocks.append(model.num_timesteps), train())[1]  # type: ignore[func-returns-value,method-assign]
+    model.learn(1500)
+    assert model.form == form and blocks[0] == pytest.approx(start, rel=0.2)
+    np.testing.assert_array_equal(np.diff(blocks), form.n_steps)
+    assert model.critic.tau == form.tau and model._restarts.after == form.restart_after
+    assert (model.tau, model.anchor, model.n_steps) == ("auto", "auto", None), "what was given stays"
+    del model.train
+    model.save(tmp_path / "model")
+    loaded = DPI.load(tmp_path / "model", env=limited(100, **deaths))
+    assert loaded.form == form and loaded.critic.tau == form.tau and loaded._restarts.after == form.restart_after
+    loaded.learn(form.n_steps, reset_num_timesteps=False)
+    assert loaded.form == form and loaded.num_timesteps == model.num_timesteps + form.n_steps
+
+
+def test_what_is_given_stands_in_every_form(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"tau": 0.01, "anchor": True, "target_kl": 0.3, "restart_after": 40, "averaging": 0.1}
+    model = small(limited(100, death=(14, 18)), learning_starts=None, **given).learn(1001)
+    assert model.form == replace(FREE, **given)
+    model.save(tmp_path / "model")
+    other = DPI.load(tmp_path / "model", env=limited(100), averaging=0.2)
+    assert other.form == replace(FREE, **{**given, "averaging": 0.2})
+    short = small(limited(100, death=(14, 18)), learning_starts=100).learn(200)
+    assert short.form == ANCHORED, "too few episodes to tell"
 
 
 def test_lasting_noise() -> None:
@@ -466,6 +514,9 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"real_fraction": 1.5}, "real_fraction must be from 0 to 1, got 1.5"),
     ({"restart_after": 0}, "restart_after must"),
     ({"averaging": 1.5}, "averaging must"),
+    ({"averaging": None}, "averaging=None: write a number or 'auto'"),
+    ({"tau": "automatic"}, "tau='automatic': write a number or 'auto'"),
+    ({"tau": 0.0}, "tau must be above 0"),
     ({"critic_settling": 0}, "critic_settling must be at least 1, got 0"),
     ({"test_every": 0}, "test_every must be at least 1, got 0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),

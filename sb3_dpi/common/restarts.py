@@ -17,7 +17,8 @@ class Restarts:
     """
 
     def __init__(self, after: int | None, n_envs: int, rng: np.random.Generator | None = None) -> None:
-        self._after = after
+        self.after = after
+        """steps from which on an episode counts as long; may change while episodes go on"""
         self._rng = rng
         self.steps = np.zeros(n_envs, dtype=int)
         """of the episodes that go on, ``[N]``"""
@@ -30,7 +31,7 @@ class Restarts:
     def _restart(self, which: np.ndarray) -> None:
         self.steps[which] = 0
         self._spared[which] = False
-        if self._rng is not None and self._after is not None:
+        if self._rng is not None and self.after is not None:
             self._shares[which] = 1.0 - self._rng.random(len(which))
 
     def count(self, dones: np.ndarray) -> None:
@@ -69,9 +70,9 @@ class Restarts:
             observations for all environments at once (transposed images, stacked frames), which cannot be done for one alone
         """
         nowhere = np.zeros(0, dtype=int)
-        if self._after is None:
+        if self.after is None:
             return observations, nowhere
-        limits = 0.5 * self._after / self._shares if self.is_spread else self._after
+        limits = 0.5 * self.after / self._shares if self.is_spread else self.after
         which = np.flatnonzero((self.steps >= limits) & ~self._spared)
         if not len(which) or env.get_attr("observation_space", [0])[0] != env.observation_space:
             return observations, nowhere

@@ -17,6 +17,7 @@ from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import first_temperature, make_expert
 from sb3_dpi.dpi.challenges import Challenges
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
+from sb3_dpi.dpi.forms import ANCHORED, AUTO, LEFT_TO_DPI, adapt, suited
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.sampling import ContinuingSampler
@@ -34,8 +35,6 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 SelfDPI = TypeVar("SelfDPI", bound="DPI")
 
 CRITICS: dict[str, type[Critic]] = {"q": SoftTwinQ, "windows": WindowsV, "returns": ReturnsV}
-DEFAULT_BLOCK = 125
-"""Real steps of all environments between updates."""
 RECENT = 5000
 """Steps that count as recent: from half of them windows begin, and their rewards give the unit of value."""
 FIRST_MODEL_STEPS = 1500
@@ -73,13 +72,16 @@ class DPI(SavedModel, ContinuingSampler):
         observations vectors
     :param learning_rate: of the policy, it can be a function of the current progress remaining (from 1 to 0); usual: 1e-4 to
         1e-3
-    :param n_steps: The number of steps to run for each environment per update. None takes 125 over all environments
-    :param learning_starts: Random steps before learning starts. None takes 1000, fewer where 25 episodes end earlier
+    :param n_steps: The number of steps to run for each environment per update. None takes 125 over all environments, 250 in
+        the free form. Of its two forms DPI takes the free one where 25 random episodes or more ended by themselves, after 10
+        steps or more in the mean, else the anchored one (``sb3_dpi.dpi.forms``): what is ``"auto"`` follows from that
+    :param learning_starts: Random steps before learning starts. None takes 1000, fewer where 25 episodes end earlier, before
+        10 steps in the mean
     :param buffer_size: Real steps that are kept
     :param batch_size: Minibatch size for the critic
     :param gamma: Discount factor; usual: .95 to .999. None takes .99, or less where a time limit ends random episodes before
         250 steps: 1 - 2.5 / steps (.95 for 50)
-    :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02
+    :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02. ``"auto"``: .02, free .005
     :param horizon: Steps H of a window; usual: 1 to 10
     :param n_windows: Windows of a plan; usual: 100 to 500
     :param expert: ``"pathwise"``: the gradient of the window's return, the limit of small trust regions; ``"lqr"``:
@@ -96,13 +98,15 @@ class DPI(SavedModel, ContinuingSampler):
     :param n_branches: Imagined steps between updates, in branches from states drawn from all that is kept
     :param branch_length: Steps of a branch, whose end the critic closes. Long ones tell it what actions do later and end leaps
         and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32
-    :param anchor: Whether imagination is anchored in real steps; without it models of unstable systems mislead
+    :param anchor: Whether imagination is anchored in real steps; without it models of unstable systems mislead. ``"auto"``:
+        True, free False
     :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
         ``"auto_0.02"`` to let it follow ``target_entropy`` from there
     :param target_entropy: of the policy, nats; ``"auto"`` takes -.5 for each action; usual: -1 to 0 for each action
     :param restart_after: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise
         show their beginnings seldom, and what goes wrong once lasts. Each is left after half of it at least, one of two only
-        after the whole, one of four after twice as much. None leaves none; usual: 100 to 500
+        after the whole, one of four after twice as much. None leaves none; usual: 100 to 500. ``"auto"``: 125,
+        free None
     :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9
     :param noise_scale: what multiplies the policy's standard deviation in real steps, it can be a function of the progress
         remaining, or ``"lin_1.0"``, which falls to zero; 0: no noise. ``policy_kwargs=dict(std_bounds=(.3, .3))`` fixes the
@@ -118,10 +122,10 @@ class DPI(SavedModel, ContinuingSampler):
         a tenth at the least. None: never; usual: 1e4 to 1e5
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
-        ``learning_rate``. None leaves the rate alone; usual: .3 to 3
+        ``learning_rate``. None leaves the rate alone; usual: .3 to 3. ``"auto"``: 1, free None
     :param averaging: by how much the policy that is deployed, which ``predict`` uses, follows the one that learns and explores
         at each of its steps: what swings around a good policy is good on average (Polyak and Juditsky, 1992). 1 deploys the
-        policy that learns; usual: .001 to .01
+        policy that learns; usual: .001 to .01. ``"auto"``: .004, free .001
     :param test_every: Of so many episodes of an environment one is a test: the average as it is when it begins plays it
         without noise, and what has earned most in tests is deployed (``sb3_dpi.dpi.challenges``). None deploys the average;
         usual: 2 to 10
@@ -157,7 +161,7 @@ class DPI(SavedModel, ContinuingSampler):
         buffer_size: int = 100_000,
         batch_size: int = 128,
         gamma: float | None = None,
-        tau: float = 0.02,
+        tau: float | str = AUTO,
         horizon: int = 4,
         n_windows: int = 200,
         expert: str | dict[str, Any] | Expert = "pathwise",
@@ -170,10 +174,10 @@ class DPI(SavedModel, ContinuingSampler):
         real_fraction: float = 0.2,
         n_branches: int = 20_000,
         branch_length: int = 1,
-        anchor: bool = True,
+        anchor: bool | str = AUTO,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
-        restart_after: int | None = 125,
+        restart_after: int | str | None = AUTO,
         noise_correlation: float = 0.0,
         noise_scale: float | str | Schedule = 1.0,
         n_members: int = 5,
@@ -183,8 +187,8 @@ class DPI(SavedModel, ContinuingSampler):
         critic_width: int = 64,
         critic_learning_rate: float = 1e-3,
         critic_settling: int | None = None,
-        target_kl: float | None = 1.0,
-        averaging: float = 0.004,
+        target_kl: float | str | None = AUTO,
+        averaging: float | str = AUTO,
         test_every: int | None = None,
         max_grad_norm: float = 1.0,
         cost_fn: SystemFunction | None = None,
@@ -262,16 +266,16 @@ class DPI(SavedModel, ContinuingSampler):
         self.n_episodes = 0
         self.time_limit = 0
         self.steps_since_training = 0
+        self.form = ANCHORED  # until random episodes have shown which suits
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         self._check_saved_format()
+        self.form = adapt(self.form, {name: getattr(self, name) for name in LEFT_TO_DPI})
         self._check_arguments()
         self._expert = make_expert(self.expert, self.trust_region)
         self.noise_scale = as_schedule("noise_scale", self.noise_scale)  # may be changed on loading
-        if self.n_steps is None:
-            self.n_steps = max(DEFAULT_BLOCK // self.n_envs, 1)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._rng = np.random.default_rng(self.seed)
@@ -282,7 +286,9 @@ class DPI(SavedModel, ContinuingSampler):
         self.ensemble = Ensemble(dx, du, self.n_members, self.model_width, self.model_learning_rate).to(self.device)
         self.ensemble.known_reward, self.ensemble.known_end = self._known_reward(), self._known_end()
         critic_class, widths = CRITICS[self.critic_kind], (self.critic_width,) * 2
-        self.critic = critic_class(dx, du, widths, self.critic_learning_rate, self.tau, self.real_fraction).to(self.device)
+        self.critic = critic_class(dx, du, widths, self.critic_learning_rate, self.form.tau, self.real_fraction).to(
+            self.device
+        )
         if self.memory is None:
             self.memory = TransitionBuffer(self.buffer_size, dx, du, self.n_envs)
         elif self.memory.n_envs != self.n_envs:
@@ -292,27 +298,25 @@ class DPI(SavedModel, ContinuingSampler):
             self.log_temperature = math.log(first_temperature(self.ent_coef))
         self._noise = np.zeros((self.n_envs, du))
         self._start_correlation = np.zeros((self.n_envs, 1))
-        self._restarts = Restarts(self.restart_after, self.n_envs, self._rng)
+        self._restarts = Restarts(self.form.restart_after, self.n_envs, self._rng)
         self._challenges = Challenges(self.test_every, self.policy)
         self._objectives: list[float] = []
 
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
         counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "branch_length"]
-        optional = ("n_steps", "imitation_steps", "restart_after", "critic_settling", "test_every")
+        optional = ("n_steps", "imitation_steps", "critic_settling", "test_every")
         counts += [name for name in optional if getattr(self, name) is not None]
         for name in (*counts, "n_members", "model_width", "critic_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("real_fraction", "averaging"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if not 0.0 <= self.real_fraction <= 1.0:
+            raise ValueError(f"real_fraction must be from 0 to 1, got {self.real_fraction}")
         for name in (*(["gamma"] if self.gamma is not None else []), "noise_correlation"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        positive = ["tau", "trust_region", "effort", "model_steps", "model_learning_rate", "critic_learning_rate"]
-        positive += ["max_grad_norm", *(["target_kl"] if self.target_kl is not None else [])]
-        for name in positive:
+        rates = ("model_learning_rate", "critic_learning_rate")
+        for name in ("trust_region", "effort", "model_steps", *rates, "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name, value in (("horizon", self.horizon), ("noise_scale", as_schedule("noise_scale", self.noise_scale)(1.0))):
@@ -369,6 +373,8 @@ class DPI(SavedModel, ContinuingSampler):
         data = self.memory.transitions()
         if self.gamma is None:
             self.gamma = discount_for_time_limit(self.time_limit)
+        if self.n_iterations == 0:
+            self._choose_form(data)
         self._report_model(data)
         returns = self._follow_units(data)
         residuals = self.fit_model(data)  # P-hat, Eq. 2
@@ -386,6 +392,10 @@ class DPI(SavedModel, ContinuingSampler):
         self.n_iterations += 1
         self.steps_since_training = 0
 
+    def _choose_form(self, data: Transitions) -> None:
+        self.form = adapt(suited(data), {name: getattr(self, name) for name in LEFT_TO_DPI})
+        self.critic.tau, self._restarts.after = self.form.tau, self.form.restart_after
+
     def _update_rates(self) -> None:
         rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor
         update_learning_rate(self.policy.optimizer, rate)
@@ -397,11 +407,12 @@ class DPI(SavedModel, ContinuingSampler):
 
     def _follow_divergence(self, divergence: float) -> None:
         """The same step moves some policies hardly at all and others off a cliff."""
-        if self.target_kl is None:
+        aim = self.form.target_kl
+        if aim is None:
             return
-        if divergence > 2.0 * self.target_kl:
+        if divergence > 2.0 * aim:
             self.rate_factor = max(self.rate_factor / RATE_CHANGE, RATE_BOUNDS[0])
-        elif divergence < 0.5 * self.target_kl:
+        elif divergence < 0.5 * aim:
             self.rate_factor = min(self.rate_factor * RATE_CHANGE, RATE_BOUNDS[1])
 
     def _steps_per_plan(self) -> int:
@@ -415,7 +426,7 @@ class DPI(SavedModel, ContinuingSampler):
 
     def _n_rounds(self) -> int:
         """Each is ``policy_delay`` updates of the critic and one of the policy."""
-        new = self.steps_since_training if self.n_iterations > 0 else self.n_steps * self.n_envs
+        new = self.steps_since_training if self.n_iterations > 0 else self._block() * self.n_envs
         return max(int(self.effort * self.critic_updates * new) // self.policy_delay, 1)
 
     def _follow_units(self, data: Transitions) -> FloatArray:
@@ -458,7 +469,7 @@ class DPI(SavedModel, ContinuingSampler):
         except DivergedError as error:
             raise DivergedError(f"{error}. {self._keep_last_good_model()}") from error
         self.logger.record("model/loss", loss)
-        return self.ensemble.residuals(data) if self.anchor else None
+        return self.ensemble.residuals(data) if self.form.anchor else None
 
     def _keep_last_good_model(self) -> str:
         """Save what acts as well as before; says where."""
@@ -525,7 +536,7 @@ class DPI(SavedModel, ContinuingSampler):
         norm = th.nn.utils.clip_grad_norm_([flat], self.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
-        self.policy.follow(min(max(self.averaging, AVERAGED_SHARE / self._n_updates), 1.0))
+        self.policy.follow(min(max(self.form.averaging, AVERAGED_SHARE / self._n_updates), 1.0))
         if isinstance(self.ent_coef, str):
             assert self.log_temperature is not None
             du = self.policy.actor.action_dim

@@ -15,13 +15,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.dpi.challenges import Challenges
+from sb3_dpi.dpi.forms import ENOUGH_EPISODES, Form, ends_slowly
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
-LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
-"""Random steps at the beginning: so many, or fewer once so many episodes have ended, but not fewer than the last."""
+LONGEST_START, SHORTEST_START = 1000, 100
+"""Random steps at the beginning: so many, or fewer where enough episodes have ended quickly, but not fewer than the last."""
 
 START_CORRELATIONS, START_SEGMENT = (0.0, 0.9), 100
 """Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
@@ -35,6 +36,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     memory: TransitionBuffer | None
     ensemble: Ensemble
     learning_starts: int | None
+    form: Form
     noise_correlation: float
     noise_scale: Schedule
     n_iterations: int
@@ -56,12 +58,13 @@ class ContinuingSampler(OnPolicyAlgorithm):
         :param env: The training environment
         :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
         :param rollout_buffer: not used, all steps are kept in ``memory``
-        :param n_rollout_steps: Number of steps of each environment; the random ones at the beginning are more
+        :param n_rollout_steps: ``n_steps``, which may be None; the random steps at the beginning are more
         :return: False if callback terminated rollout prematurely
         :raises ValueError: if an observation or reward is not finite, naming environment and step
         """
         assert self._last_obs is not None and self.memory is not None
         self.policy.set_training_mode(False)
+        n_rollout_steps = self._block()
         actor = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
         callback.on_rollout_start()
         normalizer = self._vec_normalize_env
@@ -126,7 +129,12 @@ class ContinuingSampler(OnPolicyAlgorithm):
         n = len(self.memory)
         if self.learning_starts is not None:
             return n < self.learning_starts
-        return n < LONGEST_START and not (self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_START)
+        enough = self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_START and not ends_slowly(n, self.n_episodes)
+        return n < LONGEST_START and not enough
+
+    def _block(self) -> int:
+        """Real steps of each environment between updates."""
+        return self.n_steps if self.n_steps is not None else max(self.form.n_steps // self.n_envs, 1)
 
     def _act(self, actor: Callable[[FloatArray], tuple[FloatArray, FloatArray]], states: FloatArray) -> FloatArray:
         assert self.memory is not None
