@@ -17,7 +17,7 @@ from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import first_temperature, make_expert
 from sb3_dpi.dpi.challenges import Challenges
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
-from sb3_dpi.dpi.forms import ANCHORED, AUTO, LEFT_TO_DPI, adapt, suited
+from sb3_dpi.dpi.forms import ANCHORED, AUTO, adapt
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.sampling import ContinuingSampler
@@ -73,10 +73,11 @@ class DPI(SavedModel, ContinuingSampler):
     :param learning_rate: of the policy, it can be a function of the current progress remaining (from 1 to 0); usual: 1e-4 to
         1e-3
     :param n_steps: The number of steps to run for each environment per update. None takes 125 over all environments, 250 in
-        the free form. Of its two forms DPI takes the free one where 25 random episodes or more ended by themselves, after 10
-        steps or more in the mean, else the anchored one (``sb3_dpi.dpi.forms``): what is ``"auto"`` follows from that
-    :param learning_starts: Random steps before learning starts. None takes 1000, fewer where 25 episodes end earlier, before
-        10 steps in the mean
+        the free form. Of its two forms DPI takes the free one where ten random episodes or more ended by themselves and a
+        first model explains less than .97 of the variance of new steps, else the anchored one (``sb3_dpi.dpi.forms``): what
+        is ``"auto"`` follows from that
+    :param learning_starts: Random steps before learning starts. None takes 1000, in the anchored form fewer where 25 episodes
+        end earlier
     :param buffer_size: Real steps that are kept
     :param batch_size: Minibatch size for the critic
     :param gamma: Discount factor; usual: .95 to .999. None takes .99, or less where a time limit ends random episodes before
@@ -266,13 +267,13 @@ class DPI(SavedModel, ContinuingSampler):
         self.n_episodes = 0
         self.time_limit = 0
         self.steps_since_training = 0
-        self.form = ANCHORED  # until random episodes have shown which suits
+        self.form, self.form_is_chosen = ANCHORED, False  # until random episodes have shown which suits
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         self._check_saved_format()
-        self.form = adapt(self.form, {name: getattr(self, name) for name in LEFT_TO_DPI})
+        self.form = adapt(self.form, vars(self))
         self._check_arguments()
         self._expert = make_expert(self.expert, self.trust_region)
         self.noise_scale = as_schedule("noise_scale", self.noise_scale)  # may be changed on loading
@@ -374,7 +375,8 @@ class DPI(SavedModel, ContinuingSampler):
         if self.gamma is None:
             self.gamma = discount_for_time_limit(self.time_limit)
         if self.n_iterations == 0:
-            self._choose_form(data)
+            self._choose_form()
+            self.critic.tau, self._restarts.after = self.form.tau, self.form.restart_after
         self._report_model(data)
         returns = self._follow_units(data)
         residuals = self.fit_model(data)  # P-hat, Eq. 2
@@ -391,10 +393,6 @@ class DPI(SavedModel, ContinuingSampler):
         self._report(lessons, returns, before)
         self.n_iterations += 1
         self.steps_since_training = 0
-
-    def _choose_form(self, data: Transitions) -> None:
-        self.form = adapt(suited(data), {name: getattr(self, name) for name in LEFT_TO_DPI})
-        self.critic.tau, self._restarts.after = self.form.tau, self.form.restart_after
 
     def _update_rates(self) -> None:
         rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor

@@ -15,14 +15,15 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.dpi.challenges import Challenges
-from sb3_dpi.dpi.forms import ENOUGH_EPISODES, Form, ends_slowly
+from sb3_dpi.dpi.forms import Form, adapt, suited
 from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.models.ensemble import Ensemble
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
-LONGEST_START, SHORTEST_START = 1000, 100
-"""Random steps at the beginning: so many, or fewer where enough episodes have ended quickly, but not fewer than the last."""
+LONGEST_START, ENOUGH_EPISODES, SHORTEST_START = 1000, 25, 100
+"""Random steps at the beginning: so many, or in the anchored form fewer once so many episodes have ended, but not fewer than
+the last."""
 
 START_CORRELATIONS, START_SEGMENT = (0.0, 0.9), 100
 """Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
@@ -37,6 +38,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     ensemble: Ensemble
     learning_starts: int | None
     form: Form
+    form_is_chosen: bool
     noise_correlation: float
     noise_scale: Schedule
     n_iterations: int
@@ -129,8 +131,16 @@ class ContinuingSampler(OnPolicyAlgorithm):
         n = len(self.memory)
         if self.learning_starts is not None:
             return n < self.learning_starts
-        enough = self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_START and not ends_slowly(n, self.n_episodes)
-        return n < LONGEST_START and not enough
+        if n >= LONGEST_START or self.n_episodes < ENOUGH_EPISODES or n < SHORTEST_START:
+            return n < LONGEST_START
+        self._choose_form()
+        return not self.form.short_start
+
+    def _choose_form(self) -> None:
+        if not self.form_is_chosen:
+            assert self.memory is not None
+            self.form = adapt(suited(self.ensemble, self.memory.transitions()), vars(self))
+            self.form_is_chosen = True
 
     def _block(self) -> int:
         """Real steps of each environment between updates."""
