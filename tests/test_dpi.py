@@ -193,6 +193,7 @@ def test_the_form_follows_the_first_random_steps(
 
 def test_what_is_given_stands_in_every_form(tmp_path: Path) -> None:
     given: dict[str, Any] = {"tau": 0.01, "anchor": True, "target_kl": 0.3, "restart_after": 40, "averaging": 0.1}
+    given["noise_correlation"] = 0.3
     model = small(gym.wrappers.TimeLimit(Rough(death=(14, 18)), 100), learning_starts=None, **given).learn(1001)
     assert model.form == replace(FREE, **given)
     model.save(tmp_path / "model")

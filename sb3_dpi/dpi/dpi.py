@@ -108,7 +108,8 @@ class DPI(SavedModel, ContinuingSampler):
         show their beginnings seldom, and what goes wrong once lasts. Each is left after half of it at least, one of two only
         after the whole, one of four after twice as much. None leaves none; usual: 100 to 500. ``"auto"``: 125,
         free None
-    :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9
+    :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9. ``"auto"``: 0,
+        free .8
     :param noise_scale: what multiplies the policy's standard deviation in real steps, it can be a function of the progress
         remaining, or ``"lin_1.0"``, which falls to zero; 0: no noise. ``policy_kwargs=dict(std_bounds=(.3, .3))`` fixes the
         standard deviation itself; usual: .3 to 1
@@ -179,7 +180,7 @@ class DPI(SavedModel, ContinuingSampler):
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
         restart_after: int | str | None = AUTO,
-        noise_correlation: float = 0.0,
+        noise_correlation: float | str = AUTO,
         noise_scale: float | str | Schedule = 1.0,
         n_members: int = 5,
         model_width: int = 128,
@@ -313,9 +314,8 @@ class DPI(SavedModel, ContinuingSampler):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0.0 <= self.real_fraction <= 1.0:
             raise ValueError(f"real_fraction must be from 0 to 1, got {self.real_fraction}")
-        for name in (*(["gamma"] if self.gamma is not None else []), "noise_correlation"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.gamma is not None and not 0.0 <= self.gamma < 1.0:
+            raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}")
         rates = ("model_learning_rate", "critic_learning_rate")
         for name in ("trust_region", "effort", "model_steps", *rates, "max_grad_norm"):
             if not getattr(self, name) > 0.0:

@@ -1,10 +1,10 @@
 """The two forms of DPI, and which of them a task calls for.
 
-What a model misses is added to what it foretells for other actions: that is the anchor. Where it misses little, as with
-pendulums, only this keeps long balances apart; there short blocks, quick critics and many beginnings help as well. Where feet
-meet the ground it misses much, which another action would not have met; and where falls end episodes, policies stay at the
-first leap they find in this form. There the model is left free, and long blocks, slow critics and whole episodes do better
-(``docs/dpi.md`` has the trials).
+What a model misses is added to what it foretells for other actions: that is the anchor. Pendulums, of which it misses little,
+balance with it and hardly without; there short blocks, quick critics and many beginnings help as well. Where episodes end by
+falls and the model misses much, as where feet meet the ground, policies stay at the first leap they find in this form. There
+the model is left free, and long blocks, slow critics, whole episodes and noise that lasts do better (``docs/dpi.md`` has the
+trials).
 """
 
 import copy
@@ -40,12 +40,31 @@ class Form:
     target_kl: float | None
     restart_after: int | None
     averaging: float
+    noise_correlation: float
 
 
-ANCHORED = Form(short_start=True, n_steps=125, tau=0.02, anchor=True, target_kl=1.0, restart_after=125, averaging=0.004)
-FREE = Form(short_start=False, n_steps=250, tau=0.005, anchor=False, target_kl=None, restart_after=None, averaging=0.001)
+ANCHORED = Form(
+    short_start=True,
+    n_steps=125,
+    tau=0.02,
+    anchor=True,
+    target_kl=1.0,
+    restart_after=125,
+    averaging=0.004,
+    noise_correlation=0.0,
+)
+FREE = Form(
+    short_start=False,
+    n_steps=250,
+    tau=0.005,
+    anchor=False,
+    target_kl=None,
+    restart_after=None,
+    averaging=0.001,
+    noise_correlation=0.8,
+)
 
-LEFT_TO_DPI = ("tau", "anchor", "target_kl", "restart_after", "averaging")
+LEFT_TO_DPI = ("tau", "anchor", "target_kl", "restart_after", "averaging", "noise_correlation")
 """Arguments that may be ``"auto"``."""
 MAY_BE_NONE = "target_kl", "restart_after"
 
@@ -68,6 +87,8 @@ def adapt(form: Form, arguments: Mapping[str, Any]) -> Form:
         raise ValueError(f"averaging must be from 0 to 1, got {adapted.averaging}")
     if adapted.restart_after is not None and not adapted.restart_after >= 1:
         raise ValueError(f"restart_after must be at least 1, got {adapted.restart_after}")
+    if not 0.0 <= adapted.noise_correlation < 1.0:
+        raise ValueError(f"noise_correlation must be at least 0 and below 1, got {adapted.noise_correlation}")
     for name in ("tau", "target_kl"):
         value = getattr(adapted, name)
         if value is not None and not value > 0.0:

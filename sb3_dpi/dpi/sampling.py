@@ -39,7 +39,6 @@ class ContinuingSampler(OnPolicyAlgorithm):
     learning_starts: int | None
     form: Form
     form_is_chosen: bool
-    noise_correlation: float
     noise_scale: Schedule
     n_iterations: int
     n_episodes: int
@@ -154,7 +153,8 @@ class ContinuingSampler(OnPolicyAlgorithm):
                 self._start_correlation = self._rng.choice(START_CORRELATIONS, size=(self.n_envs, 1))
             self._noise = self._start_correlation * self._noise + np.sqrt(1.0 - self._start_correlation**2) * fresh
             return 2.0 * ndtr(self._noise) - 1.0  # uniform between the bounds
-        self._noise = self.noise_correlation * self._noise + math.sqrt(1.0 - self.noise_correlation**2) * fresh
+        rho = self.form.noise_correlation
+        self._noise = rho * self._noise + math.sqrt(1.0 - rho**2) * fresh
         mean, std = actor(states)
         return np.tanh(mean + self.noise_scale(self._current_progress_remaining) * std * self._noise)
 
