@@ -203,6 +203,19 @@ def test_what_is_given_stands_in_every_form(tmp_path: Path) -> None:
     assert short.form == ANCHORED, "too few episodes to tell"
 
 
+def test_a_model_that_diverges_while_a_form_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be saved and where is said by the first fit that counts."""
+
+    def diverge(*args: Any) -> float:
+        raise DivergedError("It diverged")
+
+    monkeypatch.setattr(Ensemble, "fit", diverge)
+    model = small(gym.wrappers.TimeLimit(PointMass(death=(4, 6)), 100), learning_starts=None)
+    with pytest.raises(DivergedError, match=r"It diverged\. The policy is as before"):
+        model.learn(2000)
+    assert model.form == FREE and model.n_iterations == 0
+
+
 def test_looking_for_a_form_changes_nothing_else() -> None:
     """The fit that tells draws no random numbers of the run's, and leaves the model as it was."""
     env = gym.wrappers.TimeLimit(PointMass(death=(4, 6)), 100)

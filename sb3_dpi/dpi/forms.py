@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sb3_dpi.models.data import Transitions
-from sb3_dpi.models.ensemble import Ensemble
+from sb3_dpi.models.ensemble import DivergedError, Ensemble
 
 AUTO = "auto"
 
@@ -106,7 +106,10 @@ def foreseen(ensemble: Ensemble, data: Transitions) -> float:
     """
     learner, latest = copy.deepcopy(ensemble), data.age < np.quantile(data.age, 0.2)
     learner.update_units(data)
-    learner.fit(data.take(np.flatnonzero(~latest)), MODEL_STEPS, MODEL_BATCH, np.random.default_rng(len(data)))
+    try:
+        learner.fit(data.take(np.flatnonzero(~latest)), MODEL_STEPS, MODEL_BATCH, np.random.default_rng(len(data)))
+    except DivergedError:
+        return -np.inf  # if that lasts, the first fit that counts says so
     return learner.r_squared(data.take(np.flatnonzero(latest)))[0]
 
 
