@@ -157,12 +157,21 @@ class Rough(PointMass):
         return (self.state + self.np_random.normal(0.0, 1.0, 2)).astype(np.float32)
 
 
+class Even(Rough):
+    """Every step pays the same."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, 1.0 - terminated, terminated, truncated, info
+
+
 FORMS: list[tuple[type[PointMass], tuple[int, int] | None, Form, int]] = [
     (PointMass, (4, 6), ANCHORED, 130),
     (PointMass, (14, 18), ANCHORED, 400),
     (Rough, (4, 6), FREE, 1000),
     (Rough, (14, 18), FREE, 1000),
     (Rough, (60, 80), FREE, 1000),
+    (Even, (14, 18), ANCHORED, 400),
     (Rough, (140, 160), ANCHORED, 1000),
     (Rough, None, ANCHORED, 1000),
 ]
@@ -210,7 +219,7 @@ def test_a_model_that_diverges_while_a_form_is_sought(monkeypatch: pytest.Monkey
         raise DivergedError("It diverged")
 
     monkeypatch.setattr(Ensemble, "fit", diverge)
-    model = small(gym.wrappers.TimeLimit(PointMass(death=(4, 6)), 100), learning_starts=None)
+    model = small(gym.wrappers.TimeLimit(Rough(death=(4, 6)), 100), learning_starts=None)
     with pytest.raises(DivergedError, match=r"It diverged\. The policy is as before"):
         model.learn(2000)
     assert model.form == FREE and model.n_iterations == 0

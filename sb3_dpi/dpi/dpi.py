@@ -73,9 +73,9 @@ class DPI(SavedModel, ContinuingSampler):
     :param learning_rate: of the policy, it can be a function of the current progress remaining (from 1 to 0); usual: 1e-4 to
         1e-3
     :param n_steps: The number of steps to run for each environment per update. None takes 125 over all environments, 250 in
-        the free form. Of its two forms DPI takes the free one where ten random episodes or more ended by themselves and a
-        first model explains less than .97 of the variance of new steps, else the anchored one (``sb3_dpi.dpi.forms``; the
-        attribute ``form`` tells): what is ``"auto"`` follows from that
+        the free form. Of its two forms DPI takes the free one where ten random episodes or more ended by themselves, rewards
+        vary by a twentieth and a first model explains less than .99 of the variance of new steps, else the anchored one
+        (``sb3_dpi.dpi.forms``; the attribute ``form`` tells): what is ``"auto"`` follows from that
     :param learning_starts: Random steps before learning starts. None takes 1000, in the anchored form fewer where 25 episodes
         end earlier
     :param buffer_size: Real steps that are kept
