@@ -65,7 +65,6 @@ class ContinuingSampler(OnPolicyAlgorithm):
         """
         assert self._last_obs is not None and self.memory is not None
         self.policy.set_training_mode(False)
-        n_rollout_steps = self._block()
         actor = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
         callback.on_rollout_start()
         normalizer = self._vec_normalize_env
@@ -75,7 +74,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
         self._restarts.begin(self._last_episode_starts)
         for i in np.flatnonzero(self._last_episode_starts):  # also where ``learn`` has begun anew
             self.memory.cut(int(i))
-        n_steps = 0
+        n_steps, n_rollout_steps = 0, self._block()
         while n_steps < n_rollout_steps or (self._is_starting() and self.num_timesteps < self._total_timesteps):
             self._begin_episodes(np.flatnonzero(self._last_episode_starts))
             actions = self._challenges.act(states, self._act(actor, states))
