@@ -3,7 +3,10 @@
 from dataclasses import fields
 from typing import Any
 
-from sb3_dpi.common.choices import parse_choice
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_dpi.common.choices import as_schedule, parse_choice
+from sb3_dpi.dpi.forms import AUTO
 from sb3_dpi.models.experts import EXPERTS, Expert
 
 DEFAULT_TEMPERATURE = 0.02
@@ -28,6 +31,22 @@ def make_expert(expert: str | dict[str, Any] | Expert, trust_region: float) -> E
     except TypeError as error:
         known = ", ".join(field.name for field in fields(EXPERTS[kind])) or "none"  # type: ignore[arg-type]
         raise ValueError(f"expert={expert!r}: options of {kind!r} are {known}") from error
+
+
+def noise_scale_schedule(noise_scale: float | str | Schedule) -> Schedule | str:
+    """
+    What multiplies the noise.
+
+    :param noise_scale: a number, ``"lin_NUMBER"``, a function of the progress remaining, or ``"auto"``
+    :return: the function, or ``"auto"``
+    :raises ValueError: if it is none of these, or below zero
+    """
+    if noise_scale == AUTO:
+        return AUTO
+    schedule = as_schedule("noise_scale", noise_scale)
+    if not schedule(1.0) >= 0.0:
+        raise ValueError(f"noise_scale must be at least 0, got {schedule(1.0)}")
+    return schedule
 
 
 def first_temperature(ent_coef: str | float) -> float:

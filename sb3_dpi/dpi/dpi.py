@@ -11,10 +11,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_dpi.common.choices import as_schedule, check_choice
+from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
-from sb3_dpi.dpi.arguments import first_temperature, make_expert
+from sb3_dpi.dpi.arguments import first_temperature, make_expert, noise_scale_schedule
 from sb3_dpi.dpi.challenges import Challenges
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
 from sb3_dpi.dpi.forms import ANCHORED, AUTO, adapt
@@ -80,8 +80,8 @@ class DPI(SavedModel, ContinuingSampler):
         end earlier
     :param buffer_size: Real steps that are kept
     :param batch_size: Minibatch size for the critic
-    :param gamma: Discount factor; usual: .95 to .999. None takes .99, or less where a time limit ends random episodes before
-        250 steps: 1 - 2.5 / steps (.95 for 50)
+    :param gamma: Discount factor; usual: .95 to .999. None takes .99, free .995, or less where a time limit ends random
+        episodes before 250 steps, free 500: 1 - 2.5 / steps (.95 for 50)
     :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02. ``"auto"``: .02, free .005
     :param horizon: Steps H of a window; usual: 1 to 10
     :param n_windows: Windows of a plan; usual: 100 to 500
@@ -98,7 +98,7 @@ class DPI(SavedModel, ContinuingSampler):
     :param real_fraction: Share of real steps in the critic's minibatches, the others are imagined; usual: .1 to 1
     :param n_branches: Imagined steps between updates, in branches from states drawn from all that is kept
     :param branch_length: Steps of a branch, whose end the critic closes. Long ones tell it what actions do later and end leaps
-        and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32
+        and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32. ``"auto"``: 1, free 10
     :param anchor: Whether imagination is anchored in real steps; without it models of unstable systems mislead. ``"auto"``:
         True, free False
     :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
@@ -106,22 +106,21 @@ class DPI(SavedModel, ContinuingSampler):
     :param target_entropy: of the policy, nats; ``"auto"`` takes -.5 for each action; usual: -1 to 0 for each action
     :param restart_after: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise
         show their beginnings seldom, and what goes wrong once lasts. Each is left after half of it at least, one of two only
-        after the whole, one of four after twice as much. None leaves none; usual: 100 to 500. ``"auto"``: 125,
-        free None
+        after the whole, one of four after twice as much. None: none; usual: 100 to 500. ``"auto"``: 125, free None
     :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9. ``"auto"``: 0,
         free .8
     :param noise_scale: what multiplies the policy's standard deviation in real steps, it can be a function of the progress
         remaining, or ``"lin_1.0"``, which falls to zero; 0: no noise. ``policy_kwargs=dict(std_bounds=(.3, .3))`` fixes the
-        standard deviation itself; usual: .3 to 1
+        standard deviation itself; usual: .3 to 2. ``"auto"``: 1, free 2
     :param n_members: Networks of the ensemble; usual: 3 to 7
     :param model_width: of their two hidden layers; usual: 64 to 256
     :param model_learning_rate: of the ensemble; it falls to a tenth within the steps between two blocks; usual: 5e-4 to 3e-3
     :param critic: what closes a plan: ``"q"``: soft Q-functions on real and imagined steps; ``"windows"``: V on imagined
         windows, anchored in real returns; ``"returns"``: V by TD(lambda) on the latest real steps
-    :param critic_width: of the critic's two hidden layers; usual: 64 to 256
+    :param critic_width: of the critic's two hidden layers; usual: 64 to 256. ``"auto"``: 64, free 128
     :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
     :param critic_settling: Updates of the critic after which its learning rate falls, as one over the root of their number, to
-        a tenth at the least. None: never; usual: 1e4 to 1e5
+        a tenth at the least. None: never; usual: 1e4 to 1e5. ``"auto"``: None, free 20000
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
         ``learning_rate``. None leaves the rate alone; usual: .3 to 3. ``"auto"``: 1, free None
@@ -175,20 +174,20 @@ class DPI(SavedModel, ContinuingSampler):
         policy_delay: int = 10,
         real_fraction: float = 0.2,
         n_branches: int = 20_000,
-        branch_length: int = 1,
+        branch_length: int | str = AUTO,
         anchor: bool | str = AUTO,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
         restart_after: int | str | None = AUTO,
         noise_correlation: float | str = AUTO,
-        noise_scale: float | str | Schedule = 1.0,
+        noise_scale: float | str | Schedule = AUTO,
         n_members: int = 5,
         model_width: int = 128,
         model_learning_rate: float = 2e-3,
         critic: str = "q",
-        critic_width: int = 64,
+        critic_width: int | str = AUTO,
         critic_learning_rate: float = 1e-3,
-        critic_settling: int | None = None,
+        critic_settling: int | str | None = AUTO,
         target_kl: float | str | None = AUTO,
         averaging: float | str = AUTO,
         test_every: int | None = None,
@@ -245,7 +244,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.target_entropy = target_entropy
         self.restart_after = restart_after
         self.noise_correlation = noise_correlation
-        self.noise_scale = as_schedule("noise_scale", noise_scale)
+        self.noise_scale = noise_scale_schedule(noise_scale)
         self.n_members = n_members
         self.model_width = model_width
         self.model_learning_rate = model_learning_rate
@@ -277,7 +276,7 @@ class DPI(SavedModel, ContinuingSampler):
         self.form = adapt(self.form, vars(self))
         self._check_arguments()
         self._expert = make_expert(self.expert, self.trust_region)
-        self.noise_scale = as_schedule("noise_scale", self.noise_scale)  # may be changed on loading
+        self.noise_scale = noise_scale_schedule(self.noise_scale)  # may be changed on loading
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._rng = np.random.default_rng(self.seed)
@@ -287,10 +286,8 @@ class DPI(SavedModel, ContinuingSampler):
         dx, du = self.policy.state_dim, self.policy.actor.action_dim
         self.ensemble = Ensemble(dx, du, self.n_members, self.model_width, self.model_learning_rate).to(self.device)
         self.ensemble.known_reward, self.ensemble.known_end = self._known_reward(), self._known_end()
-        critic_class, widths = CRITICS[self.critic_kind], (self.critic_width,) * 2
-        self.critic = critic_class(dx, du, widths, self.critic_learning_rate, self.form.tau, self.real_fraction).to(
-            self.device
-        )
+        self._torch_state = th.get_rng_state()
+        self._make_critic()
         if self.memory is None:
             self.memory = TransitionBuffer(self.buffer_size, dx, du, self.n_envs)
         elif self.memory.n_envs != self.n_envs:
@@ -304,25 +301,31 @@ class DPI(SavedModel, ContinuingSampler):
         self._challenges = Challenges(self.test_every, self.policy)
         self._objectives: list[float] = []
 
+    def _make_critic(self) -> None:
+        """As if the form had been known from the beginning: what it chooses and what is given lead to the same numbers."""
+        sizes = self.policy.state_dim, self.policy.actor.action_dim, (self.form.critic_width,) * 2
+        rates = self.critic_learning_rate, self.form.tau, self.real_fraction
+        with th.random.fork_rng(devices=[]):
+            th.set_rng_state(self._torch_state)
+            self.critic = CRITICS[self.critic_kind](*sizes, *rates).to(self.device)
+
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
-        counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches", "branch_length"]
-        optional = ("n_steps", "imitation_steps", "critic_settling", "test_every")
+        counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches"]
+        optional = ("n_steps", "imitation_steps", "test_every")
         counts += [name for name in optional if getattr(self, name) is not None]
-        for name in (*counts, "n_members", "model_width", "critic_width"):
+        for name in (*counts, "n_members", "model_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0.0 <= self.real_fraction <= 1.0:
             raise ValueError(f"real_fraction must be from 0 to 1, got {self.real_fraction}")
         if self.gamma is not None and not 0.0 <= self.gamma < 1.0:
             raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}")
-        rates = ("model_learning_rate", "critic_learning_rate")
-        for name in ("trust_region", "effort", "model_steps", *rates, "max_grad_norm"):
+        for name in ("trust_region", "effort", "model_steps", "model_learning_rate", "critic_learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name, value in (("horizon", self.horizon), ("noise_scale", as_schedule("noise_scale", self.noise_scale)(1.0))):
-            if not value >= 0.0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not self.horizon >= 0:
+            raise ValueError(f"horizon must be at least 0, got {self.horizon}")
 
     def _known_reward(self) -> SystemFunction | None:
         known = self.cost_fn
@@ -349,6 +352,7 @@ class DPI(SavedModel, ContinuingSampler):
             "_noise",
             "_restarts",
             "_challenges",
+            "_torch_state",
             "_start_correlation",
             "_actor",
             "_expert",
@@ -372,11 +376,13 @@ class DPI(SavedModel, ContinuingSampler):
         self.policy.set_training_mode(True)
         self._update_rates()
         data = self.memory.transitions()
-        if self.gamma is None:
-            self.gamma = discount_for_time_limit(self.time_limit)
         if self.n_iterations == 0:
             self._choose_form()
+            if self.critic.networks.sizes[1] != self.form.critic_width:
+                self._make_critic()
             self.critic.tau, self._restarts.after = self.form.tau, self.form.restart_after
+        if self.gamma is None:
+            self.gamma = discount_for_time_limit(self.time_limit, self.form.gamma)
         self._report_model(data)
         returns = self._follow_units(data)
         residuals = self.fit_model(data)  # P-hat, Eq. 2
@@ -397,9 +403,9 @@ class DPI(SavedModel, ContinuingSampler):
     def _update_rates(self) -> None:
         rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor
         update_learning_rate(self.policy.optimizer, rate)
-        if self.critic_settling is not None:
+        if self.form.critic_settling is not None:
             taken = max(self._n_updates * self.policy_delay, 1)
-            share = float(np.clip(math.sqrt(self.critic_settling / taken), SETTLED_SHARE, 1.0))
+            share = float(np.clip(math.sqrt(self.form.critic_settling / taken), SETTLED_SHARE, 1.0))
             update_learning_rate(self.critic.optimizer, share * self.critic_learning_rate)
         self.logger.record("train/learning_rate", rate)
 
@@ -480,7 +486,7 @@ class DPI(SavedModel, ContinuingSampler):
 
     def _lessons(self, data: Transitions, residuals: Residuals | None) -> Lessons:
         real = real_pool(self.ensemble, data)
-        size, alpha = (self.n_branches, self.branch_length), self.temperature * float(self.critic.unit)
+        size, alpha = (self.n_branches, self.form.branch_length), self.temperature * float(self.critic.unit)
         imagined = branch(self.ensemble, self.policy.actor, data, residuals, self._rng, *size, alpha, self.gamma)
         return Lessons(data, real, join(real, imagined, float(self.critic.unit)), self.ensemble, residuals)
 

@@ -3,7 +3,8 @@
 What a model misses is added to what it foretells for other actions: that is the anchor. Pendulums balance with it and hardly
 without; there short blocks, quick critics and many beginnings help as well. Where falls end episodes, speed pays and the model
 misses much, as where feet meet the ground, policies stay at the first leap they find in this form. There the model is left
-free, and long blocks, slow critics, whole episodes and noise that lasts do better (``docs/dpi.md`` has the trials).
+free; long blocks, slow critics that see far, whole episodes and noise that lasts and is strong do better (``docs/dpi.md`` has
+the trials).
 """
 
 import copy
@@ -43,6 +44,12 @@ class Form:
     restart_after: int | None
     averaging: float
     noise_correlation: float
+    noise_scale: float
+    gamma: float
+    """where no time limit asks for less"""
+    critic_width: int
+    critic_settling: int | None
+    branch_length: int
 
 
 ANCHORED = Form(
@@ -54,6 +61,11 @@ ANCHORED = Form(
     restart_after=125,
     averaging=0.004,
     noise_correlation=0.0,
+    noise_scale=1.0,
+    gamma=0.99,
+    critic_width=64,
+    critic_settling=None,
+    branch_length=1,
 )
 FREE = Form(
     short_start=False,
@@ -64,11 +76,17 @@ FREE = Form(
     restart_after=None,
     averaging=0.001,
     noise_correlation=0.8,
+    noise_scale=2.0,
+    gamma=0.995,
+    critic_width=128,
+    critic_settling=20_000,
+    branch_length=10,
 )
 
-LEFT_TO_DPI = ("tau", "anchor", "target_kl", "restart_after", "averaging", "noise_correlation")
-"""Arguments that may be ``"auto"``."""
-MAY_BE_NONE = "target_kl", "restart_after"
+COUNTS = "restart_after", "critic_width", "critic_settling", "branch_length"
+LEFT_TO_DPI = ("tau", "anchor", "target_kl", "averaging", "noise_correlation", *COUNTS)
+"""Arguments that may be ``"auto"`` and are no schedules."""
+MAY_BE_NONE = "target_kl", "restart_after", "critic_settling"
 
 
 def adapt(form: Form, arguments: Mapping[str, Any]) -> Form:
@@ -87,8 +105,10 @@ def adapt(form: Form, arguments: Mapping[str, Any]) -> Form:
     adapted = replace(form, **given)
     if not 0.0 <= adapted.averaging <= 1.0:
         raise ValueError(f"averaging must be from 0 to 1, got {adapted.averaging}")
-    if adapted.restart_after is not None and not adapted.restart_after >= 1:
-        raise ValueError(f"restart_after must be at least 1, got {adapted.restart_after}")
+    for name in COUNTS:
+        value = getattr(adapted, name)
+        if value is not None and not value >= 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0.0 <= adapted.noise_correlation < 1.0:
         raise ValueError(f"noise_correlation must be at least 0 and below 1, got {adapted.noise_correlation}")
     for name in ("tau", "target_kl"):

@@ -39,7 +39,7 @@ class ContinuingSampler(OnPolicyAlgorithm):
     learning_starts: int | None
     form: Form
     form_is_chosen: bool
-    noise_scale: Schedule
+    noise_scale: Schedule | str
     n_iterations: int
     n_episodes: int
     time_limit: int
@@ -155,7 +155,9 @@ class ContinuingSampler(OnPolicyAlgorithm):
         rho = self.form.noise_correlation
         self._noise = rho * self._noise + math.sqrt(1.0 - rho**2) * fresh
         mean, std = actor(states)
-        return np.tanh(mean + self.noise_scale(self._current_progress_remaining) * std * self._noise)
+        given = self.noise_scale
+        scale = self.form.noise_scale if isinstance(given, str) else given(self._current_progress_remaining)
+        return np.tanh(mean + scale * std * self._noise)
 
     def _scale(self, actions: FloatArray) -> np.ndarray:
         shaped = actions.astype(np.float32).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
