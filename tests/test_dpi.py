@@ -183,7 +183,7 @@ def test_the_form_follows_the_first_random_steps(
     task: type[PointMass], death: tuple[int, int] | None, form: Form, start: int, tmp_path: Path
 ) -> None:
     env = gym.wrappers.TimeLimit(task(death=death), 200)
-    model = small(env, n_steps=None, learning_starts=None, critic_width="auto")
+    model = small(env, n_steps=None, learning_starts=None)
     blocks: list[int] = []
     train = model.train
     model.train = lambda: (blocks.append(model.num_timesteps), train())[1]  # type: ignore[func-returns-value,method-assign]
@@ -191,7 +191,6 @@ def test_the_form_follows_the_first_random_steps(
     assert model.form == form and model.form_is_chosen and blocks[0] == pytest.approx(start, rel=0.2)
     np.testing.assert_array_equal(np.diff(blocks), form.n_steps)
     assert model.critic.tau == form.tau and model._restarts.after == form.restart_after
-    assert model.critic.networks.sizes[1] == form.critic_width
     assert model.gamma == pytest.approx(form.gamma if model.time_limit == 0 else 1.0 - 2.5 / 200)
     assert (model.tau, model.anchor, model.n_steps) == ("auto", "auto", None), "what was given stays"
     del model.train
@@ -205,20 +204,19 @@ def test_the_form_follows_the_first_random_steps(
 
 def test_what_is_given_stands_in_every_form(tmp_path: Path) -> None:
     given: dict[str, Any] = {"tau": 0.01, "anchor": True, "target_kl": 0.3, "restart_after": 40, "averaging": 0.1}
-    given |= {"noise_correlation": 0.3, "critic_width": 16, "critic_settling": 50, "branch_length": 3}
+    given |= {"noise_correlation": 0.3, "critic_settling": 50, "branch_length": 3}
     model = small(gym.wrappers.TimeLimit(Rough(death=(14, 18)), 100), learning_starts=None, **given).learn(1001)
     assert model.form == replace(FREE, **given)
     model.save(tmp_path / "model")
     other = DPI.load(tmp_path / "model", env=limited(100), averaging=0.2)
     assert other.form == replace(FREE, **{**given, "averaging": 0.2})
     short = small(gym.wrappers.TimeLimit(Rough(death=(14, 18)), 100), learning_starts=100).learn(120)
-    assert short.form == replace(ANCHORED, critic_width=16), "too few episodes to tell"
+    assert short.form == ANCHORED, "too few episodes to tell"
 
 
 def test_what_a_form_chooses_could_have_been_given() -> None:
-    """The same numbers follow, though the critic is there before the form is known."""
-    found = small(Rough(death=(14, 18)), n_steps=None, learning_starts=None, critic_width="auto").learn(1500)
-    names = ("tau", "critic_width", "critic_settling", "branch_length", "noise_scale", "noise_correlation", "gamma")
+    found = small(Rough(death=(14, 18)), n_steps=None, learning_starts=None).learn(1500)
+    names = ("tau", "critic_settling", "branch_length", "noise_scale", "noise_correlation", "gamma")
     given = {name: getattr(FREE, name) for name in names}
     spelled = small(Rough(death=(14, 18)), n_steps=None, learning_starts=1000, **given).learn(1500)
     assert found.form == spelled.form == FREE
@@ -237,7 +235,7 @@ def test_a_model_that_diverges_while_a_form_is_sought(monkeypatch: pytest.Monkey
     model = small(gym.wrappers.TimeLimit(Rough(death=(4, 6)), 100), learning_starts=None)
     with pytest.raises(DivergedError, match=r"It diverged\. The policy is as before"):
         model.learn(2000)
-    assert model.form == replace(FREE, critic_width=16) and model.n_iterations == 0
+    assert model.form == FREE and model.n_iterations == 0
 
 
 def test_looking_for_a_form_changes_nothing_else() -> None:

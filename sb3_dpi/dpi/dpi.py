@@ -117,7 +117,7 @@ class DPI(SavedModel, ContinuingSampler):
     :param model_learning_rate: of the ensemble; it falls to a tenth within the steps between two blocks; usual: 5e-4 to 3e-3
     :param critic: what closes a plan: ``"q"``: soft Q-functions on real and imagined steps; ``"windows"``: V on imagined
         windows, anchored in real returns; ``"returns"``: V by TD(lambda) on the latest real steps
-    :param critic_width: of the critic's two hidden layers; usual: 64 to 256. ``"auto"``: 64, free 128
+    :param critic_width: of the critic's two hidden layers; usual: 64 to 256
     :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
     :param critic_settling: Updates of the critic after which its learning rate falls, as one over the root of their number, to
         a tenth at the least. None: never; usual: 1e4 to 1e5. ``"auto"``: None, free 20000
@@ -185,7 +185,7 @@ class DPI(SavedModel, ContinuingSampler):
         model_width: int = 128,
         model_learning_rate: float = 2e-3,
         critic: str = "q",
-        critic_width: int | str = AUTO,
+        critic_width: int = 64,
         critic_learning_rate: float = 1e-3,
         critic_settling: int | str | None = AUTO,
         target_kl: float | str | None = AUTO,
@@ -286,8 +286,10 @@ class DPI(SavedModel, ContinuingSampler):
         dx, du = self.policy.state_dim, self.policy.actor.action_dim
         self.ensemble = Ensemble(dx, du, self.n_members, self.model_width, self.model_learning_rate).to(self.device)
         self.ensemble.known_reward, self.ensemble.known_end = self._known_reward(), self._known_end()
-        self._torch_state = th.get_rng_state()
-        self._make_critic()
+        critic_class, widths = CRITICS[self.critic_kind], (self.critic_width,) * 2
+        self.critic = critic_class(dx, du, widths, self.critic_learning_rate, self.form.tau, self.real_fraction).to(
+            self.device
+        )
         if self.memory is None:
             self.memory = TransitionBuffer(self.buffer_size, dx, du, self.n_envs)
         elif self.memory.n_envs != self.n_envs:
@@ -301,20 +303,12 @@ class DPI(SavedModel, ContinuingSampler):
         self._challenges = Challenges(self.test_every, self.policy)
         self._objectives: list[float] = []
 
-    def _make_critic(self) -> None:
-        """As if the form had been known from the beginning: what it chooses and what is given lead to the same numbers."""
-        sizes = self.policy.state_dim, self.policy.actor.action_dim, (self.form.critic_width,) * 2
-        rates = self.critic_learning_rate, self.form.tau, self.real_fraction
-        with th.random.fork_rng(devices=[]):
-            th.set_rng_state(self._torch_state)
-            self.critic = CRITICS[self.critic_kind](*sizes, *rates).to(self.device)
-
     def _check_arguments(self) -> None:
         check_choice("critic", self.critic_kind, tuple(CRITICS))
         counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches"]
         optional = ("n_steps", "imitation_steps", "test_every")
         counts += [name for name in optional if getattr(self, name) is not None]
-        for name in (*counts, "n_members", "model_width"):
+        for name in (*counts, "n_members", "model_width", "critic_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0.0 <= self.real_fraction <= 1.0:
@@ -352,7 +346,6 @@ class DPI(SavedModel, ContinuingSampler):
             "_noise",
             "_restarts",
             "_challenges",
-            "_torch_state",
             "_start_correlation",
             "_actor",
             "_expert",
@@ -378,8 +371,6 @@ class DPI(SavedModel, ContinuingSampler):
         data = self.memory.transitions()
         if self.n_iterations == 0:
             self._choose_form()
-            if self.critic.networks.sizes[1] != self.form.critic_width:
-                self._make_critic()
             self.critic.tau, self._restarts.after = self.form.tau, self.form.restart_after
         if self.gamma is None:
             self.gamma = discount_for_time_limit(self.time_limit, self.form.gamma)

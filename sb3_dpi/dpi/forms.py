@@ -47,7 +47,6 @@ class Form:
     noise_scale: float
     gamma: float
     """where no time limit asks for less"""
-    critic_width: int
     critic_settling: int | None
     branch_length: int
 
@@ -63,7 +62,6 @@ ANCHORED = Form(
     noise_correlation=0.0,
     noise_scale=1.0,
     gamma=0.99,
-    critic_width=64,
     critic_settling=None,
     branch_length=1,
 )
@@ -78,12 +76,11 @@ FREE = Form(
     noise_correlation=0.8,
     noise_scale=2.0,
     gamma=0.995,
-    critic_width=128,
     critic_settling=20_000,
     branch_length=10,
 )
 
-COUNTS = "restart_after", "critic_width", "critic_settling", "branch_length"
+COUNTS = "restart_after", "critic_settling", "branch_length"
 LEFT_TO_DPI = ("tau", "anchor", "target_kl", "averaging", "noise_correlation", *COUNTS)
 """Arguments that may be ``"auto"`` and are no schedules."""
 MAY_BE_NONE = "target_kl", "restart_after", "critic_settling"
