@@ -106,7 +106,8 @@ class DPI(SavedModel, ContinuingSampler):
     :param target_entropy: of the policy, nats; ``"auto"`` takes -.5 for each action; usual: -1 to 0 for each action
     :param restart_after: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise
         show their beginnings seldom, and what goes wrong once lasts. Each is left after half of it at least, one of two only
-        after the whole, one of four after twice as much. None: none; usual: 100 to 500. ``"auto"``: 125, free None
+        after the whole, one of four after twice as much. None leaves none; usual: 100 to 500. ``"auto"``: 125, free
+        None
     :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9. ``"auto"``: 0,
         free .8
     :param noise_scale: what multiplies the policy's standard deviation in real steps, it can be a function of the progress
