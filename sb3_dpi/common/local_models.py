@@ -11,7 +11,6 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Observations, Trajectories, map_observations
-from sb3_dpi.models.known_cost import CostFunction, expand_cost
 from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
 from sb3_dpi.trajopt.dynamics import (
     LinearGaussianFit,
@@ -33,6 +32,7 @@ from sb3_dpi.trajopt.types import (
     QuadraticCost,
     QuadraticValue,
 )
+from sb3_dpi.world_model.known_cost import CostFunction, expand_cost
 
 PRIORS = ("niw", "nearest", "gmm")
 

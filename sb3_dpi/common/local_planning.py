@@ -26,9 +26,9 @@ from sb3_dpi.common.local_models import (
     transition_points,
 )
 from sb3_dpi.common.trajectories import Trajectories, map_observations
-from sb3_dpi.models.known_cost import CostFunction
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
 from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianController
+from sb3_dpi.world_model.known_cost import CostFunction
 
 LINEARIZATIONS = ("auto", "jacobian", "niw", "nearest", "gmm")
 

@@ -1,46 +1,57 @@
-"""Dual policy iteration on a learned neural ensemble, whose imagination is anchored in what was real."""
+"""Dual policy iteration on a learned neural ensemble."""
 
+import copy
+import io
 import math
 import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from scipy.special import ndtr
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.choices import check_choice
-from sb3_dpi.common.restarts import Restarts
+from sb3_dpi.common.choices import as_schedule, as_settings, check_choice, parse_choice
+from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
+from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.original_observations import UnclippedTerminals, original_rewards
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
-from sb3_dpi.dpi.arguments import first_temperature, make_expert, noise_scale_schedule
-from sb3_dpi.dpi.challenges import Challenges
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
-from sb3_dpi.dpi.forms import ANCHORED, AUTO, adapt
-from sb3_dpi.dpi.memory import TransitionBuffer
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
-from sb3_dpi.dpi.sampling import ContinuingSampler
-from sb3_dpi.models.advice import Plan
-from sb3_dpi.models.critics import Critic, Lessons, SoftTwinQ
-from sb3_dpi.models.data import Transitions, discount_for_time_limit, returns_to_go
-from sb3_dpi.models.ensemble import DivergedError, Ensemble, Residuals, SystemFunction
-from sb3_dpi.models.experts import Expert
-from sb3_dpi.models.imagination import branch, join, make_windows, real_pool
-from sb3_dpi.models.pathwise import Pathwise
-from sb3_dpi.models.problem import PlanningProblem
-from sb3_dpi.models.values import ReturnsV, WindowsV
+from sb3_dpi.dpi.presets import FIRST, Preset, choose_preset, parse_preset, resolve
+from sb3_dpi.dpi.replay import ReplayMemory, check_buffer, deal_out
+from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, SoftTwinQ
+from sb3_dpi.world_model.ensemble import DivergedError, Ensemble, SystemFunction, WorldModel
+from sb3_dpi.world_model.experts import EXPERTS, Expert
+from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
+from sb3_dpi.world_model.experts.problem import PlanningProblem
+from sb3_dpi.world_model.imagination import Imagination, Windows, make_windows, rollouts
+from sb3_dpi.world_model.returns_critic import ReturnsV
+from sb3_dpi.world_model.types import returns_to_go, stretch_ends
 
 SelfDPI = TypeVar("SelfDPI", bound="DPI")
 
-CRITICS: dict[str, type[Critic]] = {"q": SoftTwinQ, "windows": WindowsV, "returns": ReturnsV}
+CRITICS: dict[str, type[Critic]] = {"q": SoftTwinQ, "returns": ReturnsV}
+DEFAULT_TEMPERATURE = 0.02
 RECENT = 5000
-"""Steps that count as recent: from half of them windows begin, and their rewards give the unit of value."""
-FIRST_MODEL_STEPS = 1500
-"""Steps of the model's optimizer at first."""
-FIRST_CRITIC_UPDATES = 2000
-"""More updates of the critic at first."""
+"""Steps that count as recent: from half of them windows begin, and their rewards and returns give unit and bounds of value."""
+LATEST_REWARDS = 300
+"""Steps whose mean reward goes on where an episode was cut."""
+FIRST_MODEL_STEPS, FIRST_CRITIC_UPDATES = 1500, 2000
+"""At the first iteration, beside those of the others."""
 REPORTED = 1000
 """Latest steps that the logger's numbers are about."""
 MODEL_BATCH = 64
@@ -48,22 +59,42 @@ MODEL_BATCH = 64
 SMALLEST_MEMORY = 32
 """Steps below which there is nothing to learn from."""
 AVERAGED_SHARE = 8.0
-"""The average is one of the last eighth of the policy's steps, until that is as long as ``averaging`` says."""
+"""The average is one of the last eighth of the policy's steps, until that is as long as ``polyak`` says."""
 RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
 """By how much the policy's learning rate follows ``target_kl`` after each block, and how far at most."""
 SETTLED_SHARE = 0.1
-"""Of the critic's learning rate, what is left when it has settled."""
+"""Of the critic's learning rate, what is left when it has fallen."""
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
+LONGEST_WARM_UP, ENOUGH_EPISODES, SHORTEST_WARM_UP = 1000, 25, 100
+"""Random steps at the beginning: so many, or, with the preset that says so, fewer once so many episodes have ended, but no
+fewer than the last."""
+WARM_UP_BLOCK = 25
+"""Random steps between two looks at whether they suffice."""
+WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
+"""Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
+knows no fine movements, and a model must know both."""
 
 
-class DPI(SavedModel, ContinuingSampler):
+@dataclass(frozen=True)
+class Foresight:
+    """How well the model foretold the steps that it had not been fitted to."""
+
+    r_squared: float
+    r_squared_reward: float
+    window_correlation: float
+    real_improvement: float
+    """of the mean reward over the block before"""
+
+
+class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
     """
     Dual policy iteration (DPI) on a learned neural ensemble
 
     An ensemble of networks learns the system from all real steps. An expert plans in short windows that the model imagines
     from real states, closed by soft Q-functions that learn from real and imagined steps; the policy imitates it, many times
-    for each block of real steps (Sun et al., 2018, with nonlinear dynamics). What the model foretells is anchored: a member's
-    error on the real step from the same state is added, so that only the effect of acting differently is imagined.
+    for each block of real steps (Sun et al., 2018, with nonlinear dynamics). What the model foretells may be corrected
+    on-policy: a member's error on the real step from the same state is added, so that only the effect of acting differently is
+    imagined. It explores with the policy that learns and lasting noise; ``predict`` uses the Polyak average.
 
     Paper: https://arxiv.org/abs/1805.10755
 
@@ -72,69 +103,35 @@ class DPI(SavedModel, ContinuingSampler):
         observations vectors
     :param learning_rate: of the policy, it can be a function of the current progress remaining (from 1 to 0); usual: 1e-4 to
         1e-3
-    :param n_steps: The number of steps to run for each environment per update. None takes 125 over all environments, 250 in
-        the free form. Of its two forms DPI takes the free one where ten random episodes or more ended by themselves, rewards
-        vary by a twentieth and a first model explains less than .99 of the variance of new steps, else the anchored one
-        (``sb3_dpi.dpi.forms``; the attribute ``form`` tells): what is ``"auto"`` follows from that
-    :param learning_starts: Random steps before learning starts. None takes 1000, in the anchored form fewer where 25 episodes
-        end earlier
-    :param buffer_size: Real steps that are kept
+    :param buffer_size: size of the replay buffer
+    :param learning_starts: rows of the replay buffer, those that were loaded included, before learning starts; actions are
+        random until then. None takes 1000, or fewer where 25 episodes end earlier and the preset says so
     :param batch_size: Minibatch size for the critic
-    :param gamma: Discount factor; usual: .95 to .999. None takes .99, free .995, or less where a time limit ends random
-        episodes before 250 steps, free 500: 1 - 2.5 / steps (.95 for 50)
-    :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02. ``"auto"``: .02, free .005
-    :param horizon: Steps H of a window; usual: 1 to 10
-    :param n_windows: Windows of a plan; usual: 100 to 500
-    :param expert: ``"pathwise"``: the gradient of the window's return, the limit of small trust regions; ``"lqr"``:
-        KL-constrained LQR along the windows; ``"mppi"``, ``"icem"``: sampled plans; or a dictionary of options whose key
-        ``"kind"`` is one of these, or an object with their method ``plan``
-    :param trust_region: KL(expert || policy), nats a step, of experts that have one; usual: .05 to .5
-    :param imitation_steps: Steps of the policy for each plan. None takes 1 with the pathwise expert, whose plan costs no more
-        than a step, 10 with others
-    :param effort: Trades time for samples: multiplies the steps of model, critic and policy; usual: .25 to 2
-    :param model_steps: Steps of the model's optimizer for each real step; usual: 1 to 8
-    :param critic_updates: Updates of the critic for each real step; usual: 5 to 20
-    :param policy_delay: Updates of the critic for each step of the policy; usual: 5 to 20
-    :param real_fraction: Share of real steps in the critic's minibatches, the others are imagined; usual: .1 to 1
-    :param n_branches: Imagined steps between updates, in branches from states drawn from all that is kept
-    :param branch_length: Steps of a branch, whose end the critic closes. Long ones tell it what actions do later and end leaps
-        and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32. ``"auto"``: 1, free 10
-    :param anchor: Whether imagination is anchored in real steps; without it models of unstable systems mislead. ``"auto"``:
-        True, free False
+    :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02. None: the preset's
+    :param gamma: the discount factor; usual: .95 to .999. None: the preset's, or less where a time limit ends episodes early:
+        1 - 2.5 / steps (.95 for 50)
+    :param train_freq: Update the model every ``train_freq`` steps of the vectorised environment, or a tuple like
+        ``(5, "step")`` or ``(2, "episode")``. None: the preset's, 125 or 250 over all environments
+    :param gradient_steps: steps of the policy for each block; -1: as many as steps in the environment
+    :param policy_delay: updates of the critic with each step of the policy; usual: 5 to 20
+    :param action_noise: added to actions in units of the bounds, beside the policy's own lasting noise
+    :param replay_buffer_class: ``ReplayBuffer`` or ``DictReplayBuffer``; None: what fits
+    :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
     :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
         ``"auto_0.02"`` to let it follow ``target_entropy`` from there
     :param target_entropy: of the policy, nats; ``"auto"`` takes -.5 for each action; usual: -1 to 0 for each action
-    :param restart_after: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise
-        show their beginnings seldom, and what goes wrong once lasts. Each is left after half of it at least, one of two only
-        after the whole, one of four after twice as much. None leaves none; usual: 100 to 500. ``"auto"``: 125, free
-        None
-    :param noise_correlation: of the exploration noise of one step with that of the next; usual: 0 to .9. ``"auto"``: 0,
-        free .8
-    :param noise_scale: what multiplies the policy's standard deviation in real steps, it can be a function of the progress
-        remaining, or ``"lin_1.0"``, which falls to zero; 0: no noise. ``policy_kwargs=dict(std_bounds=(.3, .3))`` fixes the
-        standard deviation itself; usual: .3 to 2. ``"auto"``: 1, free 2
-    :param n_members: Networks of the ensemble; usual: 3 to 7
-    :param model_width: of their two hidden layers; usual: 64 to 256
-    :param model_learning_rate: of the ensemble; it falls to a tenth within the steps between two blocks; usual: 5e-4 to 3e-3
-    :param critic: what closes a plan: ``"q"``: soft Q-functions on real and imagined steps; ``"windows"``: V on imagined
-        windows, anchored in real returns; ``"returns"``: V by TD(lambda) on the latest real steps
-    :param critic_width: of the critic's two hidden layers; usual: 64 to 256
-    :param critic_learning_rate: of the critic; usual: 3e-4 to 1e-3
-    :param critic_settling: Updates of the critic after which its learning rate falls, as one over the root of their number, to
-        a tenth at the least. None: never; usual: 1e4 to 1e5. ``"auto"``: None, free 20000
-    :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
-        at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
-        ``learning_rate``. None leaves the rate alone; usual: .3 to 3. ``"auto"``: 1, free None
-    :param averaging: by how much the policy that is deployed, which ``predict`` uses, follows the one that learns and explores
-        at each of its steps: what swings around a good policy is good on average (Polyak and Juditsky, 1992). 1 deploys the
-        policy that learns; usual: .001 to .01. ``"auto"``: .004, free .001
-    :param test_every: Of so many episodes of an environment one is a test: the average as it is when it begins plays it
-        without noise, and what has earned most in tests is deployed (``sb3_dpi.dpi.challenges``). None deploys the average;
-        usual: 2 to 10
-    :param max_grad_norm: The maximum value for the gradient clipping of the policy
-    :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
-        environment's units: replaces the learned reward
-    :param termination_fn: A known end of episodes, ``termination_fn(obs, action, next_obs) -> bool [n]``, likewise
+    :param preset: ``"corrected"``, ``"free"``, or a dictionary of the numbers of ``sb3_dpi.dpi.presets.Preset`` that may name
+        one under ``"kind"``. None chooses one when the warm-up ends; ``preset_`` tells what is learned with
+    :param expert: ``"pathwise"``: the gradient of the window's return, the limit of small trust regions; ``"lqr"``:
+        KL-constrained LQR along the windows; ``"mppi"``, ``"icem"``: sampled plans; or a dictionary of options whose key
+        ``"kind"`` is one of these, or an object with their method ``plan``
+    :param world_model: ``WorldModel`` or a dictionary of its fields: size and learning of the ensemble, known cost and end
+    :param critic: ``CriticOptions`` or a dictionary of its fields: what closes a plan
+    :param imagination: ``Imagination`` or a dictionary of its fields: windows and model rollouts
+    :param early_reset: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise show
+        their beginnings seldom, and what goes wrong once lasts; or ``EarlyReset``, or a dictionary of its fields. 0 leaves
+        none; usual: 100 to 500. None: the preset's
+    :param update_to_data: Trades time for samples: multiplies the steps of model, critic and policy; usual: .25 to 2
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -151,50 +148,67 @@ class DPI(SavedModel, ContinuingSampler):
         "MlpPolicy": MlpPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    algorithm_version: ClassVar[int] = 2
+    renamed_arguments: ClassVar[dict[str, str]] = {
+        "n_steps": "train_freq",
+        "horizon": "imagination={'horizon': ...}",
+        "n_windows": "imagination={'n_windows': ...}",
+        "n_branches": "imagination={'n_rollout_steps': ...}",
+        "branch_length": "imagination={'rollout_length': ...}",
+        "anchor": "imagination={'on_policy_correction': ...}",
+        "trust_region": "expert={'kind': ..., 'trust_region': ...}",
+        "imitation_steps": "expert={'kind': ..., 'imitation_steps': ...}",
+        "effort": "update_to_data",
+        "model_steps": "world_model={'gradient_steps': ...}",
+        "n_members": "world_model={'n_members': ...}",
+        "model_width": "world_model={'width': ...}",
+        "model_learning_rate": "world_model={'learning_rate': ...}",
+        "cost_fn": "world_model={'cost_fn': ...}",
+        "termination_fn": "world_model={'termination_fn': ...}",
+        "critic_updates": "policy_delay, the updates of the critic with each step of the policy",
+        "real_fraction": "critic={'real_fraction': ...}",
+        "critic_width": "policy_kwargs={'net_arch': {'qf': [...]}}",
+        "critic_learning_rate": "critic={'learning_rate': ...}",
+        "critic_settling": "critic={'lr_decay_after': ...}",
+        "restart_after": "early_reset",
+        "noise_correlation": "preset={'noise_correlation': ...}",
+        "noise_scale": "preset={'noise_scale': ...}",
+        "target_kl": "preset={'target_kl': ...}",
+        "averaging": "preset={'polyak': ...}",
+        "max_grad_norm": "preset={'max_grad_norm': ...}",
+        "test_every": "nothing: tests of the policy are gone",
+        "use_sde": "preset={'noise_correlation': ...}: DPI explores by noise that lasts",
+        "optimize_memory_usage": "nothing: DPI needs true next observations",
+    }
+    policy: MlpPolicy  # type: ignore[assignment]
     critic: Critic
+    replay_buffer: ReplayBuffer
 
     def __init__(
         self,
         policy: str | type[MlpPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
-        n_steps: int | None = None,
-        learning_starts: int | None = None,
         buffer_size: int = 100_000,
+        learning_starts: int | None = None,
         batch_size: int = 128,
+        tau: float | None = None,
         gamma: float | None = None,
-        tau: float | str = AUTO,
-        horizon: int = 4,
-        n_windows: int = 200,
-        expert: str | dict[str, Any] | Expert = "pathwise",
-        trust_region: float = 0.1,
-        imitation_steps: int | None = None,
-        effort: float = 1.0,
-        model_steps: float = 4.0,
-        critic_updates: int = 10,
+        train_freq: int | tuple[int, str] | None = None,
+        gradient_steps: int = -1,
         policy_delay: int = 10,
-        real_fraction: float = 0.2,
-        n_branches: int = 20_000,
-        branch_length: int | str = AUTO,
-        anchor: bool | str = AUTO,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
         ent_coef: str | float = "auto_0.02",
         target_entropy: str | float = "auto",
-        restart_after: int | str | None = AUTO,
-        noise_correlation: float | str = AUTO,
-        noise_scale: float | str | Schedule = AUTO,
-        n_members: int = 5,
-        model_width: int = 128,
-        model_learning_rate: float = 2e-3,
-        critic: str = "q",
-        critic_width: int = 64,
-        critic_learning_rate: float = 1e-3,
-        critic_settling: int | str | None = AUTO,
-        target_kl: float | str | None = AUTO,
-        averaging: float | str = AUTO,
-        test_every: int | None = None,
-        max_grad_norm: float = 1.0,
-        cost_fn: SystemFunction | None = None,
-        termination_fn: SystemFunction | None = None,
+        preset: str | dict[str, Any] | None = None,
+        expert: str | dict[str, Any] | Expert = "pathwise",
+        world_model: WorldModel | Mapping[str, Any] | None = None,
+        critic: CriticOptions | Mapping[str, Any] | None = None,
+        imagination: Imagination | Mapping[str, Any] | None = None,
+        early_reset: EarlyReset | int | Mapping[str, Any] | None = None,
+        update_to_data: float = 1.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -204,132 +218,137 @@ class DPI(SavedModel, ContinuingSampler):
         _init_setup_model: bool = True,
     ):
         super().__init__(
-            policy,  # type: ignore[arg-type]  # has no value function
+            policy,
             env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,  # type: ignore[arg-type]  # None until the number of environments is known
-            gamma=gamma,  # type: ignore[arg-type]  # None until the random episodes are known
-            gae_lambda=1.0,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
+            learning_rate,
+            buffer_size,
+            learning_starts,  # type: ignore[arg-type]  # None follows the preset, as do the next ones
+            batch_size,
+            tau,  # type: ignore[arg-type]
+            gamma,  # type: ignore[arg-type]
+            train_freq,  # type: ignore[arg-type]
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
             verbose=verbose,
-            seed=seed,
             device="cpu" if device == "auto" else device,
-            _init_setup_model=False,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
-        self.learning_starts = learning_starts
-        self.buffer_size = buffer_size
-        self.batch_size = batch_size
-        self.tau = tau
-        self.horizon = horizon
-        self.n_windows = n_windows
-        self.expert = expert
-        self.trust_region = trust_region
-        self.imitation_steps = imitation_steps
-        self.effort = effort
-        self.model_steps = model_steps
-        self.critic_updates = critic_updates
         self.policy_delay = policy_delay
-        self.real_fraction = real_fraction
-        self.n_branches = n_branches
-        self.branch_length = branch_length
-        self.anchor = anchor
-        self.ent_coef = ent_coef  # type: ignore[assignment]
+        self.ent_coef = ent_coef
         self.target_entropy = target_entropy
-        self.restart_after = restart_after
-        self.noise_correlation = noise_correlation
-        self.noise_scale = noise_scale_schedule(noise_scale)
-        self.n_members = n_members
-        self.model_width = model_width
-        self.model_learning_rate = model_learning_rate
-        self.critic_kind = critic
-        self.critic_width = critic_width
-        self.critic_learning_rate = critic_learning_rate
-        self.critic_settling = critic_settling
-        self.target_kl = target_kl
-        self.averaging = averaging
-        self.test_every = test_every
-        self.cost_fn = cost_fn
-        self.termination_fn = termination_fn
+        self.preset = preset
+        self.expert = expert
+        self.world_model = as_settings("world_model", WorldModel, world_model or {})
+        self.critic_options = as_settings("critic", CriticOptions, critic or {})
+        self.imagination = as_settings("imagination", Imagination, imagination or {})
+        self.early_reset = early_reset
+        self.update_to_data = update_to_data
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
         # what is learned beside the networks survives saving
-        self.memory = None
+        self.preset_: Preset | None = None
         self.log_temperature: float | None = None
         self.rate_factor = 1.0
         self.n_iterations = 0
         self.n_episodes = 0
         self.time_limit = 0
         self.steps_since_training = 0
-        self.form, self.form_is_chosen = ANCHORED, False  # until random episodes have shown which suits
         if _init_setup_model:
             self._setup_model()
 
+    # ------------------------------------------------------------------ building
+
     def _setup_model(self) -> None:
         self._check_saved_format()
-        self.form = adapt(self.form, vars(self))
         self._check_arguments()
-        self._expert = make_expert(self.expert, self.trust_region)
-        self.noise_scale = noise_scale_schedule(self.noise_scale)  # may be changed on loading
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
+        check_buffer(self.replay_buffer_class, self.replay_buffer_kwargs)
+        self._expert = make_expert(self.expert)
+        super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
-        ).to(self.device)
-        dx, du = self.policy.state_dim, self.policy.actor.action_dim
-        self.ensemble = Ensemble(dx, du, self.n_members, self.model_width, self.model_learning_rate).to(self.device)
+        dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model
+        self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
         self.ensemble.known_reward, self.ensemble.known_end = self._known_reward(), self._known_end()
-        critic_class, widths = CRITICS[self.critic_kind], (self.critic_width,) * 2
-        self.critic = critic_class(dx, du, widths, self.critic_learning_rate, self.form.tau, self.real_fraction).to(
+        given, hidden = self.critic_options, self.policy.net_arch["qf"]
+        critic_class = CRITICS[given.kind]
+        self.critic = critic_class(dx, du, hidden, given.learning_rate, given.real_fraction, self.policy.activation_fn).to(
             self.device
         )
-        if self.memory is None:
-            self.memory = TransitionBuffer(self.buffer_size, dx, du, self.n_envs)
-        elif self.memory.n_envs != self.n_envs:
-            self.memory = self.memory.for_environments(self.n_envs)
-        self.rollout_buffer = self.memory  # type: ignore[assignment]  # what the loop hands to ``collect_rollouts``
+        self.actor = self.policy.actor
         if self.log_temperature is None:
             self.log_temperature = math.log(first_temperature(self.ent_coef))
         self._noise = np.zeros((self.n_envs, du))
-        self._start_correlation = np.zeros((self.n_envs, 1))
-        self._restarts = Restarts(self.form.restart_after, self.n_envs, self._rng)
-        self._challenges = Challenges(self.test_every, self.policy)
-        self._objectives: list[float] = []
+        self._warm_up_correlation = np.zeros((self.n_envs, 1))
+        self._episode_steps = np.zeros(self.n_envs, dtype=int)
+
+    def _convert_train_freq(self) -> None:
+        if self.train_freq is not None:
+            super()._convert_train_freq()
 
     def _check_arguments(self) -> None:
-        check_choice("critic", self.critic_kind, tuple(CRITICS))
-        counts = ["buffer_size", "batch_size", "n_windows", "critic_updates", "policy_delay", "n_branches"]
-        optional = ("n_steps", "imitation_steps", "test_every")
-        counts += [name for name in optional if getattr(self, name) is not None]
-        for name in (*counts, "n_members", "model_width", "critic_width"):
+        check_choice("critic", self.critic_options.kind, tuple(CRITICS))
+        for name in ("buffer_size", "batch_size", "policy_delay"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.real_fraction <= 1.0:
-            raise ValueError(f"real_fraction must be from 0 to 1, got {self.real_fraction}")
-        if self.gamma is not None and not 0.0 <= self.gamma < 1.0:
-            raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}")
-        for name in ("trust_region", "effort", "model_steps", "model_learning_rate", "critic_learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not self.horizon >= 0:
-            raise ValueError(f"horizon must be at least 0, got {self.horizon}")
+        if self.gradient_steps < -1:
+            raise ValueError(f"gradient_steps must be at least -1, got {self.gradient_steps}")
+        if not self.update_to_data > 0.0:
+            raise ValueError(f"update_to_data must be above 0, got {self.update_to_data}")
+        self._resolve(FIRST)
+
+    def _resolve(self, kind: str) -> Preset:
+        """A preset with all that was given in place of its own numbers."""
+        _, numbers = parse_preset(self.preset)
+        early_reset = None if self.early_reset is None else as_early_reset(self.early_reset).after
+        return resolve(
+            kind,
+            numbers,
+            {
+                "tau": self.tau,
+                "gamma": self.gamma,
+                "on_policy_correction": self.imagination.on_policy_correction,
+                "rollout_length": self.imagination.rollout_length,
+                "early_reset": early_reset,
+                "lr_decay_after": self.critic_options.lr_decay_after,
+            },
+        )
+
+    @property
+    def numbers(self) -> Preset:
+        """``preset_``, or before it is chosen what holds in the warm-up."""
+        return self._resolve(FIRST) if self.preset_ is None else self.preset_
+
+    @property
+    def discount(self) -> float:
+        """gamma, the given or the chosen one."""
+        return self.numbers.gamma
+
+    @property
+    def temperature(self) -> float:
+        """alpha, in units of value."""
+        assert self.log_temperature is not None
+        return math.exp(self.log_temperature)
+
+    @property
+    def memory(self) -> ReplayMemory:
+        """The replay buffer, as the world model reads it."""
+        return ReplayMemory(self.replay_buffer, self.policy.join)
 
     def _known_reward(self) -> SystemFunction | None:
-        known = self.cost_fn
+        known = self.world_model.cost_fn
         if known is None:
             return None
         return lambda state, action, following: -known(state, self._env_units(action), following)
 
     def _known_end(self) -> SystemFunction | None:
-        known = self.termination_fn
+        known = self.world_model.termination_fn
         if known is None:
             return None
         return lambda state, action, following: known(state, self._env_units(action), following)
@@ -341,106 +360,248 @@ class DPI(SavedModel, ContinuingSampler):
         return low + 0.5 * (actions + 1.0) * (high - low)
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "_rng",
-            "_noise",
-            "_restarts",
-            "_challenges",
-            "_start_correlation",
-            "_actor",
-            "_expert",
-            "_plan",
-            "_objectives",
-            "ensemble",
-            "critic",
-        ]
+        own = ["_rng", "_noise", "_warm_up_correlation", "_episode_steps", "_act", "_expert", "_statistics"]
+        return [*super()._excluded_save_params(), *own, "actor", "ensemble", "critic"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules = ["policy", "policy.optimizer", "ensemble", "ensemble.optimizer", "ensemble.termination_optimizer"]
         return [*modules, "critic", "critic.optimizer"], []
 
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file, also one of another number of environments.
+
+        :param path: Path to the pickled replay buffer
+        :param truncate_last_traj: not used: what does not go on is seen by its observations
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        check_buffer(type(self.replay_buffer), {"optimize_memory_usage": self.replay_buffer.optimize_memory_usage})
+        if self.replay_buffer.n_envs != self.n_envs:
+            self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)
+
+    # ------------------------------------------------------------------ acting
+
+    def learn(
+        self: SelfDPI,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "DPI",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDPI:
+        with self.early_resets(lambda layer: EarlyReset(self.numbers.early_reset, self._spreads()), self._rng) as layer:
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
+            callback.on_training_start(locals(), globals())
+            assert self.env is not None and layer is not None
+            while self.num_timesteps < total_timesteps:
+                rollout = self.collect_rollouts(
+                    self.env,
+                    train_freq=self._next_block(),
+                    action_noise=self.action_noise,
+                    callback=callback,
+                    replay_buffer=self.replay_buffer,
+                    log_interval=log_interval,
+                )
+                if not rollout.continue_training:
+                    break
+                if self.preset_ is None and self._knows_enough():
+                    self._choose_preset(layer)
+                gradient_steps = self._policy_steps()
+                if self.preset_ is not None and gradient_steps > 0 and len(self.memory) >= self._warm_up_rows():
+                    self.train(gradient_steps, self.batch_size)
+            callback.on_training_end()
+        return self
+
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        result = super()._setup_learn(total_timesteps, *args, **kwargs)
+        if self._last_obs is not before:
+            self._episode_steps[:] = 0
+        return result
+
+    def _spreads(self) -> bool:
+        return self.early_reset is None or as_early_reset(self.early_reset).spread
+
+    def _next_block(self) -> TrainFreq:
+        """Steps of the vectorised environment until the next look at what was seen."""
+        if self.preset_ is None:
+            missing = -(-(self._warm_up_rows() - len(self.memory)) // self.n_envs)
+            return TrainFreq(max(min(WARM_UP_BLOCK // self.n_envs, missing), 1), TrainFrequencyUnit.STEP)
+        if self.train_freq is not None:
+            assert isinstance(self.train_freq, TrainFreq)
+            return self.train_freq
+        return TrainFreq(max(self.preset_.train_freq // self.n_envs, 1), TrainFrequencyUnit.STEP)
+
+    def _warm_up_rows(self) -> int:
+        """Rows of the replay buffer from which on it learns."""
+        wanted = self.learning_starts
+        if wanted is None:
+            wanted = SHORTEST_WARM_UP if self.preset_ is not None and self.preset_.short_warm_up else LONGEST_WARM_UP
+        return min(max(wanted, SMALLEST_MEMORY), self.replay_buffer.buffer_size * self.n_envs)
+
+    def _knows_enough(self) -> bool:
+        """Whether a preset can be chosen."""
+        n = len(self.memory)
+        early = self.learning_starts is None and self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_WARM_UP
+        return early or n >= self._warm_up_rows()
+
+    def _choose_preset(self, layer: ResetLayer) -> None:
+        kind, _ = parse_preset(self.preset)
+        why = "as asked"
+        if kind is None:
+            kind, why = choose_preset(self.ensemble, self.memory)
+        self.preset_ = self._resolve(kind)
+        layer.limit_episodes(self.preset_.early_reset, self._rng if self._spreads() else None)
+        if self.verbose >= 1:
+            print(f"DPI takes the preset {kind!r} after {len(self.memory)} random steps: {why}")
+
+    def _policy_steps(self) -> int:
+        """For the next block, as ``gradient_steps`` and ``update_to_data`` say."""
+        n = self.gradient_steps
+        if n < 0:
+            block = self._next_block()
+            at_first = block.frequency * self.n_envs if block.unit == TrainFrequencyUnit.STEP else self.steps_since_training
+            n = at_first if self.n_iterations == 0 else self.steps_since_training
+        return max(int(self.update_to_data * n), 1) if n > 0 else 0
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """
+        Collect experiences and store them into a ``ReplayBuffer``.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param train_freq: How much experience to collect
+        :param replay_buffer: where it is stored, in the environment's units
+        :param action_noise: Action noise that will be used for exploration, beside the policy's own
+        :param learning_starts: not used: the policy acts once it has learned
+        :param log_interval: Log data every ``log_interval`` episodes
+        :return: what was collected
+        :raises ValueError: if an observation or reward is not finite, naming environment and step
+        """
+        self._act = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
+        self._statistics = KeptStatistics(self._vec_normalize_env)
+        if self._vec_normalize_env is not None:
+            env = UnclippedTerminals(env, self._vec_normalize_env)
+        return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        fresh = self._rng.standard_normal(self._noise.shape)
+        if self.n_iterations == 0:
+            actions = self._random_actions(fresh)
+        else:
+            rho, left = self.numbers.noise_correlation, self._current_progress_remaining
+            self._noise = rho * self._noise + math.sqrt(1.0 - rho**2) * fresh
+            obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+            mean, std = self._act(self.policy.join(obs))
+            actions = np.tanh(mean + as_schedule("noise_scale", self.numbers.noise_scale)(left) * std * self._noise)
+        scaled = actions.astype(np.float32).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1.0, 1.0)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _random_actions(self, fresh: FloatArray) -> FloatArray:
+        """Uniform between the bounds; some last from step to step."""
+        if len(self.memory) // self.n_envs % WARM_UP_SEGMENT == 0:
+            self._warm_up_correlation = self._rng.choice(WARM_UP_CORRELATIONS, size=(self.n_envs, 1))
+        rho = self._warm_up_correlation
+        self._noise = rho * self._noise + np.sqrt(1.0 - rho**2) * fresh
+        return 2.0 * ndtr(self._noise) - 1.0
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        try:
+            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
+        except ValueError:
+            self._statistics.restore()
+            self._last_obs = None  # start from a reset
+            raise
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._episode_steps += 1
+        for i in np.flatnonzero(dones):
+            if infos[i].get("TimeLimit.truncated", False) and not infos[i].get("early_reset", False):
+                self.time_limit = max(self.time_limit, int(self._episode_steps[i]))
+            self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
+            self._episode_steps[i] = 0
+        self.n_episodes += int(np.sum(dones))
+        self.steps_since_training += self.n_envs
+
     # ------------------------------------------------------------------ learning
 
-    def train(self) -> None:
-        """Dual policy iteration on all that is remembered."""
-        assert self.memory is not None
-        if self._is_starting() or len(self.memory) < SMALLEST_MEMORY:
-            return
-        self.policy.set_training_mode(True)
-        self._update_rates()
-        data = self.memory.transitions()
-        if self.n_iterations == 0:
-            self._choose_form()
-            self.critic.tau, self._restarts.after = self.form.tau, self.form.restart_after
-        if self.gamma is None:
-            self.gamma = discount_for_time_limit(self.time_limit, self.form.gamma)
-        self._report_model(data)
-        returns = self._follow_units(data)
-        residuals = self.fit_model(data)  # P-hat, Eq. 2
-        lessons = self._lessons(data, residuals)
-        before = self.policy.actor.network.flat.detach().clone()
-        self.critic.begin(lessons, self.policy.actor, self.temperature, self.gamma, self._rng)
-        for i in range(-self._warm_up(), self._n_rounds()):
-            self.evaluate(lessons)
-            if i < 0:
-                continue  # a critic that knows nothing yet has nothing to say
-            if i % self._steps_per_plan() == 0:
-                expert = self.improve_expert(lessons)  # eta_n, Eq. 4
-            self.imitate(expert)  # pi_n+1, Eq. 5
-        self._report(lessons, returns, before)
-        self.n_iterations += 1
-        self.steps_since_training = 0
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        One iteration of dual policy iteration on all that is in the replay buffer.
 
-    def _update_rates(self) -> None:
+        :param gradient_steps: of the policy
+        :param batch_size: of the critic
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        foresight = self._measure_foresight()
+        self._follow_units()
+        loss = self.fit_model()  # P-hat, Eq. 2
+        windows, data = self.imagine(gradient_steps)
+        before, gradients, updates = copy.deepcopy(self.policy.actor), list[PolicyGradient](), list[CriticUpdate]()
+        if self.n_iterations == 0:  # a critic that knows nothing yet has nothing to say
+            self.evaluate(data, max(int(self.update_to_data * FIRST_CRITIC_UPDATES), 1), batch_size)
+        for i in range(gradient_steps):
+            updates.append(self.evaluate(data, self.policy_delay, batch_size))
+            if i % self._expert.imitation_steps == 0:
+                expert = self.improve_expert(windows[i // self._expert.imitation_steps])  # eta_n, Eq. 4
+            gradients.append(self.imitate(expert))  # pi_n+1, Eq. 5
+        self._end_iteration(before, loss, foresight, updates, gradients)
+
+    def _update_learning_rates(self) -> None:
         rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor
         update_learning_rate(self.policy.optimizer, rate)
-        if self.form.critic_settling is not None:
+        after = self.numbers.lr_decay_after
+        if after:
             taken = max(self._n_updates * self.policy_delay, 1)
-            share = float(np.clip(math.sqrt(self.form.critic_settling / taken), SETTLED_SHARE, 1.0))
-            update_learning_rate(self.critic.optimizer, share * self.critic_learning_rate)
-        self.logger.record("train/learning_rate", rate)
+            share = float(np.clip(math.sqrt(after / taken), SETTLED_SHARE, 1.0))
+            update_learning_rate(self.critic.optimizer, share * self.critic_options.learning_rate)
 
-    def _follow_divergence(self, divergence: float) -> None:
-        """The same step moves some policies hardly at all and others off a cliff."""
-        aim = self.form.target_kl
-        if aim is None:
-            return
-        if divergence > 2.0 * aim:
-            self.rate_factor = max(self.rate_factor / RATE_CHANGE, RATE_BOUNDS[0])
-        elif divergence < 0.5 * aim:
-            self.rate_factor = min(self.rate_factor * RATE_CHANGE, RATE_BOUNDS[1])
-
-    def _steps_per_plan(self) -> int:
-        if self.imitation_steps is not None:
-            return self.imitation_steps
-        return 1 if isinstance(self._expert, Pathwise) else 10
-
-    def _warm_up(self) -> int:
-        """Rounds at first in which the critic alone learns."""
-        return int(self.effort * FIRST_CRITIC_UPDATES) // self.policy_delay if self.n_iterations == 0 else 0
-
-    def _n_rounds(self) -> int:
-        """Each is ``policy_delay`` updates of the critic and one of the policy."""
-        new = self.steps_since_training if self.n_iterations > 0 else self._block() * self.n_envs
-        return max(int(self.effort * self.critic_updates * new) // self.policy_delay, 1)
-
-    def _follow_units(self, data: Transitions) -> FloatArray:
-        """Standardise by all that was seen; no network's function changes. Returns the realised returns."""
-        fresh = not bool(self.ensemble.has_units)
-        change = self.ensemble.update_units(data)
+    def _follow_units(self) -> None:
+        """Standardise by all that was seen; no network's function changes."""
+        memory, fresh = self.memory, not self.ensemble.has_units
+        if self.n_iterations == 0 and self.gamma is None:
+            assert self.preset_ is not None
+            self.preset_ = replace(self.preset_, gamma=discount_for_time_limit(self.time_limit, self.preset_.gamma))
+        change = self.ensemble.observe(memory.take(memory.newest(len(memory) if fresh else self.steps_since_training)))
         if not fresh:
-            for actor in (self.policy.actor, self.policy.averaged, self.policy.deployed):
+            for actor in (self.policy.actor, self.policy.averaged):
                 actor.network.rescale_inputs(change.scale, change.shift)
             self.critic.rescale_states(change.scale, change.shift)
-        recent = data.rewards[data.age * self.n_envs < 2 * RECENT]
-        returns = returns_to_go(data, self.gamma)
-        ratio = self.critic.follow_rewards(recent, returns)
+        rewards = memory.take(memory.newest(2 * RECENT)).rewards
+        ratio = self.critic.follow_rewards(rewards, self._realised_returns(memory.newest(RECENT)))
         if not fresh:
             assert self.log_temperature is not None
             self.log_temperature += math.log(ratio)
         self.policy.set_standardization(*self._policy_units())
-        return returns
+
+    def _realised_returns(self, rows: IntArray) -> FloatArray:
+        memory = self.memory
+        mean = float(memory.take(memory.newest(LATEST_REWARDS)).rewards.mean())
+        return returns_to_go(memory.take(rows), stretch_ends(memory, rows), self.discount, mean)
 
     def _policy_units(self) -> tuple[th.Tensor, th.Tensor]:
         """By which the policy reads observations, normalised or not by a wrapper."""
@@ -451,21 +612,19 @@ class DPI(SavedModel, ContinuingSampler):
         seen = [self.policy.join(wrapper.normalize_obs(self.policy.split(center + step)))[0] for step in (0.0, spread)]
         return th.as_tensor(seen[0], device=mean.device), th.as_tensor(seen[1] - seen[0], device=mean.device)
 
-    def fit_model(self, data: Transitions) -> Residuals | None:
+    def fit_model(self) -> float:
         """
-        Fit the ensemble to all that was seen.
+        Fit the ensemble to all that is kept.
 
-        :param data: real steps
-        :return: what happened beyond the members' predictions, None without anchor
+        :return: the mean loss
         :raises DivergedError: if there is no finite model
         """
-        n_steps = FIRST_MODEL_STEPS if self.n_iterations == 0 else self.model_steps * self.steps_since_training
+        per_block = self.world_model.gradient_steps * self.steps_since_training
+        n_steps = max(int(self.update_to_data * (FIRST_MODEL_STEPS if self.n_iterations == 0 else per_block)), 1)
         try:
-            loss = self.ensemble.fit(data, max(int(self.effort * n_steps), 1), MODEL_BATCH, self._rng)
+            return self.ensemble.fit(self.memory, n_steps, MODEL_BATCH, self._rng)
         except DivergedError as error:
             raise DivergedError(f"{error}. {self._keep_last_good_model()}") from error
-        self.logger.record("model/loss", loss)
-        return self.ensemble.residuals(data) if self.form.anchor else None
 
     def _keep_last_good_model(self) -> str:
         """Save what acts as well as before; says where."""
@@ -476,116 +635,168 @@ class DPI(SavedModel, ContinuingSampler):
         self.save(path)
         return f"The policy is as before and was saved to {path}"
 
-    def _lessons(self, data: Transitions, residuals: Residuals | None) -> Lessons:
-        real = real_pool(self.ensemble, data)
-        size, alpha = (self.n_branches, self.form.branch_length), self.temperature * float(self.critic.unit)
-        imagined = branch(self.ensemble, self.policy.actor, data, residuals, self._rng, *size, alpha, self.gamma)
-        return Lessons(data, real, join(real, imagined, float(self.critic.unit)), self.ensemble, residuals)
-
-    def evaluate(self, lessons: Lessons) -> None:
+    def imagine(self, gradient_steps: int) -> tuple[list[Windows], CriticData]:
         """
-        Update the critic.
+        Begin all windows of a block, and imagine what the critic learns from beside real steps.
 
-        :param lessons: real and imagined steps
+        :param gradient_steps: of the policy
+        :return: windows of each plan; what the critic learns from
         """
-        learner = (self.policy.actor, self.temperature, self.gamma, self._rng)
-        update = self.critic.learn(lessons, self.policy_delay, self.batch_size, *learner)
-        self.logger.record_mean("train/critic_loss", update.loss)
-        self.logger.record("train/critic_target", update.target * float(self.critic.unit))
+        memory, E, given = self.memory, self.ensemble.n_members, self.imagination
+        n_plans = -(-gradient_steps // self._expert.imitation_steps)
+        rows = self._starts(E * n_plans * max(given.n_windows // E, 1))
+        corrected = self.numbers.on_policy_correction
+        windows = make_windows(self.ensemble, memory, rows, given.horizon, corrected).split(n_plans)
+        unit = float(self.critic.unit)
+        size, soft = (given.n_rollout_steps, self.numbers.rollout_length), (self.temperature * unit, self.discount)
+        imagined = rollouts(self.ensemble, self.policy.actor, memory, corrected, self._rng, *size, *soft)
+        data = CriticData(memory, self.ensemble, replace(imagined, rewards=imagined.rewards / unit))
+        self.critic.begin(data, self._learner(), self._rng)
+        return windows, data
 
-    @property
-    def temperature(self) -> float:
-        """alpha, in units of value."""
-        assert self.log_temperature is not None
-        return math.exp(self.log_temperature)
-
-    def improve_expert(self, lessons: Lessons) -> Plan:
-        """
-        Plan in imagined windows.
-
-        :param lessons: where windows begin
-        :return: what the policy should do
-        """
-        rows = self._starts(lessons.data, max(self.n_windows // self.n_members, 1) * self.n_members)
-        anchors = lessons.data, lessons.real.states, lessons.residuals
-        windows = make_windows(self.ensemble, *anchors, rows, self.horizon)
-        problem = PlanningProblem(self.policy.actor, self.ensemble, self.critic, windows, self.temperature, self.gamma)
-        return self._expert.plan(problem, self._rng)
-
-    def _starts(self, data: Transitions, n: int) -> IntArray:
+    def _starts(self, n: int) -> IntArray:
         """Half from what is recent, half from all."""
-        recent = np.flatnonzero(data.age * self.n_envs < RECENT)
+        recent = self.memory.newest(RECENT)
         some = recent[self._rng.integers(len(recent), size=n // 2)]
-        rows = np.concatenate([some, self._rng.integers(len(data), size=n - n // 2)])
+        rows = np.concatenate([some, self._rng.integers(len(self.memory), size=n - n // 2)])
         self._rng.shuffle(rows)
         return rows
 
-    def imitate(self, expert: Plan) -> None:
+    def _learner(self) -> Learner:
+        return Learner(self.policy.actor, self.temperature, self.discount, self.numbers.tau)
+
+    def evaluate(self, data: CriticData, n_updates: int, batch_size: int) -> CriticUpdate:
+        """
+        Update the critic.
+
+        :param data: real and imagined steps
+        :param n_updates: how often
+        :param batch_size: of each
+        :return: what the updates did
+        """
+        return self.critic.learn(data, n_updates, batch_size, self._learner(), self._rng)
+
+    def improve_expert(self, windows: Windows) -> Plan:
+        """
+        Plan in imagined windows.
+
+        :param windows: where to begin
+        :return: what the policy should do
+        """
+        problem = PlanningProblem(self.policy.actor, self.ensemble, self.critic, windows, self.temperature, self.discount)
+        return self._expert.plan(problem, self._rng)
+
+    def imitate(self, expert: Plan) -> PolicyGradient:
         """
         Take one step towards the expert, and let the temperature follow the entropy.
 
         :param expert: its plan
+        :return: the gradient that was followed
         """
         gradient = expert.gradient(self.policy.actor, self.temperature, self._rng)
         flat = self.policy.actor.network.flat
         flat.grad = -gradient.direction
-        norm = th.nn.utils.clip_grad_norm_([flat], self.max_grad_norm)
+        th.nn.utils.clip_grad_norm_([flat], self.numbers.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
-        self.policy.follow(min(max(self.form.averaging, AVERAGED_SHARE / self._n_updates), 1.0))
+        self.policy.follow(min(max(self.numbers.polyak, AVERAGED_SHARE / self._n_updates), 1.0))
         if isinstance(self.ent_coef, str):
             assert self.log_temperature is not None
             du = self.policy.actor.action_dim
             target = -0.5 * du if self.target_entropy == "auto" else float(self.target_entropy)
             rate = self.lr_schedule(self._current_progress_remaining)
+            # more entropy than wanted: exploring pays less from now on
             moved = self.log_temperature - rate * (gradient.entropy - target)
             self.log_temperature = float(np.clip(moved, *LOG_TEMPERATURE_BOUNDS))
-        self.logger.record_mean("train/grad_norm", float(norm))
-        self.logger.record_mean("train/objective", gradient.objective * float(self.critic.unit))
-        self.logger.record_mean("train/entropy", gradient.entropy)
-        self._objectives.append(gradient.objective)
+        return gradient
 
-    # ------------------------------------------------------------------ logging
+    # ------------------------------------------------------------------ measuring and logging
 
-    def _report_model(self, data: Transitions) -> None:
+    def _measure_foresight(self) -> Foresight | None:
         """How well the model foretells the steps that it has not been fitted to yet."""
         if self.n_iterations == 0:
+            return None
+        memory, k = self.memory, self.steps_since_training
+        fresh, both = memory.newest(k), memory.newest(2 * k)
+        new, before = memory.take(fresh), memory.take(np.setdiff1d(both, fresh))
+        trust = (self.ensemble, self.critic, self.policy.actor, memory, fresh, self.imagination.horizon, self.discount)
+        gain = float(new.rewards.mean() - before.rewards.mean()) if len(before) else 0.0
+        return Foresight(*self.ensemble.r_squared(new), window_correlation(*trust), gain)
+
+    def _follow_divergence(self, divergence: float) -> None:
+        """The same step moves some policies hardly at all and others off a cliff."""
+        aim = self.numbers.target_kl
+        if not aim:
             return
-        fresh = np.flatnonzero(data.age * self.n_envs < self.steps_since_training)
-        state, reward = self.ensemble.r_squared(data.take(fresh))
-        self.logger.record("model/r_squared", state)
-        self.logger.record("model/r_squared_reward", reward)
-        trust = (self.ensemble, self.critic, self.policy.actor, data, fresh, self.horizon, self.gamma)
-        self.logger.record("model/window_correlation", window_correlation(*trust))
-        older = np.flatnonzero(data.age * self.n_envs < 2 * self.steps_since_training)
-        before, now = data.rewards[np.setdiff1d(older, fresh)], data.rewards[fresh]
-        if len(before):
-            self.logger.record("train/real_improvement", float(now.mean() - before.mean()))
+        if divergence > 2.0 * aim:
+            self.rate_factor = max(self.rate_factor / RATE_CHANGE, RATE_BOUNDS[0])
+        elif divergence < 0.5 * aim:
+            self.rate_factor = min(self.rate_factor * RATE_CHANGE, RATE_BOUNDS[1])
 
-    def _report(self, lessons: Lessons, returns: FloatArray, before: th.Tensor) -> None:
-        data, real = lessons.data, lessons.real
-        recent = np.flatnonzero(data.age * self.n_envs < REPORTED)
-        divergence, std = policy_change(self.policy.actor, before, real.states[recent])
+    def _end_iteration(
+        self,
+        before: Any,
+        loss: float,
+        foresight: Foresight | None,
+        updates: list[CriticUpdate],
+        gradients: list[PolicyGradient],
+    ) -> None:
+        """Log what was done, and set the next block's learning rate by it."""
+        rows, unit, record = self.memory.newest(REPORTED), float(self.critic.unit), self.logger.record
+        data, objectives = self.memory.take(rows), [gradient.objective for gradient in gradients]
+        divergence, std = policy_change(before, self.policy.actor, self.ensemble.standardize(data.states))
+        tenth = max(len(objectives) // 10, 1)
+        gain = float(np.mean(objectives[-tenth:]) - np.mean(objectives[:tenth])) * unit
+        record("train/learning_rate", float(self.policy.optimizer.param_groups[0]["lr"]))
+        record("train/kl", divergence)
+        record("train/std", std)
+        record("train/ent_coef", self.temperature * unit)
+        record("train/entropy", float(np.mean([gradient.entropy for gradient in gradients])))
+        record("train/objective", float(np.mean(objectives)) * unit)
+        record("train/predicted_improvement", gain * (1.0 - self.discount))  # of a reward a step, as the real one is
+        record("train/critic_loss", float(np.mean([update.loss for update in updates])))
+        record("train/critic_target", updates[-1].target * unit)
+        returns = self._realised_returns(rows)
+        record("train/critic_r_squared", critic_r_squared(self.ensemble, self.critic, data, returns))
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+        record("model/loss", loss)
+        if foresight is not None:
+            record("model/r_squared", foresight.r_squared)
+            record("model/r_squared_reward", foresight.r_squared_reward)
+            record("model/window_correlation", foresight.window_correlation)
+            record("train/real_improvement", foresight.real_improvement)
         self._follow_divergence(divergence)
-        self.logger.record("train/kl", divergence)
-        self.logger.record("train/std", std)
-        self.logger.record("train/ent_coef", self.temperature * float(self.critic.unit))
-        explained = critic_r_squared(self.ensemble, self.critic, data, returns, recent)
-        self.logger.record("train/critic_r_squared", explained)
-        tenth = max(len(self._objectives) // 10, 1)
-        gain = float(np.mean(self._objectives[-tenth:]) - np.mean(self._objectives[:tenth])) * float(self.critic.unit)
-        # of a reward a step, as the real one is
-        self.logger.record("train/predicted_improvement", gain * (1.0 - self.gamma))
-        self._objectives.clear()
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.n_iterations += 1
+        self.steps_since_training = 0
 
-    def learn(
-        self: SelfDPI,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "DPI",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDPI:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:
+    """
+    The expert that is meant.
+
+    :param expert: its name, a dictionary of options with the name under ``"kind"``, or the expert itself
+    :return: what plans
+    :raises ValueError: if the name or an option is unknown
+    """
+    if not isinstance(expert, (str, dict)):
+        return expert
+    kind, options = parse_choice("expert", expert, tuple(EXPERTS))
+    return as_settings(f"expert {kind!r}", EXPERTS[kind], options)
+
+
+def first_temperature(ent_coef: str | float) -> float:
+    """
+    The temperature at first.
+
+    :param ent_coef: a number, ``"auto"`` or ``"auto_NUMBER"``
+    :return: in units of value
+    :raises ValueError: if it is none of these, or not above zero
+    """
+    given = str(ent_coef).removeprefix("auto").removeprefix("_")
+    try:
+        start = float(given) if given else DEFAULT_TEMPERATURE
+    except ValueError:
+        raise ValueError(f"ent_coef={ent_coef!r}: write a number, 'auto' or 'auto_NUMBER'") from None
+    if not start > 0.0:
+        raise ValueError(f"ent_coef must be above 0, got {ent_coef}")
+    return start

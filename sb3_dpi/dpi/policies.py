@@ -9,13 +9,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
 
 from sb3_dpi.common.planner_state import is_vector_space
 from sb3_dpi.common.policies import STATE_KEY
-from sb3_dpi.models.actors import SquashedGaussian
-
-LATEST_TESTS = 5
-"""Of the deployed policy, that its mean return is about: later ones count no less."""
+from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.backends import mlp_forward
 
 
 def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
@@ -43,22 +42,23 @@ def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
 
 
 class MlpPolicy(BasePolicy):
-    """Squashed Gaussian policy of standardised vector observations; it acts by the average of what was learned lately, or by
-    what earned most in tests where there were any.
+    """Squashed Gaussian policy of standardised vector observations; it acts by the Polyak average of what was learned lately.
 
     :param observation_space: Box
     :param action_space: bounded Box
     :param lr_schedule: learning rate schedule
     :param use_sde: not supported; an argument because Stable-Baselines3 passes it
-    :param net_arch: widths of the hidden layers; two of one width have compiled loops
+    :param net_arch: widths of the hidden layers, of the policy alone or as ``dict(pi=[...], qf=[...])`` with the critic's; two
+        of one width have compiled loops
+    :param activation_fn: of the hidden layers; hardswish has compiled loops
+    :param optimizer_class: of the policy
+    :param optimizer_kwargs: for it, beside the learning rate
     :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
     :param std_bounds: smallest and largest standard deviation; equal ones fix it
     """
 
     obs_mean: th.Tensor
     obs_std: th.Tensor
-    n_tests: th.Tensor
-    tested_return: th.Tensor
 
     def __init__(
         self,
@@ -66,27 +66,39 @@ class MlpPolicy(BasePolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         use_sde: bool = False,
-        net_arch: Sequence[int] = (64, 64),
+        net_arch: Sequence[int] | dict[str, Sequence[int]] = (64, 64),
+        activation_fn: type[nn.Module] = nn.Hardswish,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
         log_std_init: float = -0.7,
         std_bounds: Sequence[float] = (0.05, 1.5),
     ):
-        super().__init__(observation_space, action_space, squash_output=True)
-        self.net_arch, self.log_std_init, self.std_bounds = tuple(net_arch), log_std_init, tuple(std_bounds)
+        super().__init__(
+            observation_space,
+            action_space,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+        )
+        if use_sde:
+            raise ValueError(
+                "DPI explores by noise that lasts, see preset={'noise_correlation': ...}: leave use_sde off"
+            )
+        arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "qf": (64, 64)}
+        self.net_arch = {"pi": tuple(arch.get("pi", (64, 64))), "qf": tuple(arch.get("qf", (64, 64)))}
+        self.activation_fn, self.log_std_init, self.std_bounds = activation_fn, log_std_init, tuple(std_bounds)
         if not 0.0 < std_bounds[0] <= std_bounds[1]:
             raise ValueError(f"std_bounds must be positive and not fall, got {tuple(std_bounds)}")
         self.vectors = vector_spaces(observation_space)
         state_dim = sum(int(np.prod(space.shape)) for space in self.vectors.values())
         smallest, largest = std_bounds
         self.actor = SquashedGaussian(
-            state_dim, int(np.prod(action_space.shape)), self.net_arch, log_std_init, (smallest, largest)
+            state_dim, int(np.prod(action_space.shape)), self.net_arch["pi"], log_std_init, (smallest, largest), activation_fn
         )
         self.averaged = copy.deepcopy(self.actor).requires_grad_(False)
-        self.deployed = copy.deepcopy(self.averaged)  # acts once there were tests
-        self.register_buffer("n_tests", th.zeros((), dtype=th.int64))
-        self.register_buffer("tested_return", th.zeros((), dtype=th.float64))  # mean of its latest tests
         self.register_buffer("obs_mean", th.zeros(state_dim, dtype=th.float64))
         self.register_buffer("obs_std", th.ones(state_dim, dtype=th.float64))
-        self.optimizer = th.optim.Adam([self.actor.network.flat], lr=lr_schedule(1))
+        self.optimizer = optimizer_class([self.actor.network.flat], lr=lr_schedule(1), **self.optimizer_kwargs)
 
     @property
     def state_dim(self) -> int:
@@ -94,7 +106,8 @@ class MlpPolicy(BasePolicy):
         return len(self.obs_mean)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = dict(net_arch=self.net_arch, log_std_init=self.log_std_init, std_bounds=self.std_bounds)
+        own = dict(net_arch=self.net_arch, activation_fn=self.activation_fn, log_std_init=self.log_std_init)
+        own.update(std_bounds=self.std_bounds, optimizer_class=self.optimizer_class, optimizer_kwargs=self.optimizer_kwargs)
         return {"observation_space": self.observation_space, "action_space": self.action_space, "lr_schedule": _no_rate, **own}
 
     def standardize(self, obs: PyTorchObs) -> th.Tensor:
@@ -104,8 +117,9 @@ class MlpPolicy(BasePolicy):
         :param obs: ``[n, ...]``, or a dictionary of such
         :return: ``[n, dx]``
         """
-        parts = [obs[key] for key in self.vectors] if isinstance(obs, dict) else [obs]
-        joined = th.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+        named = obs if isinstance(obs, dict) else {"": obs}
+        parts = [named[key].reshape(-1, int(np.prod(space.shape))) for key, space in self.vectors.items()]
+        joined = th.cat(parts, dim=1)
         return ((joined - self.obs_mean) / self.obs_std).clamp(-10.0, 10.0).float()
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -116,7 +130,7 @@ class MlpPolicy(BasePolicy):
         :param deterministic: whether to take the mean before tanh
         :return: in units of the bounds, ``[n, *action_shape]``
         """
-        mean, log_std = (self.deployed if self.was_tested else self.averaged)(self.standardize(obs))
+        mean, log_std = self.averaged(self.standardize(obs))
         before = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
         return th.tanh(before).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
@@ -126,37 +140,11 @@ class MlpPolicy(BasePolicy):
     @th.no_grad()
     def follow(self, share: float) -> None:
         """
-        Let the averaged policy follow the one that learns.
+        Let the Polyak average follow the policy that learns.
 
         :param share: how far, 1: all the way
         """
         self.averaged.network.flat.lerp_(self.actor.network.flat, share)
-
-    @property
-    def was_tested(self) -> bool:
-        """Whether tests have chosen what acts."""
-        return int(self.n_tests) > 0
-
-    @th.no_grad()
-    def deploy(self, actor: SquashedGaussian, earned: float) -> None:
-        """
-        Act by what has proved better from now on.
-
-        :param actor: it, for states in the present units
-        :param earned: its return in a test
-        """
-        self.deployed.network.flat.copy_(actor.network.flat)
-        self.n_tests.zero_()
-        self.note_test(earned)
-
-    def note_test(self, earned: float) -> None:
-        """
-        Remember a test of the deployed policy.
-
-        :param earned: its return
-        """
-        self.n_tests += 1
-        self.tested_return += (earned - self.tested_return) / min(int(self.n_tests), LATEST_TESTS)
 
     def set_standardization(self, mean: th.Tensor, std: th.Tensor) -> None:
         """
@@ -205,16 +193,18 @@ class MlpPolicy(BasePolicy):
         """
         chosen = actor or self.actor
         layers = [
-            (weight[0].detach().cpu().numpy(), bias[0, 0].detach().cpu().numpy()) for weight, bias in chosen.network.layers()
+            (weight[0].detach().cpu().numpy().copy(), bias[0, 0].detach().cpu().numpy().copy())
+            for weight, bias in chosen.network.layers()
         ]
         center, scale, du = mean.cpu().numpy().copy(), std.cpu().numpy().copy(), chosen.action_dim
 
+        def torch_forward(seen: np.ndarray) -> np.ndarray:
+            with th.no_grad():
+                return chosen.network(th.as_tensor(seen, device=self.device))[0].cpu().numpy()
+
         def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            hidden = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
-            for i, (weight, bias) in enumerate(layers):
-                hidden = hidden.dot(weight) + bias
-                if i < len(layers) - 1:
-                    hidden = hidden * (np.minimum(np.maximum(hidden + 3.0, 0.0), 6.0) / 6.0)
+            seen = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
+            hidden = mlp_forward(layers, seen) if chosen.network.is_plain else torch_forward(seen)
             before, raw = hidden[:, :du], hidden[:, du:]
             log_std = chosen.log_std_low + 0.5 * (chosen.log_std_high - chosen.log_std_low) * (np.tanh(raw) + 1.0)
             return before, np.exp(log_std)

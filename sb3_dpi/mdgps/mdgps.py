@@ -14,10 +14,10 @@ from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shorteni
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.regression import regress_mean
 from sb3_dpi.common.trajectories import Trajectories
-from sb3_dpi.models.known_cost import CostFunction
 from sb3_dpi.trajopt.controllers import lqr_hold_controller, pd_controller
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController
+from sb3_dpi.world_model.known_cost import CostFunction
 
 SelfMDGPS = TypeVar("SelfMDGPS", bound="MDGPS")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_dpi.models.networks import StackedMLP
+from sb3_dpi.world_model.mlp import StackedMLP
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 TANH_EPSILON = 1e-6
@@ -38,6 +38,7 @@ class SquashedGaussian(nn.Module):
     :param hidden: widths of the hidden layers; usual: (64, 64)
     :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
     :param std_bounds: smallest and largest standard deviation; equal ones fix it
+    :param activation_fn: of the hidden layers; hardswish has compiled loops
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class SquashedGaussian(nn.Module):
         hidden: Sequence[int] = (64, 64),
         log_std_init: float = -0.7,
         std_bounds: tuple[float, float] = (0.05, 1.5),
+        activation_fn: type[nn.Module] = nn.Hardswish,
     ):
         super().__init__()
         self.action_dim = action_dim
         self.log_std_low, self.log_std_high = (math.log(bound) for bound in std_bounds)
-        self.network = StackedMLP(1, (state_dim, *hidden, 2 * action_dim), last_gain=0.1)
+        self.network = StackedMLP(1, (state_dim, *hidden, 2 * action_dim), last_gain=0.1, activation_fn=activation_fn)
         middle, half = 0.5 * (self.log_std_high + self.log_std_low), 0.5 * (self.log_std_high - self.log_std_low)
         share = float(np.clip((log_std_init - middle) / half, -0.99, 0.99)) if half > 0.0 else 0.0
         with th.no_grad():

@@ -5,7 +5,7 @@ Maximise over the policy's parameters, for windows of H steps with c_t the proba
     J = mean [ sum_{t < H} gamma^t c_t (r_t / unit - alpha log pi(u_t|x_t))
                + gamma^H c_H (Q(x_H, u_H) - alpha log pi(u_H|x_H)) ],
 
-x_{t+1} the anchored prediction of one member, u_t = tanh(mu + sigma eps_t) with eps drawn before. The gradient runs through
+x_{t+1} the corrected prediction of one member, u_t = tanh(mu + sigma eps_t) with eps drawn before. The gradient runs through
 model, reward, survival and critic. It is what the expert that may move from the policy by alpha nats adds to it, to first
 order as alpha goes to zero (Sun et al. 2018, Eq. 4): no planning is left to do, and imitation is one step along it.
 
@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch as th
 
-from sb3_dpi.models import kernels
-from sb3_dpi.models.actors import SquashedGaussian
-from sb3_dpi.models.advice import PolicyGradient
-from sb3_dpi.models.imagination import roll_out
-from sb3_dpi.models.problem import PlanningProblem
+from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.backends import as_array, compiled_windows, supports
+from sb3_dpi.world_model.experts.plan_targets import PolicyGradient
+from sb3_dpi.world_model.experts.problem import PlanningProblem
+from sb3_dpi.world_model.imagination import roll_out
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class Pathwise:
-    """The first-order expert."""
+    """The first-order expert.
+
+    :param imitation_steps: of the policy for each plan, which costs no more than a step here; usual: 1
+    """
+
+    imitation_steps: int = 1
 
     def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> WindowPlan:
         """
@@ -88,10 +93,39 @@ def pathwise_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGrad
     actor, ensemble = problem.actor, problem.ensemble
     networks = (actor.network, ensemble.networks, ensemble.termination, problem.critic.networks)
     plain = ensemble.known_reward is None and ensemble.known_end is None and problem.windows.horizon > 0
-    if plain and kernels.serves(*networks):
-        direction, value, spread = kernels.window_gradient(problem, noise)
-        return PolicyGradient(direction, value, spread)
+    if plain and all(supports(network.sizes, network.flat) and network.is_plain for network in networks):
+        return _compiled_gradient(problem, noise)
     draws = th.as_tensor(noise, device=problem.windows.states.device)
     objective, entropy = window_objective(problem, draws)
     (direction,) = th.autograd.grad(objective, [actor.network.flat])
     return PolicyGradient(direction, float(objective.detach()), float(entropy.detach()))
+
+
+def _compiled_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGradient:
+    actor, ensemble, critic, windows = problem.actor, problem.ensemble, problem.critic, problem.windows
+    unit = critic.unit.float()
+    mean, std = (np.float32(array[-1] / critic.unit) for array in (ensemble.change_mean, ensemble.change_std))
+    model = (
+        as_array(ensemble.networks.flat),
+        ensemble.networks.sizes[1],
+        as_array(ensemble.change_gain),
+        as_array(ensemble.change_offset),
+        mean,
+        std,
+        as_array(ensemble.state_low.float()),
+        as_array(ensemble.state_high.float()),
+    )
+    H, E, m, dx = windows.state_residuals.shape
+    gradient, objective, entropy = compiled_windows.window_gradient(
+        (as_array(actor.network.flat)[0], actor.network.sizes[1], actor.log_std_low, actor.log_std_high),
+        model,
+        (as_array(ensemble.termination.flat)[0], ensemble.termination.sizes[1], ensemble.sees_deaths),
+        (as_array(critic.networks.flat), critic.networks.sizes[1], critic.networks.sizes[0]),
+        as_array(windows.states.reshape(E * m, dx)),
+        as_array(windows.state_residuals.reshape(H, E * m, dx)),
+        as_array((windows.reward_residuals / unit).reshape(H, E * m)),
+        noise.reshape(H + 1, E * m, -1),
+        problem.temperature,
+        problem.gamma,
+    )
+    return PolicyGradient(th.as_tensor(gradient)[None], float(objective), float(entropy))

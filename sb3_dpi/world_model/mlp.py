@@ -1,7 +1,7 @@
 """Several small networks of one shape as one: what an ensemble, a pair of critics and a policy are made of.
 
 All parameters of all members lie in one array ``flat [E, P]``, layer after layer, weights ``[n_in, n_out]`` before biases. So
-five members cost one batched matrix product each layer, one optimizer step updates all, and ``kernels`` can work on the same
+five members cost one batched matrix product each layer, one optimizer step updates all, and ``backends`` can work on the same
 memory.
 
 Shapes: ``E`` members, ``n`` rows, ``sizes = (n_in, hidden, ..., n_out)``.
@@ -36,10 +36,19 @@ class StackedMLP(nn.Module):
     :param sizes: of the layers, input and output included; usual: ``(dx, 64, 64, 1)``
     :param layer_norm: whether hidden layers are normalised before the activation, without learned scale
     :param last_gain: scale of the last layer's first weights; small ones start near zero; usual: .1 to 1
+    :param activation_fn: of the hidden layers
     """
 
-    def __init__(self, n_members: int, sizes: Sequence[int], layer_norm: bool = False, last_gain: float = 1.0):
+    def __init__(
+        self,
+        n_members: int,
+        sizes: Sequence[int],
+        layer_norm: bool = False,
+        last_gain: float = 1.0,
+        activation_fn: type[nn.Module] = nn.Hardswish,
+    ):
         super().__init__()
+        self.activation = activation_fn()
         self.sizes = tuple(int(size) for size in sizes)
         self.layer_norm = layer_norm
         self.flat = nn.Parameter(th.zeros(n_members, count_parameters(self.sizes)))
@@ -53,6 +62,11 @@ class StackedMLP(nn.Module):
     def n_members(self) -> int:
         """E."""
         return len(self.flat)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the activation is the one that has compiled loops."""
+        return isinstance(self.activation, nn.Hardswish)
 
     def layers(self) -> list[tuple[th.Tensor, th.Tensor]]:
         """
@@ -81,7 +95,7 @@ class StackedMLP(nn.Module):
             hidden = th.baddbmm(bias, hidden, weight)
             if self.layer_norm:
                 hidden = functional.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-            hidden = functional.hardswish(hidden)
+            hidden = self.activation(hidden)
         weight, bias = layers[-1]
         return th.baddbmm(bias, hidden, weight)
 

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import torch as th
 
-from sb3_dpi.models.actors import SquashedGaussian
+from sb3_dpi.world_model.actor import SquashedGaussian
 
 LARGEST_BATCH = 4096
 """Imagined states of a step of imitation: larger plans, those of many particles, are followed in parts. Where the
@@ -58,7 +58,7 @@ class Plan(Protocol):
 
 
 @dataclass(frozen=True)
-class Advice:
+class PlanTargets:
     """What to do in imagined states."""
 
     states: th.Tensor
@@ -98,7 +98,7 @@ class Advice:
         (direction,) = th.autograd.grad(objective, [actor.network.flat])
         return PolicyGradient(direction, self.objective, -float(log_probs.detach().mean()), self.divergence)
 
-    def _part(self, rng: np.random.Generator) -> "Advice":
+    def _part(self, rng: np.random.Generator) -> "PlanTargets":
         """All of it, or windows (particles of them) drawn at random, the same of every member."""
         H, E, m = self.importance.shape
         n = max(LARGEST_BATCH // (H * E), 1)
@@ -126,7 +126,7 @@ def advise(
     beta: float,
     objective: float,
     divergence: float,
-) -> Advice:
+) -> PlanTargets:
     """
     Turn planned noise into advice that stays the same while the policy learns.
 
@@ -143,6 +143,6 @@ def advise(
     """
     mean, log_std = actor(states)
     std = log_std.exp()
-    return Advice(
+    return PlanTargets(
         states, importance, discounts, mean + std * noise_mean, std.square() * noise_variance, beta, objective, divergence
     )

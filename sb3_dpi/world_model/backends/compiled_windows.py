@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dpi.models.compiled import FloatArray, _compiled, _part, backward, f32, forward, sample, sample_backward
+from sb3_dpi.world_model.backends.compiled import FloatArray, _compiled, _part, backward, f32, forward, sample, sample_backward
 
 CHANGE_LIMIT = f32(8.0)
 

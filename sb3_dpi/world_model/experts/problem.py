@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from sb3_dpi.models.actors import SquashedGaussian
-from sb3_dpi.models.critics import Critic
-from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.models.imagination import Windows
+from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.critic import Critic
+from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.imagination import Windows
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ theirs. A member predicts
 
 f_e its network. Where the system is deterministic, the difference between what a member foretells for a real step and what
 happened is its error there, and nearly its error for other actions in the same state: ``residuals`` are these differences,
-and imagination that adds them is anchored in what was real (Froehlich et al. 2022, on-policy model errors). In a random system
-they are the noise that was drawn.
+and imagination that adds them is corrected on-policy (Froehlich et al. 2022, on-policy model errors). In a random system they
+are the noise that was drawn. They belong to a version of the model: they are computed when needed and never kept.
+
+Units follow running moments of all that was ever seen; a fit standardises the rows that it draws.
 
 Shapes: ``E`` members, ``n`` rows, states ``[n, dx]``, actions in units of the bounds ``[n, du]``.
 """
@@ -21,10 +23,10 @@ import torch as th
 from torch import nn
 from torch.nn import functional
 
-from sb3_dpi.models import kernels
-from sb3_dpi.models.data import Transitions
-from sb3_dpi.models.networks import StackedMLP
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.world_model.backends import adam_memory, as_array, compiled, supports
+from sb3_dpi.world_model.mlp import StackedMLP
+from sb3_dpi.world_model.types import Memory, Transitions
 
 SystemFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 """Of states, actions in units of the bounds and next states, all ``[n, ...]`` and in the environment's units: ``[n]``"""
@@ -41,6 +43,8 @@ RATES = np.linspace(1.0, 0.1, 6)
 """Learning rates of the sixths of a fit, in the given one: large ones follow new data, small ones settle."""
 TERMINATION_BATCH = 48, 16
 """Rows of a step of the termination network: of all, and of those that ended an episode."""
+LONGEST_DRAW = 256
+"""Steps whose minibatches are drawn at once: memory stays flat."""
 
 
 class DivergedError(RuntimeError):
@@ -67,6 +71,36 @@ class Residuals:
     """in units of the environment, ``[E, n]``"""
 
 
+@dataclass(frozen=True)
+class WorldModel:
+    """What the learned model is like.
+
+    :param n_members: networks of the ensemble; usual: 3 to 7
+    :param width: of their two hidden layers; usual: 64 to 256
+    :param learning_rate: of Adam; it falls to a tenth within the steps between two blocks; usual: 5e-4 to 3e-3
+    :param gradient_steps: steps of Adam for each real step; usual: 1 to 8
+    :param cost_fn: a known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
+        environment's units: replaces the learned reward
+    :param termination_fn: a known end of episodes, ``termination_fn(obs, action, next_obs) -> bool [n]``, likewise
+    :raises ValueError: if a number is out of range
+    """
+
+    n_members: int = 5
+    width: int = 128
+    learning_rate: float = 2e-3
+    gradient_steps: float = 4.0
+    cost_fn: SystemFunction | None = None
+    termination_fn: SystemFunction | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_members", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"world_model: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_steps"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"world_model: {name} must be above 0, got {getattr(self, name)}")
+
+
 class Ensemble(nn.Module):
     """Deterministic members trained as one network, a termination network, and their units.
 
@@ -81,10 +115,14 @@ class Ensemble(nn.Module):
     state_std: th.Tensor
     change_mean: th.Tensor
     change_std: th.Tensor
+    state_min: th.Tensor
+    state_max: th.Tensor
     state_low: th.Tensor
     state_high: th.Tensor
-    has_units: th.Tensor
-    sees_deaths: th.Tensor
+    moments: th.Tensor
+    n_seen: th.Tensor
+    n_deaths: th.Tensor
+    largest_reward: th.Tensor
 
     def __init__(
         self, state_dim: int, action_dim: int, n_members: int = 5, width: int = 128, learning_rate: float = 1e-3
@@ -98,16 +136,29 @@ class Ensemble(nn.Module):
             ("state_std", state_dim, 1.0),
             ("change_mean", state_dim + 1, 0.0),  # of the change of state, then of the reward
             ("change_std", state_dim + 1, 1.0),
-            ("state_low", state_dim, -STATE_LIMIT),
+            ("state_min", state_dim, np.inf),  # of all that was seen, in the environment's units
+            ("state_max", state_dim, -np.inf),
+            ("state_low", state_dim, -STATE_LIMIT),  # limits of imagined states, standardised
             ("state_high", state_dim, STATE_LIMIT),
+            ("moments", 2 * state_dim + 1, 0.0),  # sums of squares around the means, of states, then of changes
         ):
             self.register_buffer(name, th.full((size,), value, dtype=th.float64))
-        self.register_buffer("has_units", th.zeros((), dtype=th.bool))
-        self.register_buffer("sees_deaths", th.zeros((), dtype=th.bool))
+        for name in ("n_seen", "n_deaths", "largest_reward"):
+            self.register_buffer(name, th.zeros((), dtype=th.float64))
         self.known_reward: SystemFunction | None = None
         self.known_end: SystemFunction | None = None
         self.optimizer = th.optim.Adam([self.networks.flat], lr=learning_rate)
         self.termination_optimizer = th.optim.Adam([self.termination.flat], lr=learning_rate)
+
+    @property
+    def has_units(self) -> bool:
+        """Whether anything was seen."""
+        return float(self.n_seen) > 0.0
+
+    @property
+    def sees_deaths(self) -> bool:
+        """Whether an episode has ended for good."""
+        return float(self.n_deaths) > 0.0
 
     @property
     def n_members(self) -> int:
@@ -144,39 +195,51 @@ class Ensemble(nn.Module):
         return (states.double() * self.state_std + self.state_mean).cpu().numpy()
 
     @th.no_grad()
-    def update_units(self, data: Transitions) -> UnitsChange:
+    def observe(self, new: Transitions) -> UnitsChange:
         """
-        Follow the data with the units; what the model predicts stays what it was.
+        Follow new steps with the units; what the model predicts stays what it was.
 
-        :param data: all that was seen
+        :param new: steps that were not seen before
         :return: what became of standardised states, for other networks that read them
         """
-        changes = np.concatenate([data.next_states - data.states, data.rewards[:, None]], axis=1)
-        state_std, change_std = data.states.std(0), changes.std(0)
-        largest_reward = float(np.abs(data.rewards).max())
-        state_std = np.where(state_std > SMALLEST_STD, state_std, 1.0)
-        change_std = np.maximum(change_std, SMALLEST_STD)
-        change_std[-1] = max(change_std[-1], 1e-3 * largest_reward)
+        changes = np.concatenate([new.next_states - new.states, new.rewards[:, None]], axis=1)
+        mean, spread = self._follow_moments(np.concatenate([new.states, changes], axis=1))
+        dx, fresh = self.state_dim, not self.has_units
+        self.n_seen += len(new)
+        self.n_deaths += int(new.terminated.sum())
+        self.largest_reward.clamp_(min=float(np.abs(new.rewards).max()))
+        self._copy("state_min", np.minimum(self.state_min.cpu().numpy(), new.states.min(0)))
+        self._copy("state_max", np.maximum(self.state_max.cpu().numpy(), new.states.max(0)))
+        state_std, change_std = np.where(spread[:dx] > SMALLEST_STD, spread[:dx], 1.0), np.maximum(spread[dx:], SMALLEST_STD)
+        change_std[-1] = max(change_std[-1], 1e-3 * float(self.largest_reward))
         old = [array.clone() for array in (self.state_mean, self.state_std, self.change_mean, self.change_std)]
-        if self.has_units:
+        if not fresh:
             for std, before in ((state_std, old[1].cpu().numpy()), (change_std, old[3].cpu().numpy())):
                 np.clip(std, before / FASTEST_RESCALE, before * FASTEST_RESCALE, out=std)
-        self._copy("state_mean", data.states.mean(0))
+        for name, values in (("state_mean", mean[:dx]), ("change_mean", mean[dx:])):
+            self._copy(name, values)
         self._copy("state_std", state_std)
-        self._copy("change_mean", changes.mean(0))
         self._copy("change_std", change_std)
-        spread = data.states.std(0)
-        low, high = data.states.min(0) - spread, data.states.max(0) + spread
-        self._copy("state_low", np.maximum((low - data.states.mean(0)) / state_std, -STATE_LIMIT))
-        self._copy("state_high", np.minimum((high - data.states.mean(0)) / state_std, STATE_LIMIT))
+        low, high = self.state_min.cpu().numpy() - spread[:dx], self.state_max.cpu().numpy() + spread[:dx]
+        self._copy("state_low", np.maximum((low - mean[:dx]) / state_std, -STATE_LIMIT))
+        self._copy("state_high", np.minimum((high - mean[:dx]) / state_std, STATE_LIMIT))
         change = UnitsChange((self.state_std / old[1]).float(), ((self.state_mean - old[0]) / old[1]).float())
-        if self.has_units:  # an untrained network has no function to keep
+        if not fresh:  # an untrained network has no function to keep
             self.networks.rescale_inputs(change.scale, change.shift)
             self.termination.rescale_inputs(change.scale, change.shift)
             scale, shift = self.change_std / old[3], (self.change_mean - old[2]) / old[3]
             self.networks.rescale_outputs(scale.float(), shift.float())
-        self.has_units.fill_(True)
         return change
+
+    def _follow_moments(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of all that was seen, the new rows included (Chan et al. 1979)."""
+        n, k = float(self.n_seen), len(rows)
+        before = th.cat([self.state_mean, self.change_mean]).cpu().numpy()
+        apart = rows.mean(0) - before if n else np.zeros(rows.shape[1])
+        within = np.square(rows - rows.mean(0)).sum(0)
+        self._copy("moments", self.moments.cpu().numpy() + within + np.square(apart) * n * k / (n + k))
+        mean = before + apart * k / (n + k) if n else rows.mean(0)
+        return mean, np.sqrt(self.moments.cpu().numpy() / (n + k))
 
     def _copy(self, name: str, values: FloatArray) -> None:
         buffer = getattr(self, name)
@@ -193,26 +256,29 @@ class Ensemble(nn.Module):
 
     # ------------------------------------------------------------------ learning
 
-    def fit(self, data: Transitions, n_steps: int, batch_size: int, rng: np.random.Generator) -> float:
+    def fit(
+        self, memory: Memory, n_steps: int, batch_size: int, rng: np.random.Generator, rows: IntArray | None = None
+    ) -> float:
         """
         Take steps of Adam on the Huber loss of standardised predictions, each member on minibatches of its own.
 
-        :param data: what to learn from
+        :param memory: what to learn from
         :param n_steps: steps of each member
         :param batch_size: rows of each member's minibatch; usual: 64 to 256
         :param rng: draws the minibatches
+        :param rows: to draw from; None draws from all
         :return: mean loss over the steps
         :raises DivergedError: if the parameters are no longer finite, in spite of a second try from new ones
         """
         for attempt in range(2):
-            loss = self._descend(self._inputs(data), self._targets(data), n_steps, batch_size, rng)
-            self._fit_termination(data, n_steps, rng)
+            loss = self._descend(memory, n_steps, batch_size, rng, rows)
+            self._fit_termination(memory, n_steps, rng)
             if np.isfinite(loss) and bool(th.isfinite(self.networks.flat).all() and th.isfinite(self.termination.flat).all()):
                 return loss
             if attempt == 0:
                 self._start_anew()
         raise DivergedError(
-            "The model diverged twice: look for observations or rewards of extreme size, or lower model_learning_rate"
+            "The model diverged twice: look for observations or rewards of extreme size, or lower its learning_rate"
         )
 
     def _start_anew(self) -> None:
@@ -224,50 +290,67 @@ class Ensemble(nn.Module):
         self.termination_optimizer.state.clear()
 
     def _descend(
-        self, inputs: th.Tensor, targets: th.Tensor, n_steps: int, batch_size: int, rng: np.random.Generator
+        self, memory: Memory, n_steps: int, batch_size: int, rng: np.random.Generator, rows: IntArray | None
     ) -> float:
-        rows = rng.integers(len(inputs), size=(n_steps, self.n_members, batch_size))
-        group = self.optimizer.param_groups[0]
+        group, (E, B) = self.optimizer.param_groups[0], (self.n_members, batch_size)
         rate, total = group["lr"], 0.0
-        for share, part in zip(RATES, np.array_split(rows, len(RATES)), strict=True):
+        for share, part in zip(RATES, np.array_split(np.arange(n_steps), len(RATES)), strict=True):
             group["lr"] = share * rate
-            total += self._descend_on(inputs, targets, part) if len(part) else 0.0
+            for k in _chunks(len(part)):
+                drawn = rng.integers(len(memory) if rows is None else len(rows), size=k * E * B)
+                data = memory.take(drawn if rows is None else rows[drawn])
+                inputs, targets = self._inputs(data).view(k, E, B, -1), self._targets(data).view(k, E, B, -1)
+                total += self._descend_on(inputs, targets)
         group["lr"] = rate
         return total / max(n_steps, 1)
 
-    def _descend_on(self, inputs: th.Tensor, targets: th.Tensor, rows: np.ndarray) -> float:
-        """Sum of the losses on the minibatches ``[K, E, B]``."""
-        if kernels.serves(self.networks):
-            return len(rows) * kernels.fit_ensemble(self.networks, self.optimizer, inputs, targets, rows)
+    def _descend_on(self, inputs: th.Tensor, targets: th.Tensor) -> float:
+        """Sum of the losses on the minibatches ``[K, E, B, ...]``."""
+        K, E, B, _ = inputs.shape
+        if supports(self.networks.sizes, self.networks.flat):
+            moments = adam_memory(self.optimizer, self.networks.flat, K)
+            rows = np.arange(K * E * B).reshape(K, E, B)
+            data = as_array(inputs.flatten(0, 2)), as_array(targets.flatten(0, 2))
+            return K * float(
+                compiled.fit_ensemble(as_array(self.networks.flat), *moments, self.networks.sizes[1], *data, rows)
+            )
         total = 0.0
-        for batch in th.as_tensor(rows, device=inputs.device):
+        for batch, goal in zip(inputs, targets, strict=True):
             # the sum over members: each has a loss of its own
-            loss = functional.smooth_l1_loss(self.networks(inputs[batch]), targets[batch]) * self.n_members
+            loss = functional.smooth_l1_loss(self.networks(batch), goal) * E
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            total += float(loss.detach()) / self.n_members
+            total += float(loss.detach()) / E
         return total
 
-    def _fit_termination(self, data: Transitions, n_steps: int, rng: np.random.Generator) -> None:
+    def _fit_termination(self, memory: Memory, n_steps: int, rng: np.random.Generator) -> None:
         """On the next state: on state and action real deaths got probabilities from .01 on, on the next state from .97 on."""
-        deaths = np.flatnonzero(data.terminated)
-        self.sees_deaths.fill_(len(deaths) > 0)
+        deaths = memory.terminated_rows()
         if not len(deaths):
             return
         n_any, n_deaths = TERMINATION_BATCH
-        some = rng.integers(len(data), size=(n_steps, n_any))
-        rows = np.concatenate([some, deaths[rng.integers(len(deaths), size=(n_steps, n_deaths))]], axis=1)
-        states = self.standardize(data.next_states)
-        labels = th.as_tensor(data.terminated, dtype=th.float32, device=states.device)
-        if kernels.serves(self.termination):
-            kernels.fit_classifier(self.termination, self.termination_optimizer, states, labels, rows)
+        for k in _chunks(n_steps):
+            some = rng.integers(len(memory), size=(k, n_any))
+            rows = np.concatenate([some, deaths[rng.integers(len(deaths), size=(k, n_deaths))]], axis=1)
+            data = memory.take(rows.reshape(-1))
+            states = self.standardize(data.next_states)
+            labels = th.as_tensor(data.terminated, dtype=th.float32, device=states.device)
+            self._classify(states, labels, np.arange(rows.size).reshape(rows.shape))
+
+    def _classify(self, states: th.Tensor, labels: th.Tensor, rows: IntArray) -> None:
+        """Steps of the termination network on minibatches ``[K, B]`` of the rows."""
+        network, optimizer = self.termination, self.termination_optimizer
+        if supports(network.sizes, network.flat):
+            first, second, taken, rate = adam_memory(optimizer, network.flat, len(rows))
+            parameters = as_array(network.flat)[0], first[0], second[0], taken, rate, network.sizes[1]
+            compiled.fit_classifier(*parameters, as_array(states), as_array(labels), rows)
             return
         for batch in th.as_tensor(rows, device=states.device):
-            loss = functional.binary_cross_entropy_with_logits(self.termination(states[batch])[0, :, 0], labels[batch])
-            self.termination_optimizer.zero_grad()
+            loss = functional.binary_cross_entropy_with_logits(network(states[batch])[0, :, 0], labels[batch])
+            optimizer.zero_grad()
             loss.backward()
-            self.termination_optimizer.step()
+            optimizer.step()
 
     # ------------------------------------------------------------------ prediction
 
@@ -330,12 +413,15 @@ class Ensemble(nn.Module):
         """
         What happened beyond the prediction.
 
-        :param data: real steps
-        :return: of every member
+        :param data: real steps of each member behind those of another, ``[E * n]``
+        :return: of the member to which each belongs
         """
-        following, rewards = self.predict(self.standardize(data.states), self._inputs(data)[:, self.state_dim :])
-        real = th.as_tensor(data.rewards, dtype=th.float32, device=rewards.device)
-        return Residuals(self.standardize(data.next_states) - following, real - rewards)
+        E = self.n_members
+        states = self.standardize(data.states).view(E, len(data) // E, -1)
+        actions = self._inputs(data)[:, self.state_dim :].view(E, len(data) // E, -1)
+        following, rewards = self.predict(states, actions)
+        real = th.as_tensor(data.rewards, dtype=th.float32, device=rewards.device).view(rewards.shape)
+        return Residuals(self.standardize(data.next_states).view(following.shape) - following, real - rewards)
 
     @th.no_grad()
     def r_squared(self, data: Transitions) -> tuple[float, float]:
@@ -349,3 +435,8 @@ class Ensemble(nn.Module):
         errors = (targets - self.networks(self._inputs(data)).mean(0)).square().mean(0)
         shares = 1.0 - errors / targets.var(0, correction=0).clamp_min(1e-9)
         return float(shares[:-1].median()), float(shares[-1])
+
+
+def _chunks(n: int) -> list[int]:
+    """Parts of ``LONGEST_DRAW`` at most that add up to n."""
+    return [LONGEST_DRAW] * (n // LONGEST_DRAW) + [n % LONGEST_DRAW] * (n % LONGEST_DRAW > 0)

@@ -1,7 +1,7 @@
 """Experts that sample: MPPI and the cross-entropy method with lasting noise (iCEM).
 
 Both plan the policy's noise in a window of H steps and for the action that closes it. N particles draw noise sequences, the
-anchored model rolls them out, and with R the return of a window, closed by the critic,
+corrected model rolls them out, and with R the return of a window, closed by the critic,
 
 - MPPI weighs them, w ~ exp(R / beta), with beta such that KL(w || uniform) is ``trust_region`` nats a step, mean over all
   windows: the best policy within the trust region, by importance sampling (Williams et al. 2017; Sun et al. 2018, Eq. 4);
@@ -17,11 +17,11 @@ import numpy as np
 import torch as th
 from scipy.special import logsumexp
 
-from sb3_dpi.models.advice import Advice, advise
-from sb3_dpi.models.imagination import Imagined, Windows, roll_out
-from sb3_dpi.models.problem import PlanningProblem
 from sb3_dpi.trajopt.noise import correlate
 from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.world_model.experts.plan_targets import PlanTargets, advise
+from sb3_dpi.world_model.experts.problem import PlanningProblem
+from sb3_dpi.world_model.imagination import Imagined, Windows, roll_out
 
 BETA_RANGE = 1e-6, 1e6
 """Of the returns' standard deviation: between these the dual variable is sought."""
@@ -127,12 +127,14 @@ class MPPI:
 
     :param trust_region: KL(expert || policy), nats a step; usual: .05 to .5
     :param n_particles: N of each window; usual: 16 to 64
+    :param imitation_steps: of the policy for each plan; usual: 5 to 20
     """
 
     trust_region: float = 0.1
     n_particles: int = 32
+    imitation_steps: int = 10
 
-    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> Advice:
+    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> PlanTargets:
         """
         Plan in windows.
 
@@ -172,6 +174,7 @@ class ICEM:
     :param n_rounds: how often; usual: 2 to 4
     :param correlation: of the drawn noise from step to step; usual: 0 to .9
     :param momentum: share of the last round's Gaussian that is kept; usual: .1
+    :param imitation_steps: of the policy for each plan; usual: 5 to 20
     """
 
     trust_region: float = 0.1
@@ -180,8 +183,9 @@ class ICEM:
     n_rounds: int = 3
     correlation: float = 0.5
     momentum: float = 0.1
+    imitation_steps: int = 10
 
-    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> Advice:
+    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> PlanTargets:
         """
         Plan in windows.
 

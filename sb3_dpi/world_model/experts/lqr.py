@@ -1,6 +1,6 @@
 """The second-order expert: KL-constrained LQR along imagined windows.
 
-With w_t the policy's noise, x_{t+1} = g(x_t, w_t) is the closed loop of policy and anchored model. Around sampled windows
+With w_t the policy's noise, x_{t+1} = g(x_t, w_t) is the closed loop of policy and corrected model. Around sampled windows
 g is linearised, and the cost of a step, minus its reward weighed with discount and survival, and minus the critic at the
 end, is expanded to second order, the Hessians averaged over the windows of a time step and projected. Within
 
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from sb3_dpi.models.advice import Advice, advise
-from sb3_dpi.models.imagination import Imagined, roll_out
-from sb3_dpi.models.problem import PlanningProblem
-from sb3_dpi.models.sampling import window_gains
 from sb3_dpi.trajopt.cost import project_psd
 from sb3_dpi.trajopt.kernels import PassResult, lqr_pass
 from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.world_model.experts.plan_targets import PlanTargets, advise
+from sb3_dpi.world_model.experts.problem import PlanningProblem
+from sb3_dpi.world_model.experts.sampling import window_gains
+from sb3_dpi.world_model.imagination import Imagined, roll_out
 
 TOLERANCE = 0.1
 """The search ends with the KL divergence in [1 - TOLERANCE, 1] of its bound."""
@@ -152,11 +152,13 @@ class KLLQR:
     """KL-constrained LQR along windows.
 
     :param trust_region: KL(expert || policy), nats a step; usual: .05 to .5
+    :param imitation_steps: of the policy for each plan; usual: 5 to 20
     """
 
     trust_region: float = 0.1
+    imitation_steps: int = 10
 
-    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> Advice:
+    def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> PlanTargets:
         """
         Plan in windows.
 

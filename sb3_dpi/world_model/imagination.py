@@ -1,7 +1,8 @@
 """What the model foretells from real states: windows of the policy's for the critic, and for the expert.
 
-Both are anchored: to the prediction of a member is added what it missed on the real step from the same state (``residuals``
-of ``ensemble``). At the real action the imagined step is the real one; only the effect of acting differently is the model's.
+Both may be corrected on-policy: to the prediction of a member is added what it missed on the real step from the same state
+(``residuals`` of ``ensemble``). At the real action the imagined step is the real one; only the effect of acting differently
+is the model's.
 
 Shapes: ``E`` members with ``m`` windows each, ``H`` steps; states standardised ``[E, m, dx]``.
 """
@@ -11,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from sb3_dpi.models.actors import SquashedGaussian
-from sb3_dpi.models.data import Transitions, successors
-from sb3_dpi.models.ensemble import Ensemble, Residuals
 from sb3_dpi.trajopt.types import IntArray
+from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.types import Memory, Transitions, successors
 
 
 @dataclass(frozen=True)
-class Pool:
+class Batch:
     """Transitions of one step or several that a critic learns from, in standardised states."""
 
     states: th.Tensor
@@ -38,7 +39,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Windows:
-    """Where imagined trajectories begin, and what anchors them."""
+    """Where imagined trajectories begin, and what corrects them."""
 
     states: th.Tensor
     """``[E, m, dx]``"""
@@ -51,6 +52,16 @@ class Windows:
     def horizon(self) -> int:
         """H."""
         return len(self.state_residuals)
+
+    def split(self, n: int) -> list["Windows"]:
+        """
+        Deal them out.
+
+        :param n: parts
+        :return: windows of all members in each
+        """
+        residuals = self.state_residuals.chunk(n, 2), self.reward_residuals.chunk(n, 2)
+        return [Windows(*part) for part in zip(self.states.chunk(n, 1), *residuals, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Imagined:
 
 def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, noise: th.Tensor) -> Imagined:
     """
-    Follow the policy under the anchored model, differentiably.
+    Follow the policy under the corrected model, differentiably.
 
     :param actor: the policy
     :param ensemble: the model
@@ -103,58 +114,69 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
     )
 
 
-def real_pool(ensemble: Ensemble, data: Transitions) -> Pool:
+def real_batch(ensemble: Ensemble, data: Transitions, unit: float) -> Batch:
     """
     Real transitions as a critic sees them.
 
     :param ensemble: its units are used
     :param data: real steps
+    :param unit: of value, in rewards
     :return: one row each
     """
     device = ensemble.state_mean.device
-    return Pool(
+    return Batch(
         ensemble.standardize(data.states),
         th.as_tensor(data.actions, dtype=th.float32, device=device),
-        th.as_tensor(data.rewards, dtype=th.float32, device=device),
+        th.as_tensor(data.rewards, dtype=th.float32, device=device) / unit,
         ensemble.standardize(data.next_states),
         th.as_tensor(~data.terminated, dtype=th.float32, device=device),
     )
 
 
-def join(first: Pool, second: Pool, unit: float) -> Pool:
-    """
-    Put one pool behind another, with rewards in a critic's unit.
+@dataclass(frozen=True)
+class Imagination:
+    """How much is imagined between two blocks of real steps.
 
-    :param first: comes first, rewards in the environment's units
-    :param second: comes then, likewise
-    :param unit: of value, in rewards
-    :return: both
+    :param horizon: steps H of a window in which the expert plans; usual: 1 to 10
+    :param n_windows: windows of a plan; usual: 100 to 500
+    :param n_rollout_steps: imagined steps for the critic between updates, in model rollouts from states drawn from all that is
+        kept
+    :param rollout_length: steps of a model rollout, whose end the critic closes. Long ones tell it what actions do later and
+        end leaps and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32. None: the preset's
+    :param on_policy_correction: whether imagination is corrected by the model's errors on real steps; without it models of
+        unstable systems mislead. None: the preset's
+    :raises ValueError: if a number is out of range
     """
-    return Pool(
-        th.cat([first.states, second.states]),
-        th.cat([first.actions, second.actions]),
-        th.cat([first.rewards, second.rewards]) / unit,
-        th.cat([first.next_states, second.next_states]),
-        th.cat([first.survival, second.survival]),
-    )
+
+    horizon: int = 4
+    n_windows: int = 200
+    n_rollout_steps: int = 20_000
+    rollout_length: int | None = None
+    on_policy_correction: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("horizon", 0), ("n_windows", 1), ("n_rollout_steps", 1), ("rollout_length", 1)):
+            value = getattr(self, name)
+            if value is not None and not value >= smallest:
+                raise ValueError(f"imagination: {name} must be at least {smallest}, got {value}")
 
 
 @th.no_grad()
-def branch(
+def rollouts(
     ensemble: Ensemble,
     actor: SquashedGaussian,
-    data: Transitions,
-    residuals: Residuals | None,
+    memory: Memory,
+    corrected: bool,
     rng: np.random.Generator,
     n: int,
     length: int,
     temperature: float,
     gamma: float,
-) -> Pool:
+) -> Batch:
     """
-    Imagine the policy's windows from real states, each under one member.
+    Imagine what the policy does from real states, each under one member.
 
-    Every step x_t, u_t of a window of L steps is a transition to its end: over k = L - t steps
+    Every step x_t, u_t of a rollout of L steps is a transition to its end: over k = L - t steps
 
         y = r_t + sum_{0 < i < k} gamma^i c_{t+i} (r_{t+i} - alpha log pi(u_{t+i}|x_{t+i})) + gamma^k c_L V(x_L),
 
@@ -163,10 +185,10 @@ def branch(
 
     :param ensemble: the model
     :param actor: the policy
-    :param data: real transitions, from whose states the windows branch off
-    :param residuals: of all members on all real transitions, None for no anchor
+    :param memory: real transitions, from whose states the rollouts begin
+    :param corrected: whether they are corrected on-policy
     :param rng: draws states and actions
-    :param n: how many steps, rounded up to whole windows of all members
+    :param n: how many steps, rounded up to whole rollouts of all members
     :param length: L
     :param temperature: alpha, in the environment's rewards
     :param gamma: discount factor
@@ -174,8 +196,8 @@ def branch(
         episode is unlikely to come to are few
     """
     m = -(-n // (length * ensemble.n_members))
-    rows = rng.integers(len(data), size=ensemble.n_members * m)
-    windows = make_windows(ensemble, data, ensemble.standardize(data.states), residuals, rows, length)
+    rows = rng.integers(len(memory), size=ensemble.n_members * m)
+    windows = make_windows(ensemble, memory, rows, length, corrected)
     noise = rng.standard_normal((length + 1, ensemble.n_members, m, actor.action_dim)).astype(np.float32)
     imagined = roll_out(actor, ensemble, windows, th.as_tensor(noise, device=windows.states.device))
     going_on = imagined.survival[1:] / imagined.survival[:-1].clamp_min(1e-6)
@@ -186,33 +208,30 @@ def branch(
     reached = th.as_tensor(rng.random(tuple(rewards.shape)), device=rewards.device) <= imagined.survival[:-1]
     states, actions = imagined.states[:-1][reached], imagined.actions[:-1][reached]
     ends = imagined.states[-1].expand(length, *imagined.states.shape[1:])
-    return Pool(states, actions, rewards[reached], ends[reached], survival[reached])
+    return Batch(states, actions, rewards[reached], ends[reached], survival[reached])
 
 
-def make_windows(
-    ensemble: Ensemble, data: Transitions, states: th.Tensor, residuals: Residuals | None, rows: IntArray, horizon: int
-) -> Windows:
+def make_windows(ensemble: Ensemble, memory: Memory, rows: IntArray, horizon: int, corrected: bool) -> Windows:
     """
-    Begin windows at real steps; each is anchored by the real trajectory as long as that lasts.
+    Begin windows at real steps; each is corrected by the real trajectory as long as that lasts.
 
     :param ensemble: the model
-    :param data: real steps
-    :param states: their standardised states, ``[n, dx]``
-    :param residuals: of all members on all real steps, None for no anchor
+    :param memory: real steps
     :param rows: where windows begin, ``[E * m]``: the first m under the first member
     :param horizon: H
+    :param corrected: whether residuals are added
     :return: windows
     """
     E, m = ensemble.n_members, len(rows) // ensemble.n_members
-    starts = states[rows].view(E, m, -1)
-    if residuals is None:
+    if not corrected:
+        starts = ensemble.standardize(memory.take(rows).states).view(E, m, -1)
         return Windows(starts, starts.new_zeros(horizon, *starts.shape), starts.new_zeros(horizon, E, m))
-    steps, alive = successors(data, rows, horizon)
-    members = th.arange(E, device=starts.device).repeat_interleave(m)
-    keep = th.as_tensor(alive, dtype=th.float32, device=starts.device)
-    index = th.as_tensor(steps, device=starts.device)
-    return Windows(
-        starts,
-        (residuals.states[members, index] * keep[..., None]).view(horizon, *starts.shape),
-        (residuals.rewards[members, index] * keep).view(horizon, E, m),
-    )
+    steps, alive = successors(memory, rows, max(horizon, 1))
+    by_member = steps.reshape(-1, E, m).swapaxes(0, 1).reshape(-1)
+    data = memory.take(by_member)
+    starts = ensemble.standardize(memory.take(rows).states).view(E, m, -1)
+    residuals = ensemble.residuals(data)
+    keep = th.as_tensor(alive, dtype=th.float32, device=starts.device).view(-1, E, m)
+    states = residuals.states.view(E, -1, m, starts.shape[-1]).transpose(0, 1) * keep[..., None]
+    rewards = residuals.rewards.view(E, -1, m).transpose(0, 1) * keep
+    return Windows(starts, states[:horizon].contiguous(), rewards[:horizon].contiguous())

@@ -1,0 +1,307 @@
+"""What a plan closes with: two networks with slow copies, of which there are three kinds (for V-functions see ``values``).
+
+Soft Q-functions learn from real and imagined steps:
+
+    y = r / unit + gamma c (min_i Q_i'(x', u') - alpha log pi(u'|x')),   u' ~ pi(.|x'),
+
+c the probability that the episode goes on, Q' slow copies of the two networks. Rewards are expressed in a unit that follows
+their size, so that learning rates and the temperature alpha mean the same on every task. What a target may promise is bounded
+by what has been realised: critics that believe their own optimism ended otherwise good runs.
+
+Shapes: ``K`` updates of ``B`` rows, states ``[n, dx]``, actions ``[n, du]``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+from torch import nn
+from torch.nn import functional
+
+from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.backends import adam_memory, as_array, compiled, supports
+from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.imagination import Batch, real_batch
+from sb3_dpi.world_model.mlp import StackedMLP
+from sb3_dpi.world_model.types import Memory
+
+REALISED_QUANTILE = 0.999
+"""Of the returns, what counts as the best realised."""
+SLACK_BELOW, SLACK_ABOVE = 0.2, 0.3
+"""How far targets may lie beyond the realised returns, in their own size."""
+UNIT_IN_REWARDS = 10.0
+"""The unit of value, in root mean squares of the latest rewards."""
+
+
+@dataclass(frozen=True)
+class CriticUpdate:
+    """What a series of updates did."""
+
+    loss: float
+    """mean Huber loss, in units of value"""
+    target: float
+    """mean target of the last update, in units of value"""
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """What closes a plan.
+
+    :param kind: ``"q"``: soft Q-functions on real and imagined steps; ``"returns"``: V by TD(lambda) on the latest real steps
+    :param learning_rate: of Adam; usual: 3e-4 to 1e-3
+    :param lr_decay_after: updates after which the learning rate falls, as one over the root of their number, to a tenth at the
+        least. 0: never; usual: 1e4 to 1e5. None: the preset's
+    :param real_fraction: share of real steps in minibatches, the others are imagined; usual: .1 to 1
+    :raises ValueError: if a number is out of range
+    """
+
+    kind: str = "q"
+    learning_rate: float = 1e-3
+    lr_decay_after: int | None = None
+    real_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"critic: learning_rate must be above 0, got {self.learning_rate}")
+        if not 0.0 <= self.real_fraction <= 1.0:
+            raise ValueError(f"critic: real_fraction must be from 0 to 1, got {self.real_fraction}")
+        if self.lr_decay_after is not None and not self.lr_decay_after >= 0:
+            raise ValueError(f"critic: lr_decay_after must be at least 0, got {self.lr_decay_after}")
+
+
+@dataclass(frozen=True)
+class CriticData:
+    """What a critic learns from between two blocks of real steps."""
+
+    memory: Memory
+    """real steps"""
+    ensemble: Ensemble
+    """its units are used"""
+    imagined: Batch
+    """rewards in units of value"""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The policy that a critic evaluates, and how fast."""
+
+    actor: SquashedGaussian
+    temperature: float
+    """alpha, in units of value"""
+    gamma: float
+    """discount factor"""
+    tau: float
+    """by how much the slow copies follow at each update; usual: .005 to .02"""
+
+
+class Critic(nn.Module):
+    """Two networks with layer normalisation, their slow copies and their units.
+
+    :param state_dim: dx
+    :param action_dim: du
+    :param hidden: widths of the hidden layers; usual: (64, 64) to (256, 256)
+    :param learning_rate: of Adam; usual: 3e-4 to 1e-3
+    :param real_fraction: share of real rows in a minibatch; usual: .1 to 1
+    :param activation_fn: of the hidden layers; hardswish has compiled loops
+    """
+
+    uses_actions = True
+    """whether the networks read the action"""
+    unit: th.Tensor
+    worst: th.Tensor
+    best: th.Tensor
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: tuple[int, ...] = (64, 64),
+        learning_rate: float = 1e-3,
+        real_fraction: float = 0.2,
+        activation_fn: type[nn.Module] = nn.Hardswish,
+    ):
+        super().__init__()
+        sizes = (state_dim + action_dim * self.uses_actions, *hidden, 1)
+        self.networks = StackedMLP(2, sizes, True, 0.1, activation_fn)
+        self.targets = StackedMLP(2, sizes, True, 0.1, activation_fn)
+        self.targets.load_state_dict(self.networks.state_dict())
+        self.targets.requires_grad_(False)
+        self.real_fraction = real_fraction
+        self.register_buffer("unit", th.ones((), dtype=th.float64))
+        self.register_buffer("worst", th.tensor(-np.inf, dtype=th.float64))  # of targets, in rewards
+        self.register_buffer("best", th.tensor(np.inf, dtype=th.float64))
+        self.optimizer = th.optim.Adam([self.networks.flat], lr=learning_rate)
+
+    def forward(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        Mean of the two networks.
+
+        :param states: standardised, ``[n, dx]``
+        :param actions: ``[n, du]``
+        :return: in units of value, ``[n]``
+        """
+        return self.networks(th.cat([states, actions], dim=-1) if self.uses_actions else states).mean(0)[:, 0]
+
+    def rescale_states(self, scale: th.Tensor, shift: th.Tensor) -> None:
+        """
+        Follow a change of the states' units.
+
+        :param scale: as in ``UnitsChange``
+        :param shift: as in ``UnitsChange``
+        """
+        for networks in (self.networks, self.targets):
+            networks.rescale_inputs(scale, shift)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What targets may be, in units of value."""
+        return float(self.worst / self.unit), float(self.best / self.unit)
+
+    def follow_rewards(self, rewards: FloatArray, returns: FloatArray) -> float:
+        """
+        Express value in the size of the latest rewards, and widen its bounds to the realised returns.
+
+        :param rewards: the latest, ``[k]``
+        :param returns: discounted returns to go of the latest steps, ``[n]``
+        :return: the old unit in the new one, by which what is in units of value must be multiplied
+        """
+        unit = UNIT_IN_REWARDS * max(float(np.sqrt(np.mean(np.square(rewards)))), 1e-8)
+        ratio = float(self.unit) / unit
+        for networks in (self.networks, self.targets):
+            networks.rescale_outputs(1.0 / ratio)
+        self.unit.fill_(unit)
+        spread, worst, best = returns.std(), returns.min(), np.quantile(returns, REALISED_QUANTILE)
+        low, high = worst - SLACK_BELOW * max(abs(worst), spread), best + SLACK_ABOVE * max(abs(best), spread)
+        fresh = not bool(th.isfinite(self.worst))
+        self.worst.fill_(low if fresh else min(low, float(self.worst)))
+        self.best.fill_(high if fresh else max(high, float(self.best)))
+        return ratio
+
+    def bound(self, values: th.Tensor) -> th.Tensor:
+        """
+        Keep values within what was realised, and a little beyond.
+
+        :param values: in units of value
+        :return: the same shape
+        """
+        return values.clamp(*self.bounds)
+
+    def begin(self, data: CriticData, learner: Learner, rng: np.random.Generator) -> None:
+        """
+        Prepare for new data.
+
+        :param data: what can be learned from
+        :param learner: the policy
+        :param rng: draws what must be sampled
+        """
+
+    def learn(
+        self, data: CriticData, n_updates: int, batch_size: int, learner: Learner, rng: np.random.Generator
+    ) -> CriticUpdate:
+        """
+        Take steps of Adam.
+
+        :param data: what to learn from
+        :param n_updates: K
+        :param batch_size: B
+        :param learner: the policy
+        :param rng: draws minibatches and actions
+        :return: what the updates did
+        """
+        raise NotImplementedError
+
+    def descend(self, inputs: th.Tensor, targets: th.Tensor, tau: float) -> float:
+        """
+        One step of Adam on the Huber loss, and of the slow copies.
+
+        :param inputs: ``[B, n_in]``
+        :param targets: in units of value, ``[B]``
+        :param tau: by how much the slow copies follow
+        :return: the loss
+        """
+        values = self.networks(inputs)[..., 0]
+        # the sum over the two networks: each has a loss of its own
+        loss = 2.0 * functional.huber_loss(values, targets.expand_as(values))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with th.no_grad():
+            self.targets.flat.lerp_(self.networks.flat, tau)
+        return 0.5 * float(loss.detach())
+
+
+class SoftTwinQ(Critic):
+    """Soft Q-functions."""
+
+    def learn(
+        self, data: CriticData, n_updates: int, batch_size: int, learner: Learner, rng: np.random.Generator
+    ) -> CriticUpdate:
+        """
+        Take steps of Adam on real and imagined steps.
+
+        :param data: what to learn from
+        :param n_updates: K
+        :param batch_size: B
+        :param learner: the policy
+        :param rng: draws minibatches and actions
+        :return: what the updates did
+        """
+        from_real = round(self.real_fraction * batch_size) if len(data.imagined) else batch_size
+        drawn = rng.integers(len(data.memory), size=n_updates * from_real)
+        real = real_batch(data.ensemble, data.memory.take(drawn), float(self.unit))
+        rows = rng.integers(max(len(data.imagined), 1), size=n_updates * (batch_size - from_real))
+        joined = []
+        for name in ("states", "actions", "rewards", "next_states", "survival"):
+            seen, imagined = getattr(real, name), getattr(data.imagined, name)[rows]
+            parts = (array.view(n_updates, len(array) // n_updates, *array.shape[1:]) for array in (seen, imagined))
+            joined.append(th.cat(tuple(parts), dim=1))
+        noise = rng.standard_normal((n_updates, batch_size, learner.actor.action_dim)).astype(np.float32)
+        return self.update(Batch(*joined), noise, learner)
+
+    def update(self, batches: Batch, noise: np.ndarray, learner: Learner) -> CriticUpdate:
+        """
+        Take steps of Adam towards the soft Bellman targets.
+
+        :param batches: transitions of each minibatch, rewards in units of value, ``[K, B, ...]``
+        :param noise: standard normal, for the next actions, ``[K, B, du]``
+        :param learner: the policy
+        :return: what the updates did
+        """
+        actor = learner.actor
+        if all(supports(network.sizes, network.flat) and network.is_plain for network in (self.networks, actor.network)):
+            return self._update_compiled(batches, noise, learner)
+        loss_sum, target = 0.0, th.zeros(())
+        for k in range(len(noise)):
+            batch = Batch(*(getattr(batches, name)[k] for name in vars(batches)))
+            target = self._targets(batch, th.as_tensor(noise[k], device=batch.states.device), learner)
+            loss_sum += self.descend(th.cat([batch.states, batch.actions], dim=1), target, learner.tau)
+        return CriticUpdate(loss_sum / max(len(noise), 1), float(target.mean()))
+
+    def _update_compiled(self, batches: Batch, noise: np.ndarray, learner: Learner) -> CriticUpdate:
+        actor, (K, B, _) = learner.actor, noise.shape
+        loss, target = compiled.update_critic(
+            as_array(self.networks.flat),
+            as_array(self.targets.flat),
+            *adam_memory(self.optimizer, self.networks.flat, K),
+            self.networks.sizes[1],
+            learner.tau,
+            as_array(actor.network.flat)[0],
+            actor.network.sizes[1],
+            actor.log_std_low,
+            actor.log_std_high,
+            *(as_array(getattr(batches, name).flatten(0, 1)) for name in vars(batches)),
+            np.arange(K * B).reshape(K, B),
+            noise,
+            learner.temperature,
+            learner.gamma,
+            *self.bounds,
+        )
+        return CriticUpdate(float(loss), float(target))
+
+    @th.no_grad()
+    def _targets(self, batch: Batch, noise: th.Tensor, learner: Learner) -> th.Tensor:
+        actions, log_probs = learner.actor.sample(batch.next_states, noise)
+        values = self.targets(th.cat([batch.next_states, actions], dim=1))[..., 0].amin(0)
+        bounded = self.bound(values) - learner.temperature * log_probs
+        return batch.rewards + learner.gamma * batch.survival * bounded

@@ -1,0 +1,79 @@
+"""V-functions, where Q is not wanted: what the policy that took the latest real steps has earned, by TD(lambda).
+
+It is the critic of on-policy methods, right where the model is not, and late where the policy has moved on.
+
+Shapes: ``n`` steps in the order of time.
+"""
+
+import numpy as np
+import torch as th
+
+from sb3_dpi.trajopt.discounting import discounted_sums
+from sb3_dpi.trajopt.types import BoolArray, FloatArray
+from sb3_dpi.world_model.critic import Critic, CriticData, CriticUpdate, Learner
+from sb3_dpi.world_model.types import stretch_ends
+
+LATEST = 5000
+"""Real steps that V learns from."""
+REAL_LAMBDA = 0.95
+
+
+def lambda_returns(
+    rewards: FloatArray, values: FloatArray, terminated: BoolArray, ends: BoolArray, gamma: float, trace: float = REAL_LAMBDA
+) -> FloatArray:
+    """
+    TD(lambda) returns, y_i = r_i + gamma ((1 - lambda) V(x_{i+1}) + lambda y_{i+1}), closed by V at the end of a stretch.
+
+    :param rewards: ``[n]``
+    :param values: V of the next states, ``[n]``
+    :param terminated: where nothing follows, ``[n]``
+    :param ends: where stretches end, ``[n]``
+    :param gamma: discount factor
+    :param trace: lambda
+    :return: ``[n]``
+    """
+    closing = np.where(terminated, 0.0, np.where(ends, values, (1.0 - trace) * values))
+    return discounted_sums(rewards + gamma * closing, ends | terminated, gamma * trace)
+
+
+class ReturnsV(Critic):
+    """V by TD(lambda) on the latest real steps."""
+
+    uses_actions = False
+    _states: th.Tensor
+    _returns: th.Tensor
+
+    @th.no_grad()
+    def begin(self, data: CriticData, learner: Learner, rng: np.random.Generator) -> None:
+        """
+        Compute the returns of the latest real steps.
+
+        :param data: real steps
+        :param learner: its discount factor counts: the returns are those of the policies that acted
+        :param rng: not used
+        """
+        rows = data.memory.newest(LATEST)
+        steps, ends = data.memory.take(rows), stretch_ends(data.memory, rows)
+        values = self.bound(self.targets(data.ensemble.standardize(steps.next_states))[..., 0].mean(0))
+        ahead = values.cpu().numpy().astype(np.float64)
+        returns = lambda_returns(steps.rewards / float(self.unit), ahead, steps.terminated, ends, learner.gamma)
+        self._states = data.ensemble.standardize(steps.states)
+        self._returns = th.as_tensor(returns, dtype=th.float32, device=values.device)
+
+    def learn(
+        self, data: CriticData, n_updates: int, batch_size: int, learner: Learner, rng: np.random.Generator
+    ) -> CriticUpdate:
+        """
+        Take steps of Adam towards the returns.
+
+        :param data: not used beyond ``begin``
+        :param n_updates: K
+        :param batch_size: B
+        :param learner: says how fast the slow copies follow
+        :param rng: draws minibatches
+        :return: what the updates did
+        """
+        loss = 0.0
+        for rows in rng.integers(len(self._returns), size=(n_updates, batch_size)):
+            loss += self.descend(self._states[rows], self._returns[rows], learner.tau) / n_updates
+        return CriticUpdate(loss, float(self._returns.mean()))
