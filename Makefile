@@ -9,7 +9,7 @@ DEMO_SEEDS ?= 3
 DEMO_OUT ?= demo
 
 # Tests that say nothing about sb3_dpi/trajopt and sb3_dpi/common: left out while coverage is measured
-UNCOVERED_TESTS := $(addprefix tests/test_,$(addsuffix .py,benchmarks build challenges command_line compare_run dpi dpi_forms engines ensemble evaluation examples experts kill \
+UNCOVERED_TESTS := $(addprefix tests/test_,$(addsuffix .py,benchmarks build command_line compare_run dpi presets engines ensemble evaluation examples experts kill \
 	report statistics store suite zoo))
 
 .PHONY: demo test test-slow lint type format bench clean help

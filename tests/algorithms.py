@@ -8,6 +8,7 @@ import pytest
 from dummy_envs import CONDITIONS, HORIZON, SAMPLES, PointMass, limited, small_mdgps
 
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi.world_model.types import Transitions, stretch_ends
 
 Model = MDGPS | AggreVaTeDOC
 Make = Callable[..., Model]
@@ -47,20 +48,32 @@ DPI_STEPS, DUAL_AC_STEPS = 40, 32
 def small_dpi(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DPI:
     """:return: a model whose iteration takes milliseconds"""
     options: dict[str, Any] = {
-        "n_steps": DPI_STEPS,
+        "train_freq": DPI_STEPS,
         "learning_starts": DPI_STEPS,
         "batch_size": 16,
-        "n_windows": 10,
-        "horizon": 2,
-        "n_branches": 50,
-        "effort": 0.02,
-        "model_width": 16,
-        "critic_width": 16,
-        "policy_kwargs": {"net_arch": [16, 16]},
+        "imagination": {"n_windows": 10, "horizon": 2, "n_rollout_steps": 50},
+        "update_to_data": 0.02,
+        "world_model": {"width": 16},
+        "policy_kwargs": {"net_arch": {"pi": [16, 16], "qf": [16, 16]}},
         "seed": 0,
         "device": "cpu",
     }
+    for name in ("imagination", "world_model", "policy_kwargs"):  # what is given joins what is small
+        kwargs[name] = {**options[name], **kwargs.get(name, {})}
     return DPI(policy, limited(12) if env is None else env, **{**options, **kwargs})
+
+
+def kept(model: DPI) -> tuple[Transitions, np.ndarray]:
+    """:return: all that DPI remembers, of one environment after the other, and where episodes end"""
+    rows = model.memory.newest(len(model.memory))
+    return model.memory.take(rows), stretch_ends(model.memory, rows)
+
+
+def block(model: DPI | DualAC) -> int:
+    """:return: steps of each environment between updates"""
+    if not isinstance(model, DPI):
+        return model.n_steps
+    return DPI_STEPS if model.preset_ is None else model._next_block().frequency
 
 
 def small_dual_ac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DualAC:

@@ -103,7 +103,7 @@ def test_two_halves_learn_as_well_as_the_whole(make: Make) -> None:
 ONE_RUN = """
 from sb3_dpi import DPI
 
-model = DPI("MlpPolicy", "Pendulum-v1", seed=3, learning_starts=100, n_windows=20, effort=0.1).learn(300)
+model = DPI("MlpPolicy", "Pendulum-v1", seed=3, learning_starts=100, update_to_data=0.1).learn(300)
 print(model.policy.actor.network.flat.detach().numpy().tobytes().hex())
 """
 

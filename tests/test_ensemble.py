@@ -1,19 +1,24 @@
 """The learned model: networks side by side, units, fit, residuals, data in the order of time."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch as th
+from memories import ListMemory
 from torch import nn
 
-from sb3_dpi.models.actors import SquashedGaussian, gaussian_kl
-from sb3_dpi.models.critics import SoftTwinQ
-from sb3_dpi.models.data import Transitions, discount_for_time_limit, returns_to_go, successors
-from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.models.imagination import branch, join, make_windows, real_pool, roll_out
-from sb3_dpi.models.networks import StackedMLP
+from sb3_dpi.trajopt.discounting import discount_for_time_limit
+from sb3_dpi.world_model.actor import SquashedGaussian, gaussian_kl
+from sb3_dpi.world_model.critic import CriticData, Learner, SoftTwinQ
+from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.imagination import make_windows, real_batch, roll_out, rollouts
+from sb3_dpi.world_model.mlp import StackedMLP
+from sb3_dpi.world_model.returns_critic import lambda_returns
+from sb3_dpi.world_model.types import Transitions, returns_to_go, stretch_ends, successors
 
 
-def system(n: int = 400, seed: int = 0, length: int = 20) -> Transitions:
+def system(n: int = 400, seed: int = 0, length: int = 20) -> ListMemory:
     """:return: episodes of a nonlinear system in units far from one; it ends where the first number is large"""
     rng = np.random.default_rng(seed)
     states, actions, rewards, following, terminated, ends = [], [], [], [], [], []
@@ -31,18 +36,18 @@ def system(n: int = 400, seed: int = 0, length: int = 20) -> Transitions:
         ends.append(dead or t >= length or i == n - 1)
         x, t = (rng.normal(size=2), 0) if ends[-1] else (y, t)
     unit = np.array([100.0, 0.01])
-    done = np.array(terminated), np.array(ends), np.arange(n)[::-1]
-    return Transitions(np.array(states) * unit, np.array(actions), 50.0 * np.array(rewards), np.array(following) * unit, *done)
+    before = np.array(states) * unit, np.array(actions), 50.0 * np.array(rewards)
+    return ListMemory(Transitions(*before, np.array(following) * unit, np.array(terminated)), np.array(ends))
 
 
 @pytest.fixture(scope="module")
-def fitted() -> tuple[Ensemble, Transitions]:
+def fitted() -> tuple[Ensemble, ListMemory]:
     th.manual_seed(0)
-    data = system()
+    memory = system()
     ensemble = Ensemble(2, 1, n_members=3, width=32)
-    ensemble.update_units(data)
-    ensemble.fit(data, 800, 64, np.random.default_rng(0))
-    return ensemble, data
+    ensemble.observe(memory.data)
+    ensemble.fit(memory, 800, 64, np.random.default_rng(0))
+    return ensemble, memory
 
 
 # ---------------------------------------------------------------------- networks
@@ -122,38 +127,47 @@ def test_returns_to_go() -> None:
     dead = np.array([False, True, False, False, False, False, False])
     zeros = np.zeros((7, 1))
     rewards = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
-    data = Transitions(zeros, zeros, rewards, zeros, dead, ends, np.arange(7)[::-1])
-    beyond = np.mean(rewards[-2:]) / 0.5
-    expected = [2.0, 2.0, 3.0 + 0.5 * (4.0 + 0.5 * beyond), 4.0 + 0.5 * beyond]
-    returns = returns_to_go(data, 0.5, last_rewards=2)
-    np.testing.assert_allclose(returns[:4], expected)
+    beyond = 6.5 / 0.5
+    returns = returns_to_go(Transitions(zeros, zeros, rewards, zeros, dead), ends, 0.5, 6.5)
+    np.testing.assert_allclose(returns[:4], [2.0, 2.0, 3.0 + 0.5 * (4.0 + 0.5 * beyond), 4.0 + 0.5 * beyond])
     np.testing.assert_allclose(returns[6], 7.0 + 0.5 * beyond)
 
 
+def test_lambda_returns() -> None:
+    """As the recursion says: nothing behind a death, V alone behind a cut, both within an episode."""
+    rewards, values = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([10.0, 20.0, 30.0, 40.0, 50.0])
+    dead, ends = np.array([0, 1, 0, 0, 0], bool), np.array([0, 1, 0, 1, 1], bool)
+    returns = lambda_returns(rewards, values, dead, ends, 0.9, 0.8)
+    third = 4.0 + 0.9 * 40.0
+    expected = [1.0 + 0.9 * (0.2 * 10.0 + 0.8 * 2.0), 2.0, 3.0 + 0.9 * (0.2 * 30.0 + 0.8 * third), third, 5.0 + 0.9 * 50.0]
+    np.testing.assert_allclose(returns, expected)
+
+
 def test_successors() -> None:
-    data = system(50, length=7)
-    steps, alive = successors(data, np.arange(50), 5)
+    memory = system(50, length=7)
+    steps, alive = successors(memory, np.arange(50), 5)
     for row in range(50):
-        end = row + int(np.argmax(data.ends[row:]))
+        end = row + int(np.argmax(memory.ends[row:]))
         assert alive[:, row].tolist() == [row + t <= end for t in range(5)]
         assert steps[:, row].tolist() == [min(row + t, end) for t in range(5)]
+    np.testing.assert_array_equal(stretch_ends(memory, memory.newest(20)), memory.ends[-20:])
 
 
 # ---------------------------------------------------------------------- the model
 
 
-def test_it_foretells_what_it_has_not_seen(fitted: tuple[Ensemble, Transitions]) -> None:
+def test_it_foretells_what_it_has_not_seen(fitted: tuple[Ensemble, ListMemory]) -> None:
     ensemble, _ = fitted
-    state, reward = ensemble.r_squared(system(200, seed=1))
+    state, reward = ensemble.r_squared(system(200, seed=1).data)
     assert state > 0.95 and reward > 0.8
-    unseen = system(400, seed=2)
+    unseen = system(400, seed=2).data
     assert unseen.terminated.sum() > 5
     chances = ensemble.survival(*(th.zeros(1),) * 2, ensemble.standardize(unseen.next_states)).detach().numpy()
     assert chances[unseen.terminated].mean() < 0.3 and chances[~unseen.terminated].mean() > 0.9
 
 
-def test_units_of_predictions(fitted: tuple[Ensemble, Transitions]) -> None:
-    ensemble, data = fitted
+def test_units_of_predictions(fitted: tuple[Ensemble, ListMemory]) -> None:
+    ensemble, data = fitted[0], fitted[1].data
     states, actions = ensemble.standardize(data.states), th.as_tensor(data.actions, dtype=th.float32)
     with th.no_grad():
         following, rewards = ensemble.predict(states, actions)
@@ -164,20 +178,40 @@ def test_units_of_predictions(fitted: tuple[Ensemble, Transitions]) -> None:
     np.testing.assert_allclose(ensemble.restore(states), data.states, atol=1e-3)
 
 
-def test_residuals_make_predictions_exact(fitted: tuple[Ensemble, Transitions]) -> None:
-    ensemble, data = fitted
+def test_residuals_make_predictions_exact(fitted: tuple[Ensemble, ListMemory]) -> None:
+    ensemble, memory = fitted
+    rows = np.arange(60)
+    data = memory.take(rows)
     residuals = ensemble.residuals(data)
-    states, actions = ensemble.standardize(data.states), th.as_tensor(data.actions, dtype=th.float32)
+    shape = (3, 20, -1)
+    states, actions = ensemble.standardize(data.states).view(shape), th.as_tensor(data.actions, dtype=th.float32).view(shape)
     with th.no_grad():
         following, rewards = ensemble.predict(states, actions)
-    for e in range(3):
-        real = ensemble.standardize(data.next_states)
-        th.testing.assert_close(following[e] + residuals.states[e], real, atol=1e-5, rtol=1e-5)
-        th.testing.assert_close((rewards[e] + residuals.rewards[e]).double(), th.as_tensor(data.rewards), atol=1e-3, rtol=1e-4)
+    real = ensemble.standardize(data.next_states).view(shape)
+    th.testing.assert_close(following + residuals.states, real, atol=1e-5, rtol=1e-5)
+    th.testing.assert_close((rewards + residuals.rewards).double().flatten(), th.as_tensor(data.rewards), atol=1e-3, rtol=1e-4)
 
 
-def test_units_change_slowly_and_no_prediction_with_them(fitted: tuple[Ensemble, Transitions]) -> None:
-    ensemble, data = fitted
+def test_units_are_those_of_all_that_was_seen() -> None:
+    """Part by part as at once; slow changes are tested below."""
+    memory, whole, parts = system(300), Ensemble(2, 1, 2, 8), Ensemble(2, 1, 2, 8)
+    whole.observe(memory.data)
+    for rows in np.array_split(np.random.default_rng(0).permutation(300), 4):
+        parts.observe(memory.take(rows))
+    changes = memory.data.next_states - memory.data.states
+    for ensemble in (whole, parts):
+        np.testing.assert_allclose(ensemble.state_mean, memory.data.states.mean(0), rtol=1e-9)
+        np.testing.assert_allclose(ensemble.change_mean[:-1], changes.mean(0), rtol=1e-6, atol=1e-12)
+        assert float(ensemble.n_deaths) == memory.data.terminated.sum() > 0
+    np.testing.assert_allclose(whole.state_std, memory.data.states.std(0), rtol=1e-9)
+    np.testing.assert_allclose(parts.state_std, whole.state_std, rtol=1e-9)
+    np.testing.assert_allclose(parts.change_std, whole.change_std, rtol=1e-9)
+    np.testing.assert_allclose(parts.state_high, whole.state_high, rtol=1e-9)
+    assert all(value.dtype != th.bool for value in whole.state_dict().values())
+
+
+def test_units_change_slowly_and_no_prediction_with_them(fitted: tuple[Ensemble, ListMemory]) -> None:
+    ensemble, data = copy.deepcopy(fitted[0]), fitted[1].data
     states = data.states[:10]
     actions = th.as_tensor(data.actions[:10], dtype=th.float32)
 
@@ -187,46 +221,39 @@ def test_units_change_slowly_and_no_prediction_with_them(fitted: tuple[Ensemble,
         return ensemble.restore(following[1]), rewards[1].numpy()
 
     expected, std = foretell(), ensemble.state_std.clone()
-    scaled = Transitions(
-        5.0 * data.states, data.actions, 9.0 * data.rewards, 5.0 * data.next_states, *(data.terminated, data.ends, data.age)
-    )
-    change = ensemble.update_units(scaled)
+    scaled = Transitions(5.0 * data.states, data.actions, 9.0 * data.rewards, 5.0 * data.next_states, data.terminated)
+    change = ensemble.observe(scaled)
     th.testing.assert_close(ensemble.state_std, 1.5 * std)
     th.testing.assert_close(change.scale, th.full((2,), 1.5))
     for one, two in zip(foretell(), expected, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-3 * np.abs(two).max())
-    ensemble.update_units(data)
 
 
 def test_constant_dimensions() -> None:
-    data = system(50)
-    flat = Transitions(
-        data.states * [1.0, 0.0],
-        data.actions,
-        0.0 * data.rewards,
-        data.next_states * [1.0, 0.0],
-        *(data.terminated, data.ends, data.age),
-    )
+    data = system(50).data
+    before = data.states * [1.0, 0.0], data.actions, 0.0 * data.rewards
+    flat = Transitions(*before, data.next_states * [1.0, 0.0], data.terminated)
     ensemble = Ensemble(2, 1, 2, 8)
-    ensemble.update_units(flat)
-    assert np.isfinite(ensemble.fit(flat, 5, 8, np.random.default_rng(0)))
+    ensemble.observe(flat)
+    assert np.isfinite(ensemble.fit(ListMemory(flat, data.terminated), 5, 8, np.random.default_rng(0)))
     assert bool(th.isfinite(ensemble.residuals(flat).states).all())
 
 
 # ---------------------------------------------------------------------- imagination
 
 
-def test_windows_follow_the_real_trajectory(fitted: tuple[Ensemble, Transitions]) -> None:
-    """With the real actions, anchored windows are the real ones, for every member."""
-    ensemble, data = fitted
+def test_windows_follow_the_real_trajectory(fitted: tuple[Ensemble, ListMemory]) -> None:
+    """With the real actions, corrected windows are the real ones, for every member."""
+    ensemble, memory = fitted
+    data = memory.data
 
     class Replay(SquashedGaussian):
         def sample(self, states: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
             return noise, noise.sum(-1)
 
-    rows = np.flatnonzero([not data.ends[i : i + 4].any() for i in range(len(data) - 4)])[:12]
+    rows = np.flatnonzero([not memory.ends[i : i + 4].any() for i in range(len(data) - 4)])[:12]
     states = ensemble.standardize(data.states)
-    windows = make_windows(ensemble, data, states, ensemble.residuals(data), rows, 4)
+    windows = make_windows(ensemble, memory, rows, 4, True)
     actions = th.as_tensor(data.actions, dtype=th.float32)
     draws = th.stack([actions[rows + t].view(3, 4, 1) for t in range(5)])
     with th.no_grad():
@@ -237,37 +264,46 @@ def test_windows_follow_the_real_trajectory(fitted: tuple[Ensemble, Transitions]
     th.testing.assert_close(imagined.rewards.view(4, 12), rewards, atol=2e-2, rtol=1e-3)
 
 
-def test_anchors_end_with_the_episode(fitted: tuple[Ensemble, Transitions]) -> None:
-    ensemble, data = fitted
-    last = np.flatnonzero(data.ends)[:3]
-    windows = make_windows(ensemble, data, ensemble.standardize(data.states), ensemble.residuals(data), last, 3)
+def test_corrections_end_with_the_episode(fitted: tuple[Ensemble, ListMemory]) -> None:
+    ensemble, memory = fitted
+    last = np.flatnonzero(memory.ends)[:3]
+    windows = make_windows(ensemble, memory, last, 3, True)
     assert bool((windows.state_residuals[0] != 0.0).any()) and not bool((windows.state_residuals[1:] != 0.0).any())
     assert not bool((windows.reward_residuals[1:] != 0.0).any())
 
 
-def test_branches_are_the_policy_s_single_steps(fitted: tuple[Ensemble, Transitions]) -> None:
+def test_windows_are_dealt_out(fitted: tuple[Ensemble, ListMemory]) -> None:
+    windows = make_windows(*fitted, np.arange(24), 2, True)
+    parts = windows.split(4)
+    assert [part.states.shape for part in parts] == [(3, 2, 2)] * 4
+    th.testing.assert_close(th.cat([part.state_residuals for part in parts], 2), windows.state_residuals)
+    th.testing.assert_close(th.cat([part.reward_residuals for part in parts], 2), windows.reward_residuals)
+
+
+def test_rollouts_of_one_step_are_the_policy_s(fitted: tuple[Ensemble, ListMemory]) -> None:
     """Near the real steps for the real actions, and under every member."""
-    ensemble, data = fitted
+    ensemble, memory = fitted
     actor = SquashedGaussian(2, 1, (8, 8))
-    pool = branch(ensemble, actor, data, ensemble.residuals(data), np.random.default_rng(0), 600, 1, 0.1, 0.9)
+    pool = rollouts(ensemble, actor, memory, True, np.random.default_rng(0), 600, 1, 0.1, 0.9)
     assert len(pool) == 600 and pool.actions.abs().max() <= 1.0
     x = ensemble.restore(pool.states) / [100.0, 0.01]
     u = pool.actions.numpy()
     true = x + 0.3 * np.stack([x[:, 1], np.sin(x[:, 0]) + 2.0 * u[:, 0]], 1) - 0.1 * x
     error = ensemble.restore(pool.next_states) / [100.0, 0.01] - true
-    plain = branch(ensemble, actor, data, None, np.random.default_rng(0), 600, 1, 0.1, 0.9)
-    unanchored = ensemble.restore(plain.next_states) / [100.0, 0.01] - true
-    assert np.abs(error).mean() < 0.7 * np.abs(unanchored).mean()
+    plain = rollouts(ensemble, actor, memory, False, np.random.default_rng(0), 600, 1, 0.1, 0.9)
+    uncorrected = ensemble.restore(plain.next_states) / [100.0, 0.01] - true
+    assert np.abs(error).mean() < 0.7 * np.abs(uncorrected).mean()
     rewards = 50.0 * (-(x**2).sum(1) - (u**2).sum(1))
     assert np.abs(pool.rewards.numpy() - rewards).mean() < 0.1 * rewards.std()
 
 
-def test_branches_of_several_steps(fitted: tuple[Ensemble, Transitions], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The discounted soft rewards to a branch's end, as a loop over its steps adds them up."""
-    ensemble, data = fitted
+def test_rollouts_of_several_steps(fitted: tuple[Ensemble, ListMemory], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The discounted soft rewards to a rollout's end, as a loop over its steps adds them up."""
+    ensemble, data = fitted[0], fitted[1].data
     monkeypatch.setattr(ensemble, "known_end", lambda states, actions, following: th.zeros(len(states), dtype=th.bool))
     actor, gamma, temperature, length, m = SquashedGaussian(2, 1, (8, 8)), 0.9, 0.3, 4, 5
-    pool = branch(ensemble, actor, data, None, np.random.default_rng(3), length * ensemble.n_members * m, length, 0.3, gamma)
+    n = length * ensemble.n_members * m
+    pool = rollouts(ensemble, actor, fitted[1], False, np.random.default_rng(3), n, length, temperature, gamma)
     assert len(pool) == length * ensemble.n_members * m
     rng = np.random.default_rng(3)
     rows = rng.integers(len(data), size=ensemble.n_members * m)
@@ -298,16 +334,15 @@ def test_the_critic_solves_a_small_process() -> None:
     states = np.array([[-1.0], [1.0]] * 50)
     rewards, zeros = np.array([1.0, 0.0] * 50), np.zeros(100, dtype=bool)
     actions = np.random.default_rng(1).uniform(-1.0, 1.0, (100, 1))
-    data = Transitions(states, actions, rewards, -states, zeros, np.arange(100) == 99, np.arange(100)[::-1])
+    data, ends = Transitions(states, actions, rewards, -states, zeros), np.arange(100) == 99
     ensemble, actor = Ensemble(1, 1, 2, 8), SquashedGaussian(1, 1, (8, 8))
-    ensemble.update_units(data)
-    critic = SoftTwinQ(1, 1, (16, 16), learning_rate=3e-3, tau=0.1)
-    critic.follow_rewards(rewards, returns_to_go(data, 0.8))
-    pool = join(real_pool(ensemble, data), real_pool(ensemble, data), float(critic.unit))
+    ensemble.observe(data)
+    critic = SoftTwinQ(1, 1, (16, 16), learning_rate=3e-3, real_fraction=0.5)
+    critic.follow_rewards(rewards, returns_to_go(data, ends, 0.8, 0.5))
+    both = CriticData(ListMemory(data, ends), ensemble, real_batch(ensemble, data, float(critic.unit)))
     rng = np.random.default_rng(0)
     for _ in range(30):
-        rows, noise = rng.integers(200, size=(50, 16)), rng.standard_normal((50, 16, 1)).astype(np.float32)
-        update = critic.update(pool, rows, noise, actor, 0.0, 0.8)
+        update = critic.learn(both, 50, 16, Learner(actor, 0.0, 0.8, 0.1), rng)
     values = critic(ensemble.standardize(np.array([[-1.0], [1.0]])), th.zeros(2, 1)).detach().numpy() * float(critic.unit)
     np.testing.assert_allclose(values, [1.0 / (1.0 - 0.64), 0.8 / (1.0 - 0.64)], atol=0.1)
     assert update.loss < 1e-3
@@ -318,9 +353,12 @@ def test_targets_are_bounded_by_what_was_realised() -> None:
     returns = np.linspace(-10.0, 30.0, 1000)
     ratio = critic.follow_rewards(np.full(5, 2.0), returns)
     assert float(critic.unit) == pytest.approx(20.0) and ratio == pytest.approx(0.05)
-    assert float(critic.low) * 20.0 == pytest.approx(-10.0 - 0.2 * returns.std())
+    assert float(critic.worst) == pytest.approx(-10.0 - 0.2 * returns.std())
     best = np.quantile(returns, 0.999)
-    assert float(critic.high) * 20.0 == pytest.approx(1.3 * best)
+    assert float(critic.best) == pytest.approx(1.3 * best)
+    assert critic.bounds == pytest.approx((float(critic.worst) / 20.0, float(critic.best) / 20.0))
     before = critic(th.zeros(1, 1), th.zeros(1, 1)).detach() * 20.0
     critic.follow_rewards(np.full(5, 5.0), returns)
     th.testing.assert_close(critic(th.zeros(1, 1), th.zeros(1, 1)).detach() * 50.0, before)
+    critic.follow_rewards(np.full(5, 5.0), 0.1 * returns)
+    assert float(critic.best) == pytest.approx(1.3 * best), "what was realised once can be realised again"

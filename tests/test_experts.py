@@ -9,51 +9,57 @@ import pytest
 import torch as th
 from test_ensemble import system
 
-from sb3_dpi.models import advice, compiled, kernels
-from sb3_dpi.models.actors import SquashedGaussian
-from sb3_dpi.models.critics import SoftTwinQ
-from sb3_dpi.models.ensemble import Ensemble
-from sb3_dpi.models.experts import EXPERTS
-from sb3_dpi.models.imagination import Pool, branch, join, make_windows, real_pool
-from sb3_dpi.models.networks import StackedMLP
-from sb3_dpi.models.pathwise import Pathwise, pathwise_gradient, window_objective
-from sb3_dpi.models.problem import PlanningProblem
-from sb3_dpi.models.sampling import MPPI, move_back, tempered_weights
-from sb3_dpi.models.window_lqr import KLLQR
+from sb3_dpi.world_model import ensemble as ensemble_module
+from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.backends import compiled, supports
+from sb3_dpi.world_model.critic import CriticData, Learner, SoftTwinQ
+from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.experts import EXPERTS, plan_targets
+from sb3_dpi.world_model.experts.lqr import KLLQR
+from sb3_dpi.world_model.experts.pathwise import Pathwise, pathwise_gradient, window_objective
+from sb3_dpi.world_model.experts.problem import PlanningProblem
+from sb3_dpi.world_model.experts.sampling import MPPI, move_back, tempered_weights
+from sb3_dpi.world_model.imagination import make_windows, rollouts
+from sb3_dpi.world_model.mlp import StackedMLP
 
 GAMMA, TEMPERATURE = 0.95, 0.03
 
 needs_numba = pytest.mark.skipif(not compiled.COMPILED, reason="numba is not there to compile")
 
 
-def prepare(horizon: int = 3, width: int = 16, std: float | None = None) -> tuple[PlanningProblem, Pool]:
+def prepare(horizon: int = 3, width: int = 16, std: float | None = None) -> tuple[PlanningProblem, CriticData]:
     """:return: the same problem in every test, and what its critic has learned from"""
     th.manual_seed(0)
     rng = np.random.default_rng(0)
-    data = system(300)
+    memory = system(300)
+    data = memory.data
     ensemble = Ensemble(2, 1, 3, width)
-    ensemble.update_units(data)
-    ensemble.fit(data, 200, 32, rng)
+    ensemble.observe(data)
+    ensemble.fit(memory, 200, 32, rng)
     bounds = (0.05, 1.5) if std is None else (std, std)
     actor = SquashedGaussian(2, 1, (width, width), std_bounds=bounds)
     critic = SoftTwinQ(2, 1, (width, width))
     critic.follow_rewards(data.rewards, 10.0 * data.rewards)
-    residuals, real = ensemble.residuals(data), real_pool(ensemble, data)
-    pool = join(real, branch(ensemble, actor, data, residuals, rng, 200, 2, TEMPERATURE, GAMMA), float(critic.unit))
-    rows, noise = rng.integers(len(pool), size=(100, 32)), rng.standard_normal((100, 32, 1)).astype(np.float32)
-    critic.update(pool, rows, noise, actor, TEMPERATURE, GAMMA)
-    windows = make_windows(ensemble, data, real.states, residuals, rng.integers(300, size=30), horizon)
-    return PlanningProblem(actor, ensemble, critic, windows, TEMPERATURE, GAMMA), pool
+    imagined = rollouts(ensemble, actor, memory, True, rng, 200, 2, TEMPERATURE * float(critic.unit), GAMMA)
+    seen = CriticData(memory, ensemble, replace(imagined, rewards=imagined.rewards / float(critic.unit)))
+    critic.learn(seen, 100, 32, Learner(actor, TEMPERATURE, GAMMA, 0.02), rng)
+    windows = make_windows(ensemble, memory, rng.integers(300, size=30), horizon, True)
+    return PlanningProblem(actor, ensemble, critic, windows, TEMPERATURE, GAMMA), seen
 
 
 @pytest.fixture(scope="module")
-def prepared() -> tuple[PlanningProblem, Pool]:
+def prepared() -> tuple[PlanningProblem, CriticData]:
     return prepare()
 
 
 @pytest.fixture(scope="module")
-def problem(prepared: tuple[PlanningProblem, Pool]) -> PlanningProblem:
+def problem(prepared: tuple[PlanningProblem, CriticData]) -> PlanningProblem:
     return prepared[0]
+
+
+def leave_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StackedMLP, "is_plain", False)
+    monkeypatch.setattr(ensemble_module, "supports", lambda *network: False)
 
 
 def gradient_of(problem: PlanningProblem, expert: Any, seed: int = 1) -> th.Tensor:
@@ -80,7 +86,7 @@ def cosine(first: th.Tensor, second: th.Tensor) -> float:
 
 def test_the_pathwise_gradient_against_finite_differences(problem: PlanningProblem, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through model, reward, survival, critic and entropy."""
-    monkeypatch.setattr(kernels, "serves", lambda *networks: False)
+    leave_to_torch(monkeypatch)
     noise = np.random.default_rng(3).standard_normal((4, 3, 10, 1)).astype(np.float32)
     gradient = pathwise_gradient(problem, noise).direction[0]
     rng = np.random.default_rng(4)
@@ -97,7 +103,7 @@ def test_small_trust_regions_lead_to_the_gradient(expert: Any, monkeypatch: pyte
 
     LQR does so in the mean: its costs are made convex, so that it never asks for more noise.
     """
-    monkeypatch.setattr(advice, "LARGEST_BATCH", 100_000)
+    monkeypatch.setattr(plan_targets, "LARGEST_BATCH", 100_000)
     problem, _ = prepare(std=0.1 if isinstance(expert, KLLQR) else None)
     expected = th.stack([gradient_of(problem, Pathwise(), seed) for seed in range(30)]).mean(0)
     found = th.stack([gradient_of(problem, expert, seed) for seed in range(30)]).mean(0)
@@ -112,7 +118,7 @@ def test_parts_of_a_large_plan_are_right_in_the_mean(problem: PlanningProblem, m
         return plan.gradient(problem.actor, 0.0, rng).direction[0]
 
     whole = gradient()
-    monkeypatch.setattr(advice, "LARGEST_BATCH", 600)
+    monkeypatch.setattr(plan_targets, "LARGEST_BATCH", 600)
     parts = th.stack([gradient() for _ in range(400)])
     assert parts.std(0).norm() > 0.1 * whole.norm()
     th.testing.assert_close(parts.mean(0), whole, atol=0.1 * float(whole.norm()), rtol=0.0)
@@ -158,7 +164,7 @@ def test_lqr_is_exact_on_a_linear_system() -> None:
     with th.no_grad():
         problem.critic.networks.flat.zero_()
         problem.ensemble.termination.flat.zero_()
-        problem.ensemble.sees_deaths.fill_(False)
+        problem.ensemble.n_deaths.zero_()
         problem.actor.network.layers()[-1][0].zero_()
     unit = float(problem.critic.unit)
     scale = problem.ensemble.state_std.float()
@@ -201,7 +207,7 @@ def test_move_back() -> None:
 def both(monkeypatch: pytest.MonkeyPatch, run: Any) -> tuple[Any, Any]:
     """:return: what the compiled loops and torch make of the same"""
     fast = run()
-    monkeypatch.setattr(kernels, "serves", lambda *networks: False)
+    leave_to_torch(monkeypatch)
     return fast, run()
 
 
@@ -235,14 +241,13 @@ def test_the_compiled_fit(problem: PlanningProblem, monkeypatch: pytest.MonkeyPa
 
 
 @needs_numba
-def test_the_compiled_critic(prepared: tuple[PlanningProblem, Pool], monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, pool = prepared
-    rng = np.random.default_rng(2)
-    rows, noise = rng.integers(len(pool), size=(20, 32)), rng.standard_normal((20, 32, 1)).astype(np.float32)
+def test_the_compiled_critic(prepared: tuple[PlanningProblem, CriticData], monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, seen = prepared
 
     def run() -> tuple[SoftTwinQ, Any]:
         critic = copy.deepcopy(problem.critic)
-        return critic, critic.update(pool, rows, noise, problem.actor, TEMPERATURE, GAMMA)
+        learner = Learner(problem.actor, TEMPERATURE, GAMMA, 0.02)
+        return critic, critic.learn(seen, 20, 32, learner, np.random.default_rng(2))
 
     (fast, one), (slow, two) = both(monkeypatch, run)
     th.testing.assert_close(fast.networks.flat, slow.networks.flat, atol=1e-4, rtol=1e-3)
@@ -255,7 +260,7 @@ def test_the_compiled_critic(prepared: tuple[PlanningProblem, Pool], monkeypatch
 @pytest.mark.parametrize("horizon", [1, 4])
 def test_the_compiled_window_gradient(horizon: int, deaths: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, _ = prepare(horizon)
-    problem.ensemble.sees_deaths.fill_(deaths)
+    problem.ensemble.n_deaths.fill_(float(deaths))
     noise = np.random.default_rng(3).standard_normal((horizon + 1, 3, 10, 1)).astype(np.float32)
     fast, slow = both(monkeypatch, lambda: pathwise_gradient(problem, noise))
     th.testing.assert_close(fast.direction, slow.direction, atol=1e-5, rtol=1e-3)
@@ -264,5 +269,9 @@ def test_the_compiled_window_gradient(horizon: int, deaths: bool, monkeypatch: p
 
 
 def test_other_networks_are_left_to_torch() -> None:
-    assert not kernels.serves(StackedMLP(1, (2, 8, 1))) and not kernels.serves(StackedMLP(1, (2, 8, 16, 1)))
-    assert kernels.serves(StackedMLP(1, (2, 8, 8, 1))) == compiled.COMPILED
+    def supported(*sizes: int) -> bool:
+        return supports(sizes, StackedMLP(1, sizes).flat)
+
+    assert not supported(2, 8, 1) and not supported(2, 8, 16, 1)
+    assert supported(2, 8, 8, 1) == compiled.COMPILED
+    assert not StackedMLP(1, (2, 8, 8, 1), activation_fn=th.nn.ReLU).is_plain

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_dpi.models import expand_cost
 from sb3_dpi.trajopt.types import LinearGaussianDynamics, QuadraticCost
+from sb3_dpi.world_model import expand_cost
 
 M, N, T, DX, DU = 2, 3, 4, 3, 2
 LOW, HIGH = np.array([-1.0, 0.0]), np.array([3.0, 10.0])

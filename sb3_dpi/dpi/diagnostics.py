@@ -48,8 +48,7 @@ def window_correlation(
     if horizon == 0:
         return 0.0
     rows, alive = successors(memory, rows, horizon)
-    whole = alive.all(0)
-    whole[whole] = ~memory.take(rows[-1, whole]).terminated
+    whole = alive.all(0) & ~memory.take(rows[-1]).terminated
     if whole.sum() < 2:
         return 0.0
     steps = [memory.take(row) for row in rows[:, whole]]
@@ -102,4 +101,5 @@ def policy_change(before: SquashedGaussian, actor: SquashedGaussian, states: th.
     :return: KL(before || now), nats, mean over the states, and the mean standard deviation before tanh
     """
     mean, log_std = actor(states)
-    return float(gaussian_kl(*before(states), mean, log_std).mean()), float(log_std.exp().mean())
+    old_mean, old_log_std = before(states)
+    return float(gaussian_kl(old_mean, old_log_std, mean, log_std).mean()), float(log_std.exp().mean())

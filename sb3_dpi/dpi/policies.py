@@ -17,6 +17,16 @@ from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.backends import mlp_forward
 
 
+def n_numbers(space: spaces.Space) -> int:
+    """
+    Size of a vector.
+
+    :param space: its space
+    :return: numbers in it
+    """
+    return int(np.prod(space.shape or ()))
+
+
 def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
     """
     The vectors that make up an observation.
@@ -81,16 +91,14 @@ class MlpPolicy(BasePolicy):
             squash_output=True,
         )
         if use_sde:
-            raise ValueError(
-                "DPI explores by noise that lasts, see preset={'noise_correlation': ...}: leave use_sde off"
-            )
+            raise ValueError("DPI explores by noise that lasts, see preset={'noise_correlation': ...}: leave use_sde off")
         arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "qf": (64, 64)}
         self.net_arch = {"pi": tuple(arch.get("pi", (64, 64))), "qf": tuple(arch.get("qf", (64, 64)))}
         self.activation_fn, self.log_std_init, self.std_bounds = activation_fn, log_std_init, tuple(std_bounds)
         if not 0.0 < std_bounds[0] <= std_bounds[1]:
             raise ValueError(f"std_bounds must be positive and not fall, got {tuple(std_bounds)}")
         self.vectors = vector_spaces(observation_space)
-        state_dim = sum(int(np.prod(space.shape)) for space in self.vectors.values())
+        state_dim = sum(n_numbers(space) for space in self.vectors.values())
         smallest, largest = std_bounds
         self.actor = SquashedGaussian(
             state_dim, int(np.prod(action_space.shape)), self.net_arch["pi"], log_std_init, (smallest, largest), activation_fn
@@ -98,7 +106,7 @@ class MlpPolicy(BasePolicy):
         self.averaged = copy.deepcopy(self.actor).requires_grad_(False)
         self.register_buffer("obs_mean", th.zeros(state_dim, dtype=th.float64))
         self.register_buffer("obs_std", th.ones(state_dim, dtype=th.float64))
-        self.optimizer = optimizer_class([self.actor.network.flat], lr=lr_schedule(1), **self.optimizer_kwargs)
+        self.optimizer = optimizer_class([self.actor.network.flat], lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     @property
     def state_dim(self) -> int:
@@ -118,7 +126,7 @@ class MlpPolicy(BasePolicy):
         :return: ``[n, dx]``
         """
         named = obs if isinstance(obs, dict) else {"": obs}
-        parts = [named[key].reshape(-1, int(np.prod(space.shape))) for key, space in self.vectors.items()]
+        parts = [named[key].reshape(-1, n_numbers(space)) for key, space in self.vectors.items()]
         joined = th.cat(parts, dim=1)
         return ((joined - self.obs_mean) / self.obs_std).clamp(-10.0, 10.0).float()
 
@@ -163,8 +171,10 @@ class MlpPolicy(BasePolicy):
         :param obs: array ``[n, ...]`` or dictionary of arrays
         :return: ``[n, dx]``
         """
-        parts = [obs[key] for key in self.vectors] if isinstance(obs, dict) else [obs]
-        return np.concatenate([np.asarray(part, np.float64).reshape(len(part), -1) for part in parts], axis=1)
+        named = obs if isinstance(obs, dict) else {"": obs}
+        # sizes are said, so that empty batches have them too
+        parts = [np.asarray(named[key], np.float64).reshape(-1, n_numbers(space)) for key, space in self.vectors.items()]
+        return np.concatenate(parts, axis=1)
 
     def split(self, states: np.ndarray) -> Any:
         """

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
 from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
@@ -45,7 +44,7 @@ class ReplayMemory:
         done, cut = buffer.dones[time, env] > 0, buffer.timeouts[time, env] > 0
         return Transitions(
             self._join(self._at(buffer.observations, time, env)),
-            buffer.actions[time, env].reshape(len(rows), -1).astype(np.float64),
+            buffer.actions[time, env].reshape(-1, buffer.action_dim).astype(np.float64),
             buffer.rewards[time, env].astype(np.float64),
             self._join(self._at(buffer.next_observations, time, env)),
             done & ~cut,
@@ -131,13 +130,3 @@ def deal_out(buffer: ReplayBuffer, n_envs: int) -> ReplayBuffer:
             place[:n] = kept[time, env]
     moved.pos, moved.full = n % moved.buffer_size, n == moved.buffer_size
     return moved
-
-
-def n_numbers(space: spaces.Box) -> int:
-    """
-    Size of a vector.
-
-    :param space: its space
-    :return: numbers in it
-    """
-    return int(np.prod(space.shape))

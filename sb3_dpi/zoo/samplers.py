@@ -107,15 +107,16 @@ def dpi(trial: BaseTrial) -> dict[str, Any]:
     return {
         "gamma": gamma,
         "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
-        "horizon": trial.suggest_int("horizon", 1, 8),
+        "imagination": {"horizon": trial.suggest_int("horizon", 1, 8)},
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3, log=True),
-        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 3e-3, log=True),
-        "critic_updates": trial.suggest_int("critic_updates", 5, 20),
+        "critic": {
+            "learning_rate": trial.suggest_float("critic_learning_rate", 3e-4, 3e-3, log=True),
+            "real_fraction": trial.suggest_float("real_fraction", 0.05, 1.0),
+        },
         "policy_delay": trial.suggest_int("policy_delay", 5, 20),
-        "real_fraction": trial.suggest_float("real_fraction", 0.05, 1.0),
         "target_entropy": trial.suggest_float("target_entropy", -6.0, 0.0),
-        "noise_correlation": trial.suggest_float("noise_correlation", 0.0, 0.9),
-        "restart_after": trial.suggest_int("restart_after", 100, 1000, log=True),
+        "preset": {"noise_correlation": trial.suggest_float("noise_correlation", 0.0, 0.9)},
+        "early_reset": trial.suggest_int("early_reset", 100, 1000, log=True),
     }
 
 
