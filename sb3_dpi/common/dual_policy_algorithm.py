@@ -1,6 +1,5 @@
 """The loop that the algorithms of dual policy iteration share."""
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -11,13 +10,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.actor import export_actor
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.environments import ENVIRONMENTS, environment_indices, make_environments
-from sb3_dpi.common.finite import KeptStatistics
+from sb3_dpi.common.finite import KeptStatistics, NotFiniteError, check_finite
+from sb3_dpi.common.original_observations import before_reset, original_obs, original_rewards, step_unclipped
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
@@ -26,7 +25,7 @@ from sb3_dpi.common.policies import (
     StandardizedExtractor,
 )
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
-from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, concatenate, map_observations
+from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, concatenate
 from sb3_dpi.trajopt.noise import correlate
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -39,10 +38,6 @@ DEFAULT_HORIZON = 200
 CONDITIONS = ("fresh", "fixed", "random", "continue", "mixed")
 MIXED_RESTARTS = 0.5
 """Probability that an episode is left after a window, so that a new one begins: early and late states are seen alike."""
-
-
-class NotFiniteError(ValueError):
-    """An environment returned an observation or reward that is not finite."""
 
 
 class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
@@ -280,27 +275,28 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
             self._report_cut_episodes()
             env.unwrapped._seeds = self._reset_seeds(batch, conditions)
             self._last_obs = env.reset()  # type: ignore[assignment]
-        obs = self._original_obs(self._last_obs)
+        normalizer = self._vec_normalize_env
+        obs = original_obs(env, normalizer, self._last_obs)
         states = self._state_view(obs)
-        self._check_finite_step(obs, states, np.zeros(env.num_envs), 0)
+        check_finite(obs, np.zeros(env.num_envs), self.num_timesteps, 0)
         act = self._make_sampler(conditions, states, rollout_buffer.horizon)
         alive = np.ones(env.num_envs, dtype=bool)
         for t in range(rollout_buffer.horizon):
             actions = act(t, self._last_obs, states)
-            new_obs, rewards, dones, infos = self._step(env, self._to_env_units(actions))
+            new_obs, rewards, dones, infos = step_unclipped(env, normalizer, self._to_env_units(actions))
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            raw_rewards = rewards if self._vec_normalize_env is None else self._vec_normalize_env.get_original_reward()
-            next_obs = obs_after = self._original_obs(new_obs)
+            raw_rewards = original_rewards(normalizer, rewards)
+            next_obs = obs_after = original_obs(env, normalizer, new_obs)
             next_states = states_after = self._state_view(obs_after)
             ended = any(dones.tolist())  # several times as fast as dones.any()
             if ended:
-                next_obs = self._before_reset(obs_after, dones, infos)
+                next_obs = before_reset(normalizer, obs_after, dones, infos)
                 next_states = self._state_view(next_obs)
-            self._check_finite_step(next_obs, next_states, raw_rewards, t)
+            check_finite(next_obs, raw_rewards, self.num_timesteps, t)
             rollout_buffer.add_step(obs, states, actions, raw_rewards)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             obs, states = obs_after, states_after
@@ -327,23 +323,6 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         cut = zip(*self._cut_episodes, strict=True)
         self._update_info_buffer([{"episode": {"r": total, "l": int(length)}} for total, length in cut if length > 0])
         self._cut_episodes = np.zeros((2, self.n_envs))
-
-    def _step(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
-        """``env.step`` with terminal observations that VecNormalize has not clipped."""
-        normalizer = self._vec_normalize_env
-        if normalizer is None or not normalizer.norm_obs:
-            return env.step(actions)
-        clip, normalizer.clip_obs = normalizer.clip_obs, np.inf
-        try:
-            new_obs, rewards, dones, infos = env.step(actions)
-        finally:
-            normalizer.clip_obs = clip
-        if isinstance(new_obs, dict):
-            keys = normalizer.norm_obs_keys or ()
-            clipped: Any = {key: np.clip(a, -clip, clip) if key in keys else a for key, a in new_obs.items()}
-        else:
-            clipped = np.clip(new_obs, -clip, clip)
-        return clipped, rewards, dones, infos
 
     def _reset_seeds(self, batch: int, conditions: IntArray) -> list[int | None]:
         assert self.condition_base is not None
@@ -379,34 +358,9 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         normalizer = self._vec_normalize_env
         return np.inf if normalizer is None or not normalizer.norm_obs else normalizer.clip_obs
 
-    def _original_obs(self, obs: Any) -> Observations:
-        if self._vec_normalize_env is None:
-            return obs
-        original = self._vec_normalize_env.get_original_obs()
-        wrapper: Any = self.env
-        while wrapper is not self._vec_normalize_env:  # SB3 puts the transposition of images around VecNormalize
-            if isinstance(wrapper, VecTransposeImage):
-                original = wrapper.transpose_observations(original)
-            wrapper = wrapper.venv
-        return original
-
     def _policy_inputs(self, observations: Observations) -> Observations:
         """Observations ``[n, ...]`` as the policy sees them, with the present statistics of VecNormalize."""
         return observations if self._vec_normalize_env is None else self._vec_normalize_env.normalize_obs(observations)
-
-    def _before_reset(self, obs_after: Observations, dones: np.ndarray, infos: list[dict[str, Any]]) -> Observations:
-        """The observations before the automatic reset."""
-        obs = map_observations(np.copy, obs_after)
-        for i in np.flatnonzero(dones):
-            final = infos[i]["terminal_observation"]
-            if self._vec_normalize_env is not None:
-                final = self._vec_normalize_env.unnormalize_obs(final)
-            if isinstance(obs, dict):
-                for key, array in obs.items():
-                    array[i] = final[key]
-            else:
-                obs[i] = final
-        return obs
 
     def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
         low, high = self._unit_bounds  # arrays of the actions' type: np.clip with numbers takes three times as long
@@ -414,28 +368,6 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         if self._acts_in_unit_bounds:
             return clipped
         return self.policy.unscale_action(clipped.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
-
-    def _check_finite_step(self, obs: Observations, states: FloatArray, rewards: np.ndarray, t: int) -> None:
-        flat = states.ravel()
-        total = float(flat.dot(flat)) + sum(rewards.tolist())  # the fastest way to see a NaN or infinity in a few numbers
-        hidden = [a for a in obs.values() if a.dtype.kind == "f"] if isinstance(obs, dict) else ()
-        for array in hidden:
-            total += float(array.sum(dtype=np.float64))
-        if math.isfinite(total):
-            return
-        fine = np.all(np.isfinite(states), axis=(1,))
-        for array in hidden:
-            fine &= np.isfinite(array.reshape(len(array), -1)).all(-1)
-        bad = ~(fine & np.isfinite(rewards))
-        if not bad.any():  # finite numbers whose sum is not
-            return
-        i = int(np.argmax(bad))
-        what = "reward" if fine[i] else "observation"
-        raise NotFiniteError(
-            f"Environment {i} returned a {what} that is not finite at step {t} of its trajectory (after {self.num_timesteps} "
-            "steps in all). The model is as before this rollout and can be saved; fix the environment, or end its episodes "
-            "before it diverges"
-        )
 
     # ------------------------------------------------------------------ learning
 

@@ -1,30 +1,49 @@
 """Environments that return something that is no number, and what it must not stay in."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecNormalize
 
 
-def check_finite(observations: Any, rewards: np.ndarray, n_steps: int) -> None:
+class NotFiniteError(ValueError):
+    """An environment returned an observation or reward that is not finite."""
+
+
+def check_finite(observations: Any, rewards: np.ndarray, n_steps: int, t: int | None = None) -> None:
     """Refuse what would spoil everything learned.
 
-    :param observations: of all environments, ``[N, ...]`` or a dictionary of such
-    :param rewards: ``[N]``
+    :param observations: of all environments, ``[n_envs, ...]`` or a dictionary of such
+    :param rewards: ``[n_envs]``
     :param n_steps: taken so far
-    :raises ValueError: if a number is not finite
+    :param t: the time step of the trajectories; None where there are none
+    :raises NotFiniteError: if a number is not finite, naming environment and step
     """
-    fine = np.isfinite(rewards)
-    what = "a reward"
-    for array in observations.values() if isinstance(observations, dict) else (observations,):
-        if fine.all() and array.dtype.kind == "f" and not np.isfinite(array).all():
-            fine, what = np.isfinite(array.reshape(len(array), -1)).all(1), "an observation"
-    if not fine.all():
-        raise ValueError(
-            f"Environment {int(np.argmin(fine))} returned {what} that is not finite after {n_steps} steps in all. "
-            "The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
-        )
+    arrays = observations.values() if isinstance(observations, dict) else (observations,)
+    total = sum(rewards.tolist())
+    for array in arrays:
+        if array.dtype.kind == "f":
+            flat = array.ravel()
+            total += float(flat.dot(flat))  # the fastest way to see a NaN or infinity in a few numbers
+    if math.isfinite(total):
+        return
+    bad = np.zeros(len(rewards), dtype=bool)
+    for array in arrays:
+        bad |= ~np.isfinite(array.reshape(len(array), -1)).all(1)
+    what = "an observation" if bad.any() else "a reward"
+    if not bad.any():
+        bad = ~np.isfinite(rewards)
+    if not bad.any():  # finite numbers whose sum is not
+        return
+    where = f"after {n_steps} steps in all"
+    if t is not None:
+        where = f"at step {t} of its trajectory ({where})"
+    raise NotFiniteError(
+        f"Environment {int(np.argmax(bad))} returned {what} that is not finite {where}. "
+        "The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
+    )
 
 
 class KeptStatistics:
