@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("held-out error", local_planning, "held_out_error"),
         ("cost fit", local_planning, "fit_local_cost"),
         ("linearisation", AggreVaTeDOC, "_linearize"),
-        ("value function", AggreVaTeDOC, "_evaluate_policy"),
+        ("value function", AggreVaTeDOC, "evaluate_policy"),
         ("expert", AggreVaTeDOC, "improve_expert"),
         ("imitation", AggreVaTeDOC, "imitate"),
     ),

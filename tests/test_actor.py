@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_dpi.common.actor import export_actor, plain_layers
-from sb3_dpi.common.local_models import policy_mean, policy_mean_and_jacobian
+from sb3_dpi.common.linearization import policy_mean, policy_mean_and_jacobian
 from sb3_dpi.common.policies import BoundedGaussianMultiInputPolicy, BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories
 

@@ -35,7 +35,7 @@ def numbers(make: Make, seed: int | None, **kwargs: Any) -> tuple[float, float, 
 COMMON: list[dict[str, Any]] = [
     {},
     {"dynamics": "gmm"},
-    {"dynamics": "niw", "linearization": "gmm"},
+    {"dynamics": "niw"},
     {"conditions": "random", "replay": 2},
     {"make_env": lambda: vec_env(3)},
     {"make_env": lambda: VecNormalize(vec_env(2))},
@@ -44,6 +44,7 @@ COMMON: list[dict[str, Any]] = [
 ]
 OPTIONS: list[tuple[Make, dict[str, Any]]] = [
     *[(make, options) for options in COMMON for make in ALGORITHMS.values()],
+    (small_mdgps, {"dynamics": "niw", "linearization": "gmm"}),
     (small_mdgps, {"sampling": "local", "conditions": "fixed", "step_rule": "classic"}),
     (small_aggrevated_oc, {"conditions": "continue"}),
     (small_aggrevated_oc, {"conditions": "mixed"}),

@@ -254,11 +254,11 @@ def test_schedules_survive(tmp_path: Path, algorithm: type[Model], schedule: str
 
 @every_algorithm
 def test_known_cost_survives(make: Make, tmp_path: Path) -> None:
-    model = make(cost_fn=lambda obs, action, next_obs: (next_obs**2).sum(-1)).learn(ITERATION)
+    model = make(cost=lambda obs, action, next_obs: (next_obs**2).sum(-1)).learn(ITERATION)
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", env=PointMass())
-    assert loaded.cost_fn is not None
-    assert loaded.cost_fn(th.zeros(1, 2), th.zeros(1, 1), th.ones(1, 2)) == 2.0
+    assert callable(loaded.cost)
+    assert loaded.cost(th.zeros(1, 2), th.zeros(1, 1), th.ones(1, 2)) == 2.0
     assert loaded.learn(1).n_iterations == 2
 
 
@@ -278,7 +278,7 @@ CHANGES: list[tuple[Make, dict[str, Any]]] = [
     (small_mdgps, {"kl_step": 0.5, "min_std": 0.3}),
     (small_aggrevated_oc, {"conditions": "continue"}),
     (small_aggrevated_oc, {"trust_region": 0.5, "target_kl": 0.1, "min_std": 0.3}),
-    (small_aggrevated_oc, {"trust_region": 0.0, "safeguard": 0.5, "plan_lambda": 0.5}),
+    (small_aggrevated_oc, {"trust_region": 0.0, "trust": 0.5, "plan_lambda": 0.5}),
 ]
 
 

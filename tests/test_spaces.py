@@ -91,7 +91,7 @@ def test_known_cost_gets_the_environments_units(make: Make) -> None:
         seen.append(action.detach().numpy().copy())
         return (next_obs**2).sum(-1) + 0.1 * ((action - 5.0) ** 2).sum(-1)
 
-    model = make(PointMass(0.0, 10.0), cost_fn=cost_fn)
+    model = make(PointMass(0.0, 10.0), cost=cost_fn)
     model.learn(1)
     sampled = 5.0 + 5.0 * model.rollout_buffer.trajectories().actions
     np.testing.assert_allclose(np.sort(seen[0].ravel()), np.sort(sampled.ravel()), atol=1e-5)
@@ -103,7 +103,7 @@ def test_matrices_as_observation_and_action(make: Make) -> None:
     model.learn(2 * ITERATION)
     assert model.predict(np.zeros((2, 1), np.float32))[0].shape == (2, 1)
     assert model.rollout_buffer.trajectories().actions.shape[-1] == 2
-    known = make(Matrix(), cost_fn=lambda obs, action, next_obs: (next_obs**2).sum(-1) + (action**2).sum(-1))
+    known = make(Matrix(), cost=lambda obs, action, next_obs: (next_obs**2).sum(-1) + (action**2).sum(-1))
     assert known.learn(1).n_iterations == 1
 
 

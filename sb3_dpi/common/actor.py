@@ -10,6 +10,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_dpi.common.numpy_networks import Layers, Weights, forward
 from sb3_dpi.common.policies import BoundedGaussianPolicy, StandardizedExtractor
 from sb3_dpi.common.trajectories import Observations
 
@@ -27,7 +28,8 @@ def export_actor(policy: BoundedGaussianPolicy) -> Actor:
     modules = plain_layers(policy)
     if modules is None:
         return _torch_actor(policy)
-    first, layers = True, []
+    first = True
+    layers: Weights = []
     for linear, activation in modules:
         layers.append((*_affine(linear, policy.pi_features_extractor if first else None), activation))
         first = False
@@ -35,21 +37,12 @@ def export_actor(policy: BoundedGaussianPolicy) -> Actor:
     def mean(observations: Observations) -> np.ndarray:
         assert isinstance(observations, np.ndarray)
         flat = observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
-        hidden = flat.astype(np.float32)
-        for weight, bias, activation in layers:
-            # with one observation overhead is all: ``dot`` has a third of that of ``@``
-            hidden = hidden.dot(weight)
-            hidden += bias
-            if activation is nn.Tanh:
-                np.tanh(hidden, out=hidden)
-            elif activation is nn.ReLU:
-                np.maximum(hidden, 0.0, out=hidden)
-        return hidden
+        return forward(flat.astype(np.float32), layers)
 
     return mean
 
 
-def plain_layers(policy: BoundedGaussianPolicy) -> list[tuple[nn.Linear, type[nn.Module] | None]] | None:
+def plain_layers(policy: BoundedGaussianPolicy) -> Layers | None:
     """The layers of a policy whose mean is a plain network of the flattened, perhaps standardised observation.
 
     :param policy: the policy
@@ -65,7 +58,7 @@ def plain_layers(policy: BoundedGaussianPolicy) -> list[tuple[nn.Linear, type[nn
         or is_image_space(space)
     ):
         return None
-    layers: list[tuple[nn.Linear, type[nn.Module] | None]] = []
+    layers: Layers = []
     for module in [*policy.mlp_extractor.policy_net, policy.action_net]:
         if type(module) is nn.Linear and module.bias is not None:
             layers.append((module, None))

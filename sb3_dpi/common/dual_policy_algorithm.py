@@ -1,24 +1,12 @@
 """The loop that the algorithms of dual policy iteration share."""
 
-import math
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_dpi.common.actor import export_actor
-from sb3_dpi.common.choices import check_choice
-from sb3_dpi.common.environments import ENVIRONMENTS, environment_indices, make_environments
-from sb3_dpi.common.finite import KeptStatistics
-from sb3_dpi.common.planner_state import is_vector_space, make_state_view
+from sb3_dpi.common.collector import TrajectoryCollector
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
     BoundedGaussianMultiInputPolicy,
@@ -26,31 +14,17 @@ from sb3_dpi.common.policies import (
     StandardizedExtractor,
 )
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
-from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, concatenate, map_observations
-from sb3_dpi.trajopt.noise import correlate
-from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.common.trajectories import Trajectories, concatenate
 
 SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")
 
-Sampler = Callable[[int, Any, FloatArray], np.ndarray]
 
-DEFAULT_HORIZON = 200
-"""Planned time steps where the environment has no time limit."""
-CONDITIONS = ("fresh", "fixed", "random", "continue", "mixed")
-MIXED_RESTARTS = 0.5
-"""Probability that an episode is left after a window, so that a new one begins: early and late states are seen alike."""
-
-
-class NotFiniteError(ValueError):
-    """An environment returned an observation or reward that is not finite."""
-
-
-class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
+class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
     """Dual policy iteration: an expert plans with a learned model, a reactive policy imitates it.
 
     Each iteration samples time-aligned trajectories from M initial conditions with the policy (or with what a subclass
-    samples with), fits a model (``fit_model``), improves the expert under it (``improve_expert``) and trains the policy
-    towards it (``imitate``): Sun et al. 2018, Eq. 2, 4 and 5. Initial condition i is ``reset(seed=base + i)``.
+    samples with); ``train`` then fits a model, improves the expert under it and trains the policy towards it: Sun et al.
+    2018, Eq. 2, 4 and 5.
 
     Environments may differ: each then has its own initial conditions, model and expert, and one policy is trained on the sum
     of their objectives (section 6.3).
@@ -71,8 +45,6 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
     :param replay: earlier iterations whose trajectories are kept: their conditions are planned for and imitated again beside
         the new ones; usual: 0 to 10
     :param gamma: discount factor; usual: .95 to 1
-    :param environments: how the sub-environments of a VecEnv are told apart: ``"auto"``, by their place in a list, else by
-        id and keyword arguments; ``"same"``: all are copies of one; ``"different"``: each is another
     :param noise_correlation: of the exploration noise of one time step with that of the next, from 0 (white) to below 1; the
         standard deviation stays that of the policy. Actions that last reach states which white noise does not; usual: 0 to .9
     :param stats_window_size: window size for the rollout logging, in episodes
@@ -81,7 +53,6 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
     :param verbose: verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: seed for the pseudo random generators and for the initial conditions
     :param device: device (cpu, cuda, ...) on which the policy is trained
-    :param _init_setup_model: whether or not to build the network at the creation of the instance
     :raises ValueError: if the observation holds nothing that a planner could use, or the horizon exceeds the time limit
     """
 
@@ -90,10 +61,10 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         "CnnPolicy": BoundedGaussianCnnPolicy,
         "MultiInputPolicy": BoundedGaussianMultiInputPolicy,
     }
-    longest_default_horizon: ClassVar[int] = 10**9
-    """what ``horizon=None`` takes at most"""
-    policy: BoundedGaussianPolicy
-    rollout_buffer: TrajectoryBuffer
+    renamed_arguments: ClassVar[dict[str, str]] = {
+        "environments": "a list of environments as env, or an attribute environment_index of each",
+    }
+    """what to write instead of the arguments of earlier versions"""
 
     def __init__(
         self,
@@ -106,7 +77,6 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         conditions: str,
         replay: int,
         gamma: float,
-        environments: str = "auto",
         noise_correlation: float = 0.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -116,357 +86,53 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         device: Any = "auto",
     ):
         super().__init__(
-            # SB3 refuses the name with dictionaries; here the planner's "state" may stand beside the image
-            policy=BoundedGaussianCnnPolicy if policy == "CnnPolicy" else policy,
+            policy=policy,
             env=env,
             learning_rate=learning_rate,
-            n_steps=0,  # follows from horizon, trajectories and environments in _setup_model
+            horizon=horizon,
+            n_conditions=n_conditions,
+            samples_per_condition=samples_per_condition,
+            conditions=conditions,
             gamma=gamma,
-            gae_lambda=1.0,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            max_grad_norm=float("inf"),
-            use_sde=False,
-            sde_sample_freq=-1,
+            noise_correlation=noise_correlation,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
-            supported_action_spaces=(spaces.Box,),
-            _init_setup_model=False,
         )
-        check_choice("conditions", conditions, CONDITIONS)
-        check_choice("environments", environments, ENVIRONMENTS)
-        for name, value in (("n_conditions", n_conditions), ("samples_per_condition", samples_per_condition)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.horizon = horizon
-        self.n_conditions = n_conditions
-        self.samples_per_condition = samples_per_condition
-        self.conditions = conditions
         self.replay = replay
-        self.environments = environments
-        self.noise_correlation = noise_correlation
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
-        # what follows is learned or drawn in training and survives save and load (attributes of __init__ do)
-        self.n_iterations = 0
         self.past: tuple[Trajectories, ...] = ()
-        self.condition_base: int | None = None
-        self._resolved_horizon: int | None = None
-        self.environment_indices: IntArray = np.zeros(1, dtype=int)
+        """trajectories of the iterations that are kept, the latest first; they survive save and load"""
 
     def _setup_model(self) -> None:
         self._check_saved_format()
-        if not 0.0 <= self.noise_correlation < 1.0:
-            raise ValueError(f"noise_correlation must be at least 0 and below 1, got {self.noise_correlation}")
-        self._rng = np.random.default_rng(self.seed)
-        if self.condition_base is None:
-            # far from the small seeds that evaluation environments usually get
-            draw = self._rng.integers(2**30) if self.seed is None else 1_000_003 * (self.seed + 1)
-            self.condition_base = int(draw % 2**31)
-        self._state_view, self._state_dim = make_state_view(self.observation_space)
-        assert isinstance(self.action_space, spaces.Box)
-        low, high = self.action_space.low, self.action_space.high
-        ones = np.ones((1, low.size), dtype=np.float32)
-        self._unit_bounds = -ones, ones
-        self._acts_in_unit_bounds = low.ndim == 1 and bool(np.all(low == -1.0) and np.all(high == 1.0))
-        self._resolved_horizon = self._resolve_horizon()
-        if self.env is not None:
-            self.environment_indices = environment_indices(self.env, self.environments)
-        copies = int(np.bincount(self.environment_indices).min())
-        n_batches = -(-self.n_conditions * self.samples_per_condition // copies)
-        self.n_steps = n_batches * self._resolved_horizon
-        self.rollout_buffer_class = TrajectoryBuffer
-        self.rollout_buffer_kwargs = {
-            "horizon": self._resolved_horizon,
-            "state_dim": self._state_dim,
-            "n_conditions": self.n_conditions,
-            "environment_indices": self.environment_indices,
-        }
-        self._cut_episodes = np.zeros((2, self.n_envs))  # returns and lengths of what goes on
         super()._setup_model()
-        if not isinstance(self.policy, BoundedGaussianPolicy):
-            raise ValueError(
-                f"The policy must act in units of the action bounds: derive {self.policy_class.__name__} from "
-                "sb3_dpi.common.policies.BoundedGaussianPolicy, or use one of " + ", ".join(self.policy_aliases)
-            )
-
-    @property
-    def n_environments(self) -> int:
-        """How many environments differ."""
-        return int(self.environment_indices.max()) + 1
-
-    @property
-    def total_conditions(self) -> int:
-        """Initial conditions of all environments in an iteration."""
-        return self.n_environments * self.n_conditions
-
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        made = make_environments(env) if isinstance(env, (list, tuple)) else env
-        return OnPolicyAlgorithm._wrap_env(made, verbose, monitor_wrapper)
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        wrapped = self._wrap_env(env, self.verbose)
-        indices = environment_indices(wrapped, self.environments)
-        if wrapped.num_envs == self.n_envs and not np.array_equal(indices, self.environment_indices):
-            raise ValueError(
-                f"Other sub-environments differ here ({indices.tolist()}) than in the model's environment "
-                f"({self.environment_indices.tolist()}): use {type(self).__name__}.load(path, env)"
-            )
-        super().set_env(wrapped, force_reset)
-
-    def _resolve_horizon(self) -> int:
-        limit = None
-        if self.env is not None:
-            limits = [spec.max_episode_steps for spec in self.env.get_attr("spec") if spec is not None]
-            if not any(limits) and self.env.has_attr("_max_episode_steps"):  # a TimeLimit around an environment without an id
-                limits = self.env.get_attr("_max_episode_steps")
-            limit = min(filter(None, limits), default=None)
-        if self.horizon is None:
-            # a model that was loaded without environment keeps the horizon it was trained with
-            kept = self._resolved_horizon if self.env is None else None
-            return min(limit or kept or DEFAULT_HORIZON, self.longest_default_horizon)
-        if self.horizon < 2:
-            raise ValueError(f"horizon must be at least 2, got {self.horizon}")
-        if limit is not None and self.horizon > limit:
-            raise ValueError(
-                f"horizon={self.horizon} is longer than the environment's episodes ({limit} steps): use at most {limit}, or "
-                "None for the time limit"
-            )
-        return self.horizon
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_state_view", "_rng", "_actor"]
-
-    # ------------------------------------------------------------------ sampling
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Sample whole trajectories from the initial conditions.
-
-        :param env: the training environment
-        :param callback: called at each step, and at the beginning and end of the rollout
-        :param rollout_buffer: buffer to fill
-        :param n_rollout_steps: steps per environment at most; early terminations make it fewer
-        :return: False if the callback ended training
-        :raises ValueError: if an observation or reward is not finite, naming environment and step
-        """
-        assert isinstance(rollout_buffer, TrajectoryBuffer)
-        self.policy.set_training_mode(False)
-        self._actor = export_actor(self.policy)
-        rollout_buffer.reset()
-        callback.on_rollout_start()
-        statistics = KeptStatistics(self._vec_normalize_env)
-        try:
-            for batch in range(rollout_buffer.n_batches):
-                if not self._collect_batch(env, callback, rollout_buffer, batch):
-                    return False
-        except NotFiniteError:
-            statistics.restore()
-            raise
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _collect_batch(self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, batch: int) -> bool:
-        """One trajectory in each environment, from its own reset seed."""
-        conditions = rollout_buffer.conditions(batch)
-        if self._begins_anew():
-            self._report_cut_episodes()
-            env.unwrapped._seeds = self._reset_seeds(batch, conditions)
-            self._last_obs = env.reset()  # type: ignore[assignment]
-        obs = self._original_obs(self._last_obs)
-        states = self._state_view(obs)
-        self._check_finite_step(obs, states, np.zeros(env.num_envs), 0)
-        act = self._make_sampler(conditions, states, rollout_buffer.horizon)
-        alive = np.ones(env.num_envs, dtype=bool)
-        for t in range(rollout_buffer.horizon):
-            actions = act(t, self._last_obs, states)
-            new_obs, rewards, dones, infos = self._step(env, self._to_env_units(actions))
-            self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            self._update_info_buffer(infos, dones)
-            raw_rewards = rewards if self._vec_normalize_env is None else self._vec_normalize_env.get_original_reward()
-            next_obs = obs_after = self._original_obs(new_obs)
-            next_states = states_after = self._state_view(obs_after)
-            ended = any(dones.tolist())  # several times as fast as dones.any()
-            if ended:
-                next_obs = self._before_reset(obs_after, dones, infos)
-                next_states = self._state_view(next_obs)
-            self._check_finite_step(next_obs, next_states, raw_rewards, t)
-            rollout_buffer.add_step(obs, states, actions, raw_rewards)
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-            obs, states = obs_after, states_after
-            if ended or t == rollout_buffer.horizon - 1:
-                ending = alive & dones if t < rollout_buffer.horizon - 1 else alive
-                rollout_buffer.end_trajectories(ending, _died(dones, infos), next_obs, next_states)
-                alive = alive & ~dones
-                if not alive.any():
-                    break
-        rollout_buffer.end_batch()
-        self._cut_episodes = np.where(alive, self._cut_episodes + np.stack(rollout_buffer.last_batch()), 0.0)
-        if self.conditions not in ("continue", "mixed"):
-            self._report_cut_episodes()
-        return True
-
-    def _begins_anew(self) -> bool:
-        """Whether the next trajectories start from a reset, instead of where the last ones were cut."""
-        if self.num_timesteps == self._num_timesteps_at_start or self.conditions not in ("continue", "mixed"):
-            return True
-        return self.conditions == "mixed" and self._rng.random() < MIXED_RESTARTS
-
-    def _report_cut_episodes(self) -> None:
-        """An episode that is left before its end leaves nothing for Monitor to report."""
-        cut = zip(*self._cut_episodes, strict=True)
-        self._update_info_buffer([{"episode": {"r": total, "l": int(length)}} for total, length in cut if length > 0])
-        self._cut_episodes = np.zeros((2, self.n_envs))
-
-    def _step(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
-        """``env.step`` with terminal observations that VecNormalize has not clipped."""
-        normalizer = self._vec_normalize_env
-        if normalizer is None or not normalizer.norm_obs:
-            return env.step(actions)
-        clip, normalizer.clip_obs = normalizer.clip_obs, np.inf
-        try:
-            new_obs, rewards, dones, infos = env.step(actions)
-        finally:
-            normalizer.clip_obs = clip
-        if isinstance(new_obs, dict):
-            keys = normalizer.norm_obs_keys or ()
-            clipped: Any = {key: np.clip(a, -clip, clip) if key in keys else a for key, a in new_obs.items()}
-        else:
-            clipped = np.clip(new_obs, -clip, clip)
-        return clipped, rewards, dones, infos
-
-    def _reset_seeds(self, batch: int, conditions: IntArray) -> list[int | None]:
-        assert self.condition_base is not None
-        if self.conditions in ("random", "continue", "mixed"):
-            index = batch * self.n_envs + np.arange(self.n_envs)
-            per_iteration = self.total_conditions * self.samples_per_condition + self.n_envs
-            per_iteration = max(per_iteration, self.rollout_buffer.n_batches * self.n_envs)
-        else:
-            per_iteration, index = self.total_conditions, conditions
-        iteration = 0 if self.conditions == "fixed" else self.n_iterations
-        return [(self.condition_base + iteration * per_iteration + int(i)) % 2**31 for i in index]
-
-    def _make_sampler(self, conditions: np.ndarray, first_states: FloatArray, horizon: int) -> Sampler:
-        """A function of (t, observations, states) that samples actions ``[n_envs, du]`` in units of the bounds."""
-        mean, std = self._actor, np.exp(self.policy.log_std.detach().cpu().numpy())
-        noise = self._rng.standard_normal((horizon, len(conditions), len(std)), dtype=np.float32)
-        if self.noise_correlation > 0.0:
-            noise = correlate(noise, self.noise_correlation)
-        noise *= std
-        return lambda t, obs, states: mean(obs) + noise[t]
-
-    def _input_scale(self) -> FloatArray | None:
-        """Derivative of the policy's input with respect to the planner's state; None where the policy sees something else."""
-        if not is_vector_space(self.observation_space):
-            return None
-        normalizer = self._vec_normalize_env
-        if normalizer is None or not normalizer.norm_obs:
-            return np.ones(self._state_dim)
-        assert not isinstance(normalizer.obs_rms, dict)
-        return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))
-
-    def _input_limit(self) -> float:
-        normalizer = self._vec_normalize_env
-        return np.inf if normalizer is None or not normalizer.norm_obs else normalizer.clip_obs
-
-    def _original_obs(self, obs: Any) -> Observations:
-        if self._vec_normalize_env is None:
-            return obs
-        original = self._vec_normalize_env.get_original_obs()
-        wrapper: Any = self.env
-        while wrapper is not self._vec_normalize_env:  # SB3 puts the transposition of images around VecNormalize
-            if isinstance(wrapper, VecTransposeImage):
-                original = wrapper.transpose_observations(original)
-            wrapper = wrapper.venv
-        return original
-
-    def _policy_inputs(self, observations: Observations) -> Observations:
-        """Observations ``[n, ...]`` as the policy sees them, with the present statistics of VecNormalize."""
-        return observations if self._vec_normalize_env is None else self._vec_normalize_env.normalize_obs(observations)
-
-    def _before_reset(self, obs_after: Observations, dones: np.ndarray, infos: list[dict[str, Any]]) -> Observations:
-        """The observations before the automatic reset."""
-        obs = map_observations(np.copy, obs_after)
-        for i in np.flatnonzero(dones):
-            final = infos[i]["terminal_observation"]
-            if self._vec_normalize_env is not None:
-                final = self._vec_normalize_env.unnormalize_obs(final)
-            if isinstance(obs, dict):
-                for key, array in obs.items():
-                    array[i] = final[key]
-            else:
-                obs[i] = final
-        return obs
-
-    def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
-        low, high = self._unit_bounds  # arrays of the actions' type: np.clip with numbers takes three times as long
-        clipped = np.minimum(np.maximum(actions, low), high)
-        if self._acts_in_unit_bounds:
-            return clipped
-        return self.policy.unscale_action(clipped.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
-
-    def _check_finite_step(self, obs: Observations, states: FloatArray, rewards: np.ndarray, t: int) -> None:
-        flat = states.ravel()
-        total = float(flat.dot(flat)) + sum(rewards.tolist())  # the fastest way to see a NaN or infinity in a few numbers
-        hidden = [a for a in obs.values() if a.dtype.kind == "f"] if isinstance(obs, dict) else ()
-        for array in hidden:
-            total += float(array.sum(dtype=np.float64))
-        if math.isfinite(total):
-            return
-        fine = np.all(np.isfinite(states), axis=(1,))
-        for array in hidden:
-            fine &= np.isfinite(array.reshape(len(array), -1)).all(-1)
-        bad = ~(fine & np.isfinite(rewards))
-        if not bad.any():  # finite numbers whose sum is not
-            return
-        i = int(np.argmax(bad))
-        what = "reward" if fine[i] else "observation"
-        raise NotFiniteError(
-            f"Environment {i} returned a {what} that is not finite at step {t} of its trajectory (after {self.num_timesteps} "
-            "steps in all). The model is as before this rollout and can be saved; fix the environment, or end its episodes "
-            "before it diverges"
-        )
-
-    # ------------------------------------------------------------------ learning
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # the last iteration is completed beyond the total, which no schedule expects
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def train(self) -> None:
         """One iteration of dual policy iteration on the trajectories in the buffer."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        trajectories = self._recall(self.rollout_buffer.trajectories())
-        self._update_standardization(trajectories)
-        model = self.fit_model(trajectories)  # P-hat, Eq. 2
-        expert = self.improve_expert(model, trajectories)  # eta_n, Eq. 4
-        self.imitate(expert, trajectories)  # pi_n+1, Eq. 5
-        self.n_iterations += 1
-        self._n_updates += 1
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
+        raise NotImplementedError
 
-    def _recall(self, latest: Trajectories) -> Trajectories:
-        """Put the trajectories of the iterations that are kept behind the latest ones."""
+    def recall(self) -> Trajectories:
+        """Read this iteration's trajectories from the buffer, and remember them.
+
+        :return: those of the iterations that are kept stand behind the latest ones
+        """
+        latest = self.rollout_buffer.trajectories()
         M, _, T = latest.alive.shape
         kept = [past for past in self.past if (past.alive.shape[0], past.alive.shape[2]) == (M, T)]
         together = (latest, *kept)
         self.past = together[: self.replay]
         return concatenate(together)
 
-    def _update_standardization(self, trajectories: Trajectories) -> None:
+    def standardize(self, trajectories: Trajectories) -> None:
+        """Let the policy standardise its inputs by what was sampled; its function stays what it was.
+
+        :param trajectories: of this iteration and those that are kept
+        """
         if not isinstance(self.policy.pi_features_extractor, StandardizedExtractor):
             return
         observations = np.asarray(trajectories.observations)[:, :, :-1]
@@ -475,30 +141,17 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
         std = flat.std(0)
         self.policy.set_standardization(flat.mean(0), np.where(std > 1e-6, std, 1.0))
 
-    def fit_model(self, trajectories: Trajectories) -> Any:
-        """Fit a model of the system to what was sampled.
+    def _end_iteration(self) -> None:
+        """Count the iteration, and log what every algorithm logs of one."""
+        self.n_iterations += 1
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
-        :param trajectories: of this iteration
-        :return: the model
-        """
-        raise NotImplementedError
-
-    def improve_expert(self, model: Any, trajectories: Trajectories) -> Any:
-        """Improve on the policy by planning with the model, within a trust region.
-
-        :param model: of ``fit_model``
-        :param trajectories: of this iteration
-        :return: the expert
-        """
-        raise NotImplementedError
-
-    def imitate(self, expert: Any, trajectories: Trajectories) -> None:
-        """Train the policy towards the expert.
-
-        :param expert: of ``improve_expert``
-        :param trajectories: of this iteration
-        """
-        raise NotImplementedError
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # the last iteration is completed beyond the total, which no schedule expects
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def learn(
         self: SelfDualPolicyAlgorithm,
@@ -527,8 +180,3 @@ class DualPolicyAlgorithm(SavedModel, OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-
-def _died(dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
-    """Which episodes ended, and not by a time limit."""
-    return np.array([done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True)])

@@ -15,8 +15,6 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 Environment = str | gym.Env | Callable[[], gym.Env]
 """An id, an environment or a function that makes one."""
 
-ENVIRONMENTS = ("auto", "same", "different")
-
 
 class NumberedEnvironment(gym.Wrapper):
     """An environment that knows its place in the list it came from.
@@ -77,21 +75,15 @@ def make_environments(environments: Sequence[Environment], n_envs: int = 1, vec_
     return env
 
 
-def environment_indices(env: VecEnv, environments: str = "auto") -> IntArray:
-    """Which environment each sub-environment is.
+def environment_indices(env: VecEnv) -> IntArray:
+    """Which environment each sub-environment is: by the place in the list that ``make_environments`` was given, or an
+    attribute ``environment_index`` of their own, else by id and keyword arguments of ``gymnasium.make``.
 
     :param env: the vectorised environment
-    :param environments: ``"auto"``: by the place in the list that ``make_environments`` was given, or an attribute
-        ``environment_index`` of their own, else by id and keyword arguments of ``gymnasium.make``; ``"same"``: all are copies
-        of one; ``"different"``: each is another
     :return: ``[n_envs]``, from 0 on, in the order of their first appearance
     """
     labels: list[Any]
-    if environments == "same":
-        labels = [0] * env.num_envs
-    elif environments == "different":
-        labels = list(range(env.num_envs))
-    elif env.has_attr("environment_index"):
+    if env.has_attr("environment_index"):
         labels = env.get_attr("environment_index")
     else:
         labels = [_identity(spec) for spec in env.get_attr("spec")]

@@ -1,16 +1,14 @@
-"""Local linear-Gaussian models of sampled trajectories: dynamics, cost and the policy's linearisation."""
+"""Local linear-Gaussian models of sampled trajectories: dynamics and cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import torch as th
-from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.common.choices import check_choice
-from sb3_dpi.common.policies import BoundedGaussianPolicy
-from sb3_dpi.common.trajectories import Observations, Trajectories, map_observations
+from sb3_dpi.common.trajectories import Trajectories
+from sb3_dpi.world_model.known_cost import CostFunction, expand_cost
 from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
 from sb3_dpi.trajopt.dynamics import (
     LinearGaussianFit,
@@ -32,7 +30,6 @@ from sb3_dpi.trajopt.types import (
     QuadraticCost,
     QuadraticValue,
 )
-from sb3_dpi.world_model.known_cost import CostFunction, expand_cost
 
 PRIORS = ("niw", "nearest", "gmm")
 
@@ -108,27 +105,32 @@ def join_conditions(parts: Sequence[Part]) -> Part:
 
 @dataclass(frozen=True)
 class CostSettings:
-    """How the quadratic cost is fitted to the rewards."""
+    """How the quadratic cost is fitted to the rewards, or which known cost is expanded instead."""
 
     ridge: float = 1e-4
     """regularisation of the pooled fit; usual: 1e-6 to 1e-2"""
-    local_window: int | None = None
-    """half width in time steps of a local correction of the gradient; None fits the pooled cost alone; usual: 1 to 10"""
+    local_window: int = 0
+    """half width in time steps of a local correction of the gradient; 0 fits the pooled cost alone; usual: 1 to 10"""
     local_ridge: float = 0.1
     """shrinks the local correction; usual: .01 to 1"""
     death_spread: float = 0.9
     """how far a death's cost reaches back: ratio of the shares of a step and the next; 0 leaves it on the last step"""
+    cost_fn: CostFunction | None = None
+    """known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (torch, batched, the environment's own units, minus the
+    reward), expanded by automatic differentiation; the other settings are then those of the fitted values alone"""
 
     @classmethod
-    def parse(cls, value: "dict[str, Any] | CostSettings | None") -> "CostSettings":
+    def parse(cls, value: "CostFunction | dict[str, Any] | CostSettings | None") -> "CostSettings":
         """Read what a user or a YAML file gave.
 
-        :param value: a dictionary of settings, settings, or None for the defaults
+        :param value: a dictionary of settings, settings, a known cost alone, or None for the defaults
         :return: settings
         :raises ValueError: if a setting is unknown
         """
         if isinstance(value, CostSettings):
             return value
+        if callable(value):
+            return cls(cost_fn=value)
         for key in value or {}:
             check_choice("setting of cost", key, tuple(field.name for field in fields(cls)))
         return cls(**(value or {}))
@@ -155,6 +157,8 @@ class RegressionSettings:
     """clusters of the mixture at most ("gmm")"""
     samples_per_cluster: int = 40
     """points for each cluster at least ("gmm")"""
+    min_samples: int = 2
+    """living trajectories that a time step needs to be planned; later ones are cut (of the dynamics)"""
 
     @classmethod
     def parse(cls, name: str, value: "str | dict[str, Any] | RegressionSettings") -> "RegressionSettings":
@@ -199,7 +203,7 @@ def planned_lengths(trajectories: Trajectories, min_samples: int) -> np.ndarray:
     if not np.any(lengths > 0):
         raise ValueError(
             f"No time step has the {min_samples} living samples that a fit needs: raise samples_per_condition or lower "
-            "min_samples"
+            "dynamics={'min_samples': ...}"
         )
     return lengths
 
@@ -281,119 +285,6 @@ def initial_state(trajectories: Trajectories) -> GaussianState:
     return GaussianState(mean, cov + 1e-6 * np.diag(scale))
 
 
-def linearize_policy(
-    policy: BoundedGaussianPolicy,
-    trajectories: Trajectories,
-    to_inputs: Callable[[Observations], Observations],
-    input_scale: FloatArray | None,
-    method: str | dict[str, Any],
-    rng: np.random.Generator,
-    input_limit: float = np.inf,
-    n_fitted: int | None = None,
-) -> LinearGaussianFit:
-    """Linearise a policy around the samples of each condition and time step (MDGPS, section 3.1).
-
-    :param policy: the global policy
-    :param trajectories: sampled
-    :param to_inputs: from observations to what the policy sees of them
-    :param input_scale: derivative of the policy's input with respect to the planner's state, ``[dx]``; None where the
-        policy sees something else
-    :param method: ``"jacobian"``, ``"auto"``, or the settings of a regression
-    :param rng: of the regression
-    :param input_limit: where the policy's inputs are clipped
-    :param n_fitted: linearise at the first so many conditions; None does at all
-    :return: mean actions on states
-    :raises ValueError: if the Jacobian is asked for where policy and planner see different things
-    """
-    by_jacobian = method == "jacobian" or (method == "auto" and input_scale is not None)
-    if by_jacobian and n_fitted is not None:
-        trajectories = trajectories.first(n_fitted)
-    shape = trajectories.alive.shape
-    flat = to_inputs(map_observations(lambda a: a[:, :, :-1].reshape(-1, *a.shape[3:]), trajectories.observations))
-    states = trajectories.states[:, :, :-1]
-    if method == "jacobian" and input_scale is None:
-        raise ValueError(
-            'linearization="jacobian" needs a policy that observes the planner\'s state; here it observes something else: '
-            'use "auto" or a regression ("nearest", "niw", "gmm")'
-        )
-    if by_jacobian:
-        assert input_scale is not None
-        means, jacobians = policy_mean_and_jacobian(policy, np.asarray(flat), input_scale)
-        flat_array = np.asarray(flat).reshape(len(jacobians), 1, -1)
-        jacobians = jacobians * (np.abs(flat_array) < input_limit)  # a clipped input does not react
-        jacobians = jacobians.reshape(*shape, *jacobians.shape[1:])
-        return average_jacobians(states, means.reshape(*shape, -1), jacobians, trajectories.weights)
-    means = policy_mean(policy, flat).reshape(*shape, -1)
-    points = np.where(trajectories.alive[..., None], np.concatenate([states, means], -1), 0.0)
-    settings = RegressionSettings.parse("linearization", "nearest" if method == "auto" else method)
-    return fit_regression(points, trajectories.weights, states.shape[-1], settings, rng, n_fitted=n_fitted)
-
-
-def policy_mean(policy: BoundedGaussianPolicy, inputs: Observations, chunk: int = 2048) -> FloatArray:
-    """Mean actions of a policy, a chunk at a time (images would fill the memory).
-
-    :param policy: the policy
-    :param inputs: what it sees, ``[n, ...]``
-    :param chunk: observations for each forward pass
-    :return: ``[n, du]``
-    """
-    n = len(next(iter(inputs.values()))) if isinstance(inputs, dict) else len(inputs)
-    parts = []
-    with th.no_grad():
-        for start in range(0, n, chunk):
-            part = map_observations(lambda array, i=start: array[i : i + chunk], inputs)  # type: ignore[misc]
-            parts.append(policy.action_mean(obs_as_tensor(part, policy.device)).double().cpu().numpy())
-    return np.concatenate(parts)
-
-
-def policy_mean_and_jacobian(
-    policy: BoundedGaussianPolicy, inputs: np.ndarray, input_scale: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Mean action and its derivative with respect to the planner's state.
-
-    :param policy: whose observation is the planner's state, up to a scale
-    :param inputs: what the policy saw, ``[n, dx]``
-    :param input_scale: derivative of the policy's input with respect to the state, ``[dx]``
-    :return: mean ``[n, du]``, Jacobian ``[n, du, dx]``
-    """
-    tensor = th.as_tensor(inputs, dtype=th.float32, device=policy.device).requires_grad_()
-    mean = policy.action_mean(tensor)
-    rows = [th.autograd.grad(mean[:, i].sum(), tensor, retain_graph=True)[0] for i in range(mean.shape[1])]
-    jacobian = th.stack(rows, 1).reshape(len(inputs), mean.shape[1], -1).double().cpu().numpy()
-    return mean.detach().double().cpu().numpy(), jacobian * input_scale
-
-
-def average_jacobians(states: FloatArray, means: FloatArray, jacobians: FloatArray, weights: FloatArray) -> LinearGaussianFit:
-    """Linearise a policy by averaging its Jacobians over the samples of each time step.
-
-    :param states: ``[M, N, T, dx]``
-    :param means: the policy's mean actions there, ``[M, N, T, du]``
-    :param jacobians: ``[M, N, T, du, dx]``
-    :param weights: ``[M, N, T]``
-    :return: means on states; the covariance is what linearity leaves unexplained
-    """
-    total = weights.sum(1)
-    # steps without a living sample are cut from the plan; what stands there only has to be finite
-    safe = np.where(total[:, None] > 0, weights, 1.0)
-    share = safe / safe.sum(1, keepdims=True)
-    K = np.einsum("mnt,mntux->mtux", share, jacobians)
-    centre = np.einsum("mnt,mntx->mtx", share, states)
-    k = np.einsum("mnt,mntu->mtu", share, means) - np.einsum("mtux,mtx->mtu", K, centre)
-    residual = means - np.einsum("mtux,mntx->mntu", K, states) - k[:, None]
-    cov = np.einsum("mnt,mntu,mntv->mtuv", share, residual, residual)
-    return LinearGaussianFit(K, k, cov)
-
-
-def as_controller(fit: LinearGaussianFit, std: FloatArray) -> LinearGaussianController:
-    """Read a regression of mean actions on states as a controller with the policy's exploration.
-
-    :param fit: means on states
-    :param std: of the policy, ``[du]``
-    :return: controller whose covariance is the policy's plus what the fit left unexplained
-    """
-    return LinearGaussianController(fit.coef, fit.bias, fit.cov + np.diag(std**2))
-
-
 def step_costs(trajectories: Trajectories, gamma: float, death_spread: float) -> FloatArray:
     """Costs (minus rewards) of the living steps; a death also forgoes the rewards that life would have brought.
 
@@ -425,7 +316,6 @@ def fit_local_cost(
     gamma: float,
     settings: CostSettings,
     dynamics: LinearGaussianDynamics,
-    cost_fn: CostFunction | None,
     bounds: tuple[np.ndarray, np.ndarray],
 ) -> QuadraticCost:
     """Quadratic cost of each condition and time step, positive semi-definite.
@@ -433,20 +323,21 @@ def fit_local_cost(
     :param trajectories: sampled; conditions behind the first M only stand behind the pooled fit
     :param lengths: planned time steps, ``[M]``
     :param gamma: discount factor
-    :param settings: of the fit to rewards
-    :param dynamics: by which ``cost_fn`` is expanded
-    :param cost_fn: known cost, or None to fit the rewards
+    :param settings: of the fit to rewards, or with a known cost
+    :param dynamics: by which a known cost is expanded
     :param bounds: lower and upper bounds of the actions
     :return: ``[M, T]``, zero behind ``lengths``
     """
     own = trajectories.first(len(lengths))
-    if cost_fn is None:
-        options = (settings.ridge, settings.local_window, settings.local_ridge)
+    if settings.cost_fn is None:
+        options = (settings.ridge, settings.local_window or None, settings.local_ridge)
         z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1)
         costs = step_costs(trajectories, gamma, settings.death_spread)
         cost = take_conditions(fit_cost(z, costs, trajectories.weights, *options), slice(len(lengths)))
     else:
-        raw = expand_cost(cost_fn, own.states[:, :, :-1], own.actions, own.states[:, :, 1:], own.alive, dynamics, *bounds)
+        raw = expand_cost(
+            settings.cost_fn, own.states[:, :, :-1], own.actions, own.states[:, :, 1:], own.alive, dynamics, *bounds
+        )
         z = np.concatenate([own.states[:, :, :-1], own.actions], -1)
         mean = np.sum(np.where(own.alive[..., None], z, 0.0), 1) / np.maximum(own.weights.sum(1), 1.0)[..., None]
         cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C), mean)
@@ -471,7 +362,7 @@ def fit_local_value(
     if not weights.any():
         m, t, dx = following.shape[0], following.shape[2], following.shape[3]
         return QuadraticValue(np.zeros((m, t, dx, dx)), np.zeros((m, t, dx)), np.zeros((m, t)))
-    options = (settings.ridge, settings.local_window, settings.local_ridge)
+    options = (settings.ridge, settings.local_window or None, settings.local_ridge)
     fit = fit_cost(
         np.where(weights[..., None] > 0, following, 0.0), -np.where(weights > 0, values[..., 1:], 0.0), weights, *options
     )

@@ -1,26 +1,25 @@
 """The part that algorithms with local linear-Gaussian models share: fitting them around the sampled trajectories."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
+from sb3_dpi.common.linearization import as_controller, linearize_policy
 from sb3_dpi.common.local_models import (
     CostSettings,
     LocalModel,
     Part,
     RegressionSettings,
-    as_controller,
     as_dynamics,
     fit_local_cost,
     fit_regression,
     held_out_error,
     initial_state,
     join_conditions,
-    linearize_policy,
     planned_lengths,
     take_conditions,
     transition_points,
@@ -29,8 +28,6 @@ from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
 from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianController
 from sb3_dpi.world_model.known_cost import CostFunction
-
-LINEARIZATIONS = ("auto", "jacobian", "niw", "nearest", "gmm")
 
 
 def solve_shortening(
@@ -84,32 +81,33 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
 
     :param dynamics: prior of the dynamics fit: ``"nearest"``, ``"niw"`` or ``"gmm"``, or a dictionary of settings
         (fields of ``common.local_models.RegressionSettings``)
-    :param linearization: of the policy: ``"jacobian"``, settings of a regression, or ``"auto"``
-    :param cost: settings of the cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``)
-    :param cost_fn: known cost, expanded by automatic differentiation instead of fitted
+    :param linearization: of the policy: ``"jacobian"``, settings of a regression, or None
+    :param cost: settings of the cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``), or a
+        known cost, expanded by automatic differentiation instead
     :param min_std: smallest standard deviation of the policy, in units of the action bounds
-    :param min_samples: living trajectories that a time step needs to be planned
     :param kwargs: arguments of ``DualPolicyAlgorithm``
     """
+
+    renamed_arguments: ClassVar[dict[str, str]] = {
+        **DualPolicyAlgorithm.renamed_arguments,
+        "cost_fn": "cost",
+        "min_samples": 'dynamics={"min_samples": ...}',
+    }
 
     def __init__(
         self,
         *,
         dynamics: str | dict[str, Any],
-        linearization: str | dict[str, Any],
-        cost: dict[str, Any] | None,
-        cost_fn: CostFunction | None,
+        cost: CostFunction | dict[str, Any] | None,
         min_std: float | str | Schedule,
-        min_samples: int,
+        linearization: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.dynamics = dynamics
         self.linearization = linearization
         self.cost = cost
-        self.cost_fn = cost_fn
         self.min_std = as_schedule("min_std", min_std)
-        self.min_samples = min_samples
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -118,15 +116,21 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         self.min_std = as_schedule("min_std", self.min_std)
 
     def _check_arguments(self) -> None:
-        RegressionSettings.parse("dynamics", self.dynamics)
         CostSettings.parse(self.cost)
-        if self.linearization not in LINEARIZATIONS[:2]:
+        if self.linearization not in (None, "jacobian"):
             RegressionSettings.parse("linearization", self.linearization)
         if self.samples_per_condition < self.min_samples:
             raise ValueError(
                 f"A fit needs at least min_samples={self.min_samples} trajectories of each condition, "
                 f"samples_per_condition={self.samples_per_condition} gives fewer: raise samples_per_condition"
             )
+
+    @property
+    def min_samples(self) -> int:
+        """Living trajectories that a time step needs to be planned."""
+        return RegressionSettings.parse("dynamics", self.dynamics).min_samples
+
+    # ------------------------------------------------------------------ the model
 
     def fit_model(self, trajectories: Trajectories) -> LocalModel:
         """Fit dynamics, cost and the policy's linearisation around the trajectories, those of each environment apart.
@@ -147,26 +151,26 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         """Call a fit with the conditions of each environment, what it pools stays within one, and how many of them to plan."""
         if self.n_environments == 1:
             return fit(slice(None), n_planned)
-        environment = np.arange(len(trajectories.alive)) % self.total_conditions // self.n_conditions
-        chosen = [np.flatnonzero(environment == i) for i in range(self.n_environments)]
+        chosen = self._conditions_of_environments(trajectories)
         planned = [own[own < n_planned] for own in chosen]
         parts = [fit(own, len(first)) for own, first in zip(chosen, planned, strict=True)]
         return take_conditions(join_conditions(parts), np.argsort(np.concatenate(planned)))
 
+    def _conditions_of_environments(self, trajectories: Trajectories) -> list[IntArray]:
+        environment = np.arange(len(trajectories.alive)) % self.total_conditions // self.n_conditions
+        return [np.flatnonzero(environment == i) for i in range(self.n_environments)]
+
     def _fit_one(self, trajectories: Trajectories, n: int) -> LocalModel:
         planned = trajectories.first(n)
-        lengths = planned_lengths(planned, self.min_samples)
         settings = RegressionSettings.parse("dynamics", self.dynamics)
-        points, weights = transition_points(trajectories), trajectories.weights
+        lengths = planned_lengths(planned, settings.min_samples)
         n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
         n_same = self.n_conditions if self.conditions == "fixed" else None
-        dynamics = as_dynamics(fit_regression(points, weights, n_inputs, settings, self._rng, n_same, n))
-        latest, held_out = slice(0, self.n_conditions), self.n_iterations % weights.shape[1]
-        error = held_out_error(points[latest], weights[latest], n_inputs, settings, held_out, lengths[latest])
-        self.logger.record_mean("trajopt/held_out_error", error)
+        points = transition_points(trajectories)
+        dynamics = as_dynamics(fit_regression(points, trajectories.weights, n_inputs, settings, self._rng, n_same, n))
         bounds = self.action_space.low.ravel(), self.action_space.high.ravel()  # type: ignore[attr-defined]
         cost = fit_local_cost(
-            trajectories, lengths, self._planning_discount(), CostSettings.parse(self.cost), dynamics, self.cost_fn, bounds
+            trajectories, lengths, self._planning_discount(), CostSettings.parse(self.cost), dynamics, bounds
         )
         return LocalModel(dynamics, cost, self._linearize(trajectories, n), initial_state(planned), lengths)
 
@@ -187,6 +191,21 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
             n,
         )
         return as_controller(fit, np.exp(self.policy.log_std.detach().double().cpu().numpy()))
+
+    def _held_out_error(self, trajectories: Trajectories, lengths: IntArray) -> float:
+        """What the dynamics miss on one trajectory of each latest condition, left out of the fit; mean over environments."""
+        settings, n = RegressionSettings.parse("dynamics", self.dynamics), self.n_conditions
+        n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
+        held_out = self.n_iterations % trajectories.alive.shape[1]
+        errors = []
+        for first in range(0, self.total_conditions, n):
+            own = slice(first, first + n)
+            latest = trajectories.take(own)
+            points = transition_points(latest)
+            errors.append(held_out_error(points, latest.weights, n_inputs, settings, held_out, lengths[own]))
+        return float(np.mean(errors))
+
+    # ------------------------------------------------------------------ what is planned for
 
     def _planned(self, trajectories: Trajectories) -> np.ndarray:
         """Which samples are alive and planned for, ``[M, N, T]``."""

@@ -1,14 +1,14 @@
 """Mirror descent guided policy search (Montgomery & Levine, 2016)."""
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
-from sb3_dpi.common.dual_policy_algorithm import Sampler
+from sb3_dpi.common.collector import Sampler
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
 from sb3_dpi.common.policies import BoundedGaussianPolicy
@@ -23,6 +23,8 @@ SelfMDGPS = TypeVar("SelfMDGPS", bound="MDGPS")
 
 MIN_KL_STEP = 1e-6
 """A schedule may end at zero, a trust region may not."""
+STEP_LIMITS = (0.1, 3.0)
+"""Smallest and largest multiple of ``kl_step`` that a step rule may choose."""
 STEP_RULES = ("classic", "global", "fixed")
 SAMPLING = ("global", "local")
 INITIAL_CONTROLLERS = ("policy", "lqr", "pd")
@@ -30,12 +32,26 @@ INITIAL_CONTROLLERS = ("policy", "lqr", "pd")
 
 @dataclass(frozen=True)
 class CStep:
-    """What an iteration leaves behind for the step rule of the next (section 4.2)."""
+    """A model and the controllers that were optimised under it: what the step rule compares with the next (section 4.2)."""
 
     model: LocalModel
-    """fitted at this iteration, latest conditions only"""
+    """fitted at this iteration"""
     controller: LinearGaussianController
-    """p, optimised under that model"""
+    """p, of the same conditions"""
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """Costs by which the step rule judges the last C-step, ``[M]``, of the latest conditions (appendix B.3)."""
+
+    before: FloatArray
+    """of the linearised policy under the last model, l_{k-1}^{k-1, pi}"""
+    predicted: FloatArray
+    """of the controllers under the last model, l_{k-1}^k"""
+    actual: FloatArray
+    """of the linearised policy that imitated them under the present one, l_k^{k, pi}"""
+    achieved: FloatArray
+    """of what ``step_rule`` judges under the present one: the policy, or the controllers, l_k^k"""
 
 
 class MDGPS(LocalPlanningAlgorithm):
@@ -72,22 +88,17 @@ class MDGPS(LocalPlanningAlgorithm):
     :param kl_per_time_step: Bound every time step by epsilon instead of their mean
     :param step_rule: Adjustment of epsilon (section 4.2): ``"classic"``, ``"global"`` or ``"fixed"``; per condition where
         conditions are fixed, else averaged over them
-    :param step_limits: Smallest and largest multiple of ``kl_step`` that the step rule may choose
     :param dynamics: Prior of the dynamics fit: ``"nearest"``, ``"niw"`` or ``"gmm"``, or a dictionary
         ``{"prior": "niw", "window": 5}`` (fields of ``common.local_models.RegressionSettings``)
-    :param linearization: Of the policy: its ``"jacobian"``, a regression with the same choice of priors as the dynamics, or
-        ``"auto"``, the Jacobian where the policy sees what the planner sees and a regression where it does not
-    :param cost: Settings of the quadratic cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``)
-    :param cost_fn: Known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (torch, batched, the environment's own units,
-        minus the reward), expanded by automatic differentiation instead of fitted
+    :param linearization: Of the policy: its ``"jacobian"``, or a regression with the same choice of priors as the dynamics.
+        None takes the Jacobian where the policy sees what the planner sees and a regression where it does not
+    :param cost: Settings of the quadratic cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``),
+        or the known cost, ``cost(obs, action, next_obs) -> [n]`` (torch, batched, the environment's own units, minus the
+        reward), expanded by automatic differentiation instead of fitted
     :param imitation_steps: Minibatch updates of the S-step; usual: 100 to 2000
     :param batch_size: Minibatch size of the S-step
     :param min_std: Smallest standard deviation of the policy, in units of the action bounds, it can be a function of the
         progress remaining; without one the dynamics are no longer identified; usual: .05 to .4
-    :param min_samples: Living trajectories that a time step needs to be planned; later ones are cut
-    :param environments: How the sub-environments of a VecEnv are told apart: ``"auto"``, by their place in a list, else by id
-        and keyword arguments; ``"same"``: all are copies of one; ``"different"``: each is another. Those that differ have
-        conditions, a model and an expert each
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -98,6 +109,11 @@ class MDGPS(LocalPlanningAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
+
+    renamed_arguments: ClassVar[dict[str, str]] = {
+        **LocalPlanningAlgorithm.renamed_arguments,
+        "step_limits": "nothing: they are fixed",
+    }
 
     def __init__(
         self,
@@ -115,16 +131,12 @@ class MDGPS(LocalPlanningAlgorithm):
         kl_step: float | str | Schedule = 0.3,
         kl_per_time_step: bool = False,
         step_rule: str = "fixed",
-        step_limits: tuple[float, float] = (0.1, 3.0),
         dynamics: str | dict[str, Any] = "nearest",
-        linearization: str | dict[str, Any] = "auto",
-        cost: dict[str, Any] | None = None,
-        cost_fn: CostFunction | None = None,
+        linearization: str | dict[str, Any] | None = None,
+        cost: CostFunction | dict[str, Any] | None = None,
         imitation_steps: int = 300,
         batch_size: int = 256,
         min_std: float | str | Schedule = 0.2,
-        min_samples: int = 2,
-        environments: str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -146,10 +158,7 @@ class MDGPS(LocalPlanningAlgorithm):
             dynamics=dynamics,
             linearization=linearization,
             cost=cost,
-            cost_fn=cost_fn,
             min_std=min_std,
-            min_samples=min_samples,
-            environments=environments,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -162,7 +171,6 @@ class MDGPS(LocalPlanningAlgorithm):
         self.kl_step = as_schedule("kl_step", kl_step)
         self.kl_per_time_step = kl_per_time_step
         self.step_rule = step_rule
-        self.step_limits = step_limits
         self.imitation_steps = imitation_steps
         self.batch_size = batch_size
         self._check_arguments()
@@ -191,44 +199,83 @@ class MDGPS(LocalPlanningAlgorithm):
                 'sampling="local" runs the controllers of the last iteration, which belong to their conditions: set '
                 'conditions="fixed"'
             )
-        low, high = self.step_limits
-        if not 0 < low <= 1 <= high:
-            raise ValueError(f"step_limits must enclose 1, like (0.1, 3.0), got {self.step_limits}")
 
-    def fit_model(self, trajectories: Trajectories) -> LocalModel:
-        """Fit dynamics, cost and the policy's linearisation around the trajectories (Algorithm 4, lines 3 and 4).
+    # ------------------------------------------------------------------ Algorithm 4
 
-        :param trajectories: of this iteration and those that are kept
-        :return: the local models of all conditions
-        """
+    def train(self) -> None:
+        """One iteration of Algorithm 4 on the trajectories in the buffer (lines 1 and 2 sampled them)."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        trajectories = self.recall()
+        self.standardize(trajectories)
         if self.n_iterations == 0:
-            self._imitate_initial_controllers(trajectories, initial_state(trajectories).mean)
-        return super().fit_model(trajectories)
+            self.imitate_initial_controllers(trajectories)
+        model = self.fit_model(trajectories)  # lines 3 and 4
+        improvement = self.judge_last_step(model)  # line 7: l_{k-1}^{k-1, pi}, l_{k-1}^k and l_k of appendix B.3
+        self.adjust_step(improvement)  # line 7: epsilon, section 4.2
+        planned, solution = self.improve_expert(model)  # line 5: the C-step
+        losses = self.imitate(solution.controller, trajectories)  # line 6: the S-step
+        self.previous = self._of_latest(planned, solution.controller)
+        self._log(trajectories, model, improvement, planned, solution, losses)
+        self._end_iteration()
 
-    def improve_expert(self, model: LocalModel, trajectories: Trajectories) -> LinearGaussianController:
+    def imitate_initial_controllers(self, trajectories: Trajectories) -> None:
+        """Let the policy learn the controllers that sampled first, if it was not the policy itself.
+
+        :param trajectories: of the first iteration
+        """
+        controller = self._initial_controllers(initial_state(trajectories).mean, trajectories.alive.shape[2])
+        if controller is not None:
+            self.imitate(controller, trajectories)
+
+    def judge_last_step(self, model: LocalModel) -> Improvement | None:
+        """Compare what the last C-step predicted with what came of it (section 4.2, appendix B.3).
+
+        :param model: of all conditions
+        :return: costs of the latest conditions; None at the first iteration
+        """
+        if self.previous is None:
+            return None
+        last, latest = self.previous, model.first(self.total_conditions)
+        actual = total_cost(latest, latest.policy, self.gamma)
+        achieved = total_cost(latest, last.controller, self.gamma) if self.step_rule == "classic" else actual
+        before = total_cost(last.model, last.model.policy, self.gamma)
+        return Improvement(before, total_cost(last.model, last.controller, self.gamma), actual, achieved)
+
+    def adjust_step(self, improvement: Improvement | None) -> None:
+        """Adjust epsilon to how well the last C-step's prediction held (section 4.2, appendix B.3).
+
+        :param improvement: of ``judge_last_step``
+        """
+        if improvement is None or self.step_rule == "fixed":
+            return
+        before, predicted, achieved = improvement.before, improvement.predicted, improvement.achieved
+        if self.conditions != "fixed":  # other conditions than last time: only their average compares
+            before, predicted, achieved = (np.full_like(array, array.mean()) for array in (before, predicted, achieved))
+        # epsilon' = epsilon (l_{k-1}^k - l_{k-1}^{k-1, pi}) / 2 (l_{k-1}^k - l_k); no loss of accuracy means no limit
+        loss = np.maximum(achieved - predicted, 1e-4 * np.maximum(np.abs(before - predicted), 1e-12))
+        change = np.nan_to_num((before - predicted) / (2.0 * loss), nan=0.0, posinf=5.0, neginf=0.0)
+        self.step_multiplier = np.clip(self.step_multiplier * np.clip(change, 0.1, 5.0), *STEP_LIMITS)
+
+    def improve_expert(self, model: LocalModel) -> tuple[LocalModel, KLConstrainedSolution]:
         """C-step: p <- argmin E_p[cost] subject to KL(p || linearised policy) <= epsilon (Algorithm 4, lines 5 and 7).
 
         :param model: of ``fit_model``
-        :param trajectories: of this iteration and those that are kept
-        :return: the local controllers p of all conditions
+        :return: the model, of as many time steps as could be planned, and the local controllers p of all conditions
         """
-        latest = model.first(self.total_conditions)
-        cost_linearized = total_cost(latest, latest.policy, self.gamma)
-        self._adjust_step(latest, cost_linearized)
         epsilon = max(self.kl_step(self._current_progress_remaining), MIN_KL_STEP) * self._for_all(self.step_multiplier, model)
         eta = None if self.eta is None else self._for_all(self.eta, model)
-        model, solution = solve_shortening(model, epsilon, eta, self.gamma, self.kl_per_time_step)
-        latest = model.first(self.total_conditions)
+        planned, solution = solve_shortening(model, epsilon, eta, self.gamma, self.kl_per_time_step)
+        # where the next search begins
         self.eta = solution.eta[: self.total_conditions].reshape(self.total_conditions, -1).mean(-1)
-        self.previous = CStep(latest, latest.take(solution.controller))
-        self._log_c_step(self.previous, cost_linearized, solution, trajectories)
-        return solution.controller
+        return planned, solution
 
-    def imitate(self, expert: LinearGaussianController, trajectories: Trajectories) -> None:
+    def imitate(self, expert: LinearGaussianController, trajectories: Trajectories) -> FloatArray:
         """S-step: policy <- argmin sum KL(policy(u|x) || p(u|x)) over the samples (Algorithm 4, line 6; appendix B.2).
 
         :param expert: local controllers p
         :param trajectories: samples of all conditions
+        :return: loss of each minibatch, ``[imitation_steps]``
         """
         chosen = self._planned(trajectories)
         targets = np.swapaxes(
@@ -236,26 +283,34 @@ class MDGPS(LocalPlanningAlgorithm):
         )
         precision = np.linalg.inv(expert.cov)
         per_sample = np.broadcast_to(precision[:, None], (*chosen.shape, *precision.shape[2:]))[chosen]
-        self._regress_mean(self._inputs_at(trajectories, chosen), targets[chosen], per_sample)
+        losses = self._regress_mean(self._inputs_at(trajectories, chosen), targets[chosen], per_sample)
         # appendix B.2: the covariance that minimises tr(C^-1 Sigma) - log |Sigma|, here diagonal
         mean_precision = np.mean(np.diagonal(per_sample, axis1=-2, axis2=-1), 0)
         std = np.maximum(1.0 / np.sqrt(mean_precision), self.min_std(self._current_progress_remaining))
         with th.no_grad():
             self.policy.log_std.copy_(th.as_tensor(np.log(std)))
+        return losses
 
-    def _regress_mean(self, inputs: Any, targets: FloatArray, precisions: FloatArray) -> None:
+    def _regress_mean(self, inputs: Any, targets: FloatArray, precisions: FloatArray) -> FloatArray:
         """Precision-weighted regression of the policy's mean on the controllers' means."""
         # the scale of the precisions would only act as a change of the learning rate
         unit = float(np.trace(precisions.mean(0))) / targets.shape[1]
         n = len(targets)
         minibatches = self._rng.integers(n, size=(self.imitation_steps, min(self.batch_size, n)))
-        losses = regress_mean(self.policy, inputs, targets, precisions / unit, minibatches)
-        self.logger.record("train/loss", float(losses[-20:].mean()))
+        return regress_mean(self.policy, inputs, targets, precisions / unit, minibatches)
 
-    def _imitate_initial_controllers(self, trajectories: Trajectories, x0: FloatArray) -> None:
-        controller = self._initial_controllers(x0, trajectories.alive.shape[2])
-        if controller is not None:
-            self.imitate(controller, trajectories)
+    def _for_all(self, values: FloatArray, model: LocalModel) -> FloatArray:
+        """Values of the latest conditions, repeated for those of the iterations that are kept."""
+        n = len(model.lengths)
+        if self.conditions != "fixed":
+            return np.full(n, np.exp(np.log(values).mean()))
+        return np.tile(values, -(-n // len(values)))[:n]
+
+    def _of_latest(self, model: LocalModel, controller: LinearGaussianController) -> CStep:
+        latest = model.first(self.total_conditions)
+        return CStep(latest, latest.take(controller))
+
+    # ------------------------------------------------------------------ sampling
 
     def _initial_controllers(self, x0: FloatArray, horizon: int) -> LinearGaussianController | None:
         kind, options = parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
@@ -280,55 +335,35 @@ class MDGPS(LocalPlanningAlgorithm):
         offset = k + (np.linalg.cholesky(controller.cov) @ noise)[..., 0]
         return lambda t, obs, states: (K[:, t] @ states[..., None])[..., 0] + offset[:, t]
 
-    def _adjust_step(self, model: LocalModel, actual: FloatArray | None = None) -> None:
-        """Adjust epsilon to how well the last C-step's prediction held (section 4.2, appendix B.3).
+    # ------------------------------------------------------------------ what is told
 
-        :param model: of the latest conditions
-        :param actual: cost of the linearised policy under it, l_k^{k, pi}; None computes it
-        """
-        if self.previous is None:
-            return
-        last = self.previous
-        before = total_cost(last.model, last.model.policy, self.gamma)  # l_{k-1}^{k-1, pi}
-        predicted = total_cost(last.model, last.controller, self.gamma)  # l_{k-1}^k
-        if actual is None:
-            actual = total_cost(model, model.policy, self.gamma)
-        self.logger.record("trajopt/predicted_improvement", float(np.mean(before - predicted)))
-        self.logger.record("trajopt/actual_improvement", float(np.mean(before - actual)))
-        if self.step_rule == "fixed":
-            return
-        if self.step_rule == "classic":
-            actual = total_cost(model, last.controller, self.gamma)  # l_k^k
-        if self.conditions != "fixed":  # other conditions than last time: only their average compares
-            before, predicted, actual = (np.full_like(array, array.mean()) for array in (before, predicted, actual))
-        # epsilon' = epsilon (l_{k-1}^k - l_{k-1}^{k-1, pi}) / 2 (l_{k-1}^k - l_k); no loss of accuracy means no limit
-        loss = np.maximum(actual - predicted, 1e-4 * np.maximum(np.abs(before - predicted), 1e-12))
-        change = np.nan_to_num((before - predicted) / (2.0 * loss), nan=0.0, posinf=5.0, neginf=0.0)
-        self.step_multiplier = np.clip(self.step_multiplier * np.clip(change, 0.1, 5.0), *self.step_limits)
-
-    def _for_all(self, values: FloatArray, model: LocalModel) -> FloatArray:
-        """Values of the latest conditions, repeated for those of the iterations that are kept."""
-        n = len(model.lengths)
-        if self.conditions != "fixed":
-            return np.full(n, np.exp(np.log(values).mean()))
-        return np.tile(values, -(-n // len(values)))[:n]
-
-    def _log_c_step(
-        self, step: CStep, cost_linearized: FloatArray, solution: KLConstrainedSolution, trajectories: Trajectories
+    def _log(
+        self,
+        trajectories: Trajectories,
+        fitted: LocalModel,
+        improvement: Improvement | None,
+        planned: LocalModel,
+        solution: KLConstrainedSolution,
+        losses: FloatArray,
     ) -> None:
-        n, sampled = self.total_conditions, trajectories.returns[: self.total_conditions]
-        kl_step = self.kl_step(self._current_progress_remaining) * float(self.step_multiplier.mean())
-        self.logger.record("trajopt/kl", float(np.sum(solution.kl[:n]) / max(step.model.lengths.sum(), 1)))
-        self.logger.record("trajopt/eta", float(np.mean(self.eta)))  # type: ignore[arg-type]
-        self.logger.record("trajopt/kl_step", kl_step)
-        self.logger.record("trajopt/cost_local", float(total_cost(step.model, step.controller, self.gamma).mean()))
-        self.logger.record("trajopt/cost_linearized", float(cost_linearized.mean()))
-        self.logger.record("trajopt/cost_global", float(-np.nanmean(sampled)))
-        self.logger.record("trajopt/planned_steps", float(step.model.lengths.mean()))
-        self.logger.record("trajopt/lqr_passes", solution.n_passes)
-        self.logger.record("trajopt/recoveries", solution.n_recoveries)
-        self.logger.record("trajopt/inactive", int(np.sum(~solution.active)))
-        self.logger.record("trajopt/unconverged", int(np.sum(~solution.converged)))
+        record, n = self.logger.record, self.total_conditions
+        step, first = self._of_latest(planned, solution.controller), fitted.first(n)
+        record("trajopt/held_out_error", self._held_out_error(trajectories, fitted.lengths))
+        if improvement is not None:
+            record("trajopt/predicted_improvement", float(np.mean(improvement.before - improvement.predicted)))
+            record("trajopt/actual_improvement", float(np.mean(improvement.before - improvement.actual)))
+        record("trajopt/kl", float(np.sum(solution.kl[:n]) / max(step.model.lengths.sum(), 1)))
+        record("trajopt/eta", float(np.mean(self.eta)))  # type: ignore[arg-type]
+        record("trajopt/kl_step", self.kl_step(self._current_progress_remaining) * float(self.step_multiplier.mean()))
+        record("trajopt/cost_local", float(total_cost(step.model, step.controller, self.gamma).mean()))
+        record("trajopt/cost_linearized", float(total_cost(first, first.policy, self.gamma).mean()))
+        record("trajopt/cost_global", float(-np.nanmean(trajectories.returns[:n])))
+        record("trajopt/planned_steps", float(step.model.lengths.mean()))
+        record("trajopt/lqr_passes", solution.n_passes)
+        record("trajopt/recoveries", solution.n_recoveries)
+        record("trajopt/inactive", int(np.sum(~solution.active)))
+        record("trajopt/unconverged", int(np.sum(~solution.converged)))
+        record("train/loss", float(losses[-20:].mean()))
 
     def learn(
         self: SelfMDGPS,

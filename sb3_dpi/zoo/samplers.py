@@ -52,7 +52,7 @@ def mdgps(trial: BaseTrial) -> dict[str, Any]:
         "kl_step": trial.suggest_float("kl_step", 0.03, 3.0, log=True),
         "step_rule": trial.suggest_categorical("step_rule", ["fixed", "classic", "global"]),
         "dynamics": trial.suggest_categorical("dynamics", ["nearest", "niw", "gmm"]),
-        "cost": {"local_window": trial.suggest_int("cost_window", 0, 6) or None},
+        "cost": {"local_window": trial.suggest_int("cost_window", 0, 6)},
         "min_std": trial.suggest_float("min_std", 0.05, 0.6, log=True),
         "imitation_steps": trial.suggest_int("imitation_steps", 50, 1000, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
@@ -85,7 +85,7 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
         "trust_region": trial.suggest_float("trust_region", 0.03, 1.0, log=True),
         "target_kl": trial.suggest_float("target_kl", 0.01, 0.2, log=True),
         "dynamics": trial.suggest_categorical("dynamics", ["nearest", "niw", "gmm"]),
-        "cost": {"local_window": trial.suggest_int("cost_window", 0, 6) or None},
+        "cost": {"local_window": trial.suggest_int("cost_window", 0, 6)},
         "min_std": trial.suggest_float("min_std", 0.05, 0.5, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 5e-3, log=True),
         "policy_kwargs": {

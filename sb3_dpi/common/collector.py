@@ -1,0 +1,331 @@
+"""Sampling of time-aligned trajectories from initial conditions, as rollouts of Stable-Baselines3."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dpi.common.actor import Actor, export_actor
+from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.environments import environment_indices, make_environments
+from sb3_dpi.common.finite import KeptStatistics, NotFiniteError, check_finite
+from sb3_dpi.common.original_observations import before_reset, original_obs, original_rewards, step_unclipped
+from sb3_dpi.common.planner_state import is_vector_space, make_state_view
+from sb3_dpi.common.policies import BoundedGaussianCnnPolicy, BoundedGaussianPolicy
+from sb3_dpi.common.trajectories import Observations, TrajectoryBuffer
+from sb3_dpi.trajopt.noise import correlate
+from sb3_dpi.trajopt.types import FloatArray, IntArray
+
+Sampler = Callable[[int, Any, FloatArray], np.ndarray]
+
+DEFAULT_HORIZON = 200
+"""Planned time steps where the environment has no time limit."""
+CONDITIONS = ("fresh", "fixed", "random", "continue", "mixed")
+MIXED_RESTARTS = 0.5
+"""Probability that an episode is left after a window, so that a new one begins: early and late states are seen alike."""
+
+
+class TrajectoryCollector(OnPolicyAlgorithm):
+    """An algorithm of Stable-Baselines3 whose rollouts are N trajectories from each of M initial conditions, aligned in time.
+
+    Initial condition i is ``reset(seed=base + i)``. Observations and rewards are kept as the environments returned them.
+    Environments may differ: each then has its own conditions.
+
+    :param policy: the policy model to use
+    :param env: the environment to learn from, or a list of ids, environments or functions that make one
+    :param learning_rate: of the policy's optimizer
+    :param horizon: time steps of a trajectory; None for the time limit, or ``DEFAULT_HORIZON`` where there is none
+    :param n_conditions: initial conditions M of each environment in an iteration
+    :param samples_per_condition: trajectories N from each condition
+    :param conditions: ``"fresh"``, ``"fixed"``, ``"random"``, ``"continue"`` or ``"mixed"``
+    :param gamma: discount factor
+    :param noise_correlation: of the exploration noise of one time step with that of the next, from 0 to below 1
+    :param kwargs: of ``OnPolicyAlgorithm``
+    :raises ValueError: if an argument is out of range, or the horizon exceeds the time limit
+    """
+
+    longest_default_horizon: int = 10**9
+    """what ``horizon=None`` takes at most"""
+    policy: BoundedGaussianPolicy
+    rollout_buffer: TrajectoryBuffer
+    _actor: Actor
+
+    def __init__(
+        self,
+        policy: str | type[BoundedGaussianPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule,
+        horizon: int | None,
+        n_conditions: int,
+        samples_per_condition: int,
+        conditions: str,
+        gamma: float,
+        noise_correlation: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            # SB3 refuses the name with dictionaries; here the planner's "state" may stand beside the image
+            policy=BoundedGaussianCnnPolicy if policy == "CnnPolicy" else policy,
+            env=env,
+            learning_rate=learning_rate,
+            n_steps=0,  # follows from horizon, trajectories and environments in _setup_model
+            gamma=gamma,
+            gae_lambda=1.0,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=float("inf"),
+            use_sde=False,
+            sde_sample_freq=-1,
+            supported_action_spaces=(spaces.Box,),
+            _init_setup_model=False,
+            **kwargs,
+        )
+        check_choice("conditions", conditions, CONDITIONS)
+        for name, value in (("n_conditions", n_conditions), ("samples_per_condition", samples_per_condition)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.horizon = horizon
+        self.n_conditions = n_conditions
+        self.samples_per_condition = samples_per_condition
+        self.conditions = conditions
+        self.noise_correlation = noise_correlation
+        # what follows is drawn or counted in training and survives save and load (attributes of __init__ do)
+        self.n_iterations = 0
+        self.condition_base: int | None = None
+        self._resolved_horizon: int | None = None
+        self.environment_indices: IntArray = np.zeros(1, dtype=int)
+
+    def _setup_model(self) -> None:
+        if not 0.0 <= self.noise_correlation < 1.0:
+            raise ValueError(f"noise_correlation must be at least 0 and below 1, got {self.noise_correlation}")
+        self._rng = np.random.default_rng(self.seed)
+        if self.condition_base is None:
+            # far from the small seeds that evaluation environments usually get
+            draw = self._rng.integers(2**30) if self.seed is None else 1_000_003 * (self.seed + 1)
+            self.condition_base = int(draw % 2**31)
+        self._state_view, self._state_dim = make_state_view(self.observation_space)
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = self.action_space.low, self.action_space.high
+        ones = np.ones((1, low.size), dtype=np.float32)
+        self._unit_bounds = -ones, ones
+        self._acts_in_unit_bounds = low.ndim == 1 and bool(np.all(low == -1.0) and np.all(high == 1.0))
+        self._resolved_horizon = self._resolve_horizon()
+        if self.env is not None:
+            self.environment_indices = environment_indices(self.env)
+        copies = int(np.bincount(self.environment_indices).min())
+        n_batches = -(-self.n_conditions * self.samples_per_condition // copies)
+        self.n_steps = n_batches * self._resolved_horizon
+        self.rollout_buffer_class = TrajectoryBuffer
+        self.rollout_buffer_kwargs = {
+            "horizon": self._resolved_horizon,
+            "state_dim": self._state_dim,
+            "n_conditions": self.n_conditions,
+            "environment_indices": self.environment_indices,
+        }
+        self._cut_episodes = np.zeros((2, self.n_envs))  # returns and lengths of what goes on
+        super()._setup_model()
+        if not isinstance(self.policy, BoundedGaussianPolicy):
+            raise ValueError(
+                f"The policy must act in units of the action bounds: derive {self.policy_class.__name__} from "
+                "sb3_dpi.common.policies.BoundedGaussianPolicy, or use one of " + ", ".join(self.policy_aliases)
+            )
+
+    @property
+    def n_environments(self) -> int:
+        """How many environments differ."""
+        return int(self.environment_indices.max()) + 1
+
+    @property
+    def total_conditions(self) -> int:
+        """Initial conditions of all environments in an iteration."""
+        return self.n_environments * self.n_conditions
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        made = make_environments(env) if isinstance(env, (list, tuple)) else env
+        return OnPolicyAlgorithm._wrap_env(made, verbose, monitor_wrapper)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        wrapped = self._wrap_env(env, self.verbose)
+        indices = environment_indices(wrapped)
+        if wrapped.num_envs == self.n_envs and not np.array_equal(indices, self.environment_indices):
+            raise ValueError(
+                f"Other sub-environments differ here ({indices.tolist()}) than in the model's environment "
+                f"({self.environment_indices.tolist()}): use {type(self).__name__}.load(path, env)"
+            )
+        super().set_env(wrapped, force_reset)
+
+    def _resolve_horizon(self) -> int:
+        limit = None
+        if self.env is not None:
+            limits = [spec.max_episode_steps for spec in self.env.get_attr("spec") if spec is not None]
+            if not any(limits) and self.env.has_attr("_max_episode_steps"):  # a TimeLimit around an environment without an id
+                limits = self.env.get_attr("_max_episode_steps")
+            limit = min(filter(None, limits), default=None)
+        if self.horizon is None:
+            # a model that was loaded without environment keeps the horizon it was trained with
+            kept = self._resolved_horizon if self.env is None else None
+            return min(limit or kept or DEFAULT_HORIZON, self.longest_default_horizon)
+        if self.horizon < 2:
+            raise ValueError(f"horizon must be at least 2, got {self.horizon}")
+        if limit is not None and self.horizon > limit:
+            raise ValueError(
+                f"horizon={self.horizon} is longer than the environment's episodes ({limit} steps): use at most {limit}, or "
+                "None for the time limit"
+            )
+        return self.horizon
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_state_view", "_rng", "_actor"]
+
+    # ------------------------------------------------------------------ sampling
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Sample whole trajectories from the initial conditions.
+
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: steps per environment at most; early terminations make it fewer
+        :return: False if the callback ended training
+        :raises ValueError: if an observation or reward is not finite, naming environment and step
+        """
+        assert isinstance(rollout_buffer, TrajectoryBuffer)
+        self.policy.set_training_mode(False)
+        self._actor = export_actor(self.policy)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        statistics = KeptStatistics(self._vec_normalize_env)
+        try:
+            for batch in range(rollout_buffer.n_batches):
+                if not self._collect_batch(env, callback, rollout_buffer, batch):
+                    return False
+        except NotFiniteError:
+            statistics.restore()
+            raise
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _collect_batch(self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, batch: int) -> bool:
+        """One trajectory in each environment, from its own reset seed."""
+        conditions = rollout_buffer.conditions(batch)
+        if self._begins_anew():
+            self._report_cut_episodes()
+            reset_with_seeds(env, self._reset_seeds(batch, conditions))
+            self._last_obs = env.reset()  # type: ignore[assignment]
+        normalizer = self._vec_normalize_env
+        obs = original_obs(env, normalizer, self._last_obs)
+        states = self._state_view(obs)
+        check_finite(obs, np.zeros(env.num_envs), self.num_timesteps, 0)
+        act = self._make_sampler(conditions, states, rollout_buffer.horizon)
+        alive = np.ones(env.num_envs, dtype=bool)
+        for t in range(rollout_buffer.horizon):
+            actions = act(t, self._last_obs, states)
+            new_obs, rewards, dones, infos = step_unclipped(env, normalizer, self._to_env_units(actions))
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            raw_rewards = original_rewards(normalizer, rewards)
+            next_obs = obs_after = original_obs(env, normalizer, new_obs)
+            next_states = states_after = self._state_view(obs_after)
+            ended = any(dones.tolist())  # several times as fast as dones.any()
+            if ended:
+                next_obs = before_reset(normalizer, obs_after, dones, infos)
+                next_states = self._state_view(next_obs)
+            check_finite(next_obs, raw_rewards, self.num_timesteps, t)
+            rollout_buffer.add_step(obs, states, actions, raw_rewards)
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            obs, states = obs_after, states_after
+            if ended or t == rollout_buffer.horizon - 1:
+                ending = alive & dones if t < rollout_buffer.horizon - 1 else alive
+                rollout_buffer.end_trajectories(ending, _died(dones, infos), next_obs, next_states)
+                alive = alive & ~dones
+                if not alive.any():
+                    break
+        rollout_buffer.end_batch()
+        self._cut_episodes = np.where(alive, self._cut_episodes + np.stack(rollout_buffer.last_batch()), 0.0)
+        if self.conditions not in ("continue", "mixed"):
+            self._report_cut_episodes()
+        return True
+
+    def _begins_anew(self) -> bool:
+        """Whether the next trajectories start from a reset, instead of where the last ones were cut."""
+        if self.num_timesteps == self._num_timesteps_at_start or self.conditions not in ("continue", "mixed"):
+            return True
+        return self.conditions == "mixed" and self._rng.random() < MIXED_RESTARTS
+
+    def _report_cut_episodes(self) -> None:
+        """An episode that is left before its end leaves nothing for Monitor to report."""
+        cut = zip(*self._cut_episodes, strict=True)
+        self._update_info_buffer([{"episode": {"r": total, "l": int(length)}} for total, length in cut if length > 0])
+        self._cut_episodes = np.zeros((2, self.n_envs))
+
+    def _reset_seeds(self, batch: int, conditions: IntArray) -> list[int | None]:
+        assert self.condition_base is not None
+        if self.conditions in ("random", "continue", "mixed"):
+            index = batch * self.n_envs + np.arange(self.n_envs)
+            per_iteration = self.total_conditions * self.samples_per_condition + self.n_envs
+            per_iteration = max(per_iteration, self.rollout_buffer.n_batches * self.n_envs)
+        else:
+            per_iteration, index = self.total_conditions, conditions
+        iteration = 0 if self.conditions == "fixed" else self.n_iterations
+        return [(self.condition_base + iteration * per_iteration + int(i)) % 2**31 for i in index]
+
+    def _make_sampler(self, conditions: np.ndarray, first_states: FloatArray, horizon: int) -> Sampler:
+        """A function of (t, observations, states) that samples actions ``[n_envs, du]`` in units of the bounds."""
+        mean, std = self._actor, np.exp(self.policy.log_std.detach().cpu().numpy())
+        noise = self._rng.standard_normal((horizon, len(conditions), len(std)), dtype=np.float32)
+        if self.noise_correlation > 0.0:
+            noise = correlate(noise, self.noise_correlation)
+        noise *= std
+        return lambda t, obs, states: mean(obs) + noise[t]
+
+    def _input_scale(self) -> FloatArray | None:
+        """Derivative of the policy's input with respect to the planner's state; None where the policy sees something else."""
+        if not is_vector_space(self.observation_space):
+            return None
+        normalizer = self._vec_normalize_env
+        if normalizer is None or not normalizer.norm_obs:
+            return np.ones(self._state_dim)
+        assert not isinstance(normalizer.obs_rms, dict)
+        return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))
+
+    def _input_limit(self) -> float:
+        normalizer = self._vec_normalize_env
+        return np.inf if normalizer is None or not normalizer.norm_obs else normalizer.clip_obs
+
+    def _policy_inputs(self, observations: Observations) -> Observations:
+        """Observations ``[n, ...]`` as the policy sees them, with the present statistics of VecNormalize."""
+        return observations if self._vec_normalize_env is None else self._vec_normalize_env.normalize_obs(observations)
+
+    def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
+        low, high = self._unit_bounds  # arrays of the actions' type: np.clip with numbers takes three times as long
+        clipped = np.minimum(np.maximum(actions, low), high)
+        if self._acts_in_unit_bounds:
+            return clipped
+        return self.policy.unscale_action(clipped.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
+
+
+def reset_with_seeds(env: VecEnv, seeds: Sequence[int | None]) -> None:
+    """Hand out what the next ``env.reset()`` seeds each sub-environment with; ``env.seed`` counts upwards.
+
+    :param env: wrapped or not
+    :param seeds: ``[n_envs]``, equal ones allowed
+    """
+    env.unwrapped._seeds = list(seeds)
+
+
+def _died(dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
+    """Which episodes ended, and not by a time limit."""
+    return np.array([done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True)])
