@@ -1,9 +1,13 @@
 """Arguments that are chosen by name, so that a YAML file can say them."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+Settings = TypeVar("Settings")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -48,3 +52,25 @@ def as_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     except ValueError:
         raise ValueError(f"{name}={value!r} is no schedule: write a number or lin_NUMBER (falls to zero)") from None
     return FloatSchedule(LinearSchedule(start, 0.0, 1.0) if value.startswith("lin_") else start)
+
+
+def as_settings(name: str, cls: type[Settings], given: Settings | Mapping[str, Any]) -> Settings:
+    """Read what belongs together, as a YAML file writes it or as an object.
+
+    :param name: of the argument, for the error
+    :param cls: a dataclass
+    :param given: an object of it, or a dictionary of its fields
+    :return: the object
+    :raises ValueError: if a key is unknown
+    """
+    if isinstance(given, cls):
+        return given
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} is a {cls.__name__} or a dictionary of {', '.join(known)}, got {given!r}")
+    if unknown := [key for key in given if key not in known]:
+        raise ValueError(f"Unknown key {unknown[0]!r} of {name}: it has " + ", ".join(known))
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise ValueError(f"{name} is not complete: {error}") from None
