@@ -24,10 +24,10 @@ from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shorteni
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, natural_gradient_step
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories
-from sb3_dpi.world_model.known_cost import CostFunction
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution
 from sb3_dpi.trajopt.lqr import add_next_value, evaluate_controller
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost, QuadraticValue
+from sb3_dpi.world_model.known_cost import CostFunction
 
 SelfAggreVaTeDOC = TypeVar("SelfAggreVaTeDOC", bound="AggreVaTeDOC")
 

@@ -35,9 +35,9 @@ class EarlyReset:
     after: int
     """median of the steps after which an episode is left, 0 leaves none; usual: 100 to 500"""
     spread: bool = True
-    """whether each episode draws a limit of its own, half of ``after`` at least, and twice as long half as often, so that early
-    and late steps are seen alike. False makes ``after`` the limit of all: no episode then enters ``rollout/ep_rew_mean``
-    whose time limit is longer"""
+    """whether each episode draws a limit of its own, half of ``after`` at least, and twice as long half as often, so that
+    early and late steps are seen alike. False makes ``after`` the limit of all: no episode then enters
+    ``rollout/ep_rew_mean`` whose time limit is longer"""
 
     def __post_init__(self) -> None:
         if self.after < 0:
@@ -61,8 +61,8 @@ class ResetLayer(VecEnv):
     """
     Steps the copies as the environments beneath do, and leaves long episodes. Use ``install``.
 
-    It shall not be noticed: what it does not know it asks the environments beneath, and ``isinstance`` takes it for their class
-    as well.
+    It shall not be noticed: what it does not know it asks the environments beneath, and ``isinstance`` takes it for their
+    class as well.
 
     :param base: environments that step the copies
     """
@@ -95,8 +95,8 @@ class ResetLayer(VecEnv):
         Where one copy cannot be reset alone none is left, which a warning says once.
 
         :param after: median of the steps after which an episode is left; None or 0 leaves none
-        :param rng: draws at the start of an episode how long it may be: half of ``after`` at least, one of two episodes no more
-            than ``after``, one of four twice as much or more. None makes ``after`` the limit of all
+        :param rng: draws at the start of an episode how long it may be: half of ``after`` at least, one of two episodes no
+            more than ``after``, one of four twice as much or more. None makes ``after`` the limit of all
         """
         self._after, self._rng = after or None, rng
         self._time_limits = self._find_time_limits()
@@ -106,8 +106,8 @@ class ResetLayer(VecEnv):
                 self._has_warned = True
                 warnings.warn(
                     f"{type(self._base).__name__} cannot reset one copy before its episode has ended, so no episode is left "
-                    "early. Use DummyVecEnv or SubprocVecEnv with Monitor(allow_early_resets=True), or switch early resets off "
-                    "with early_reset=0",
+                    "early. Use DummyVecEnv or SubprocVecEnv with Monitor(allow_early_resets=True), or switch early resets "
+                    "off with early_reset=0",
                     stacklevel=2,
                 )
         self._draw(np.flatnonzero(np.isnan(self._shares)))
@@ -199,7 +199,7 @@ class ResetLayer(VecEnv):
             if self._after is not None:
                 infos[i] = {**infos[i], COUNTED: self._is_counted(int(i))}
         for i in left:
-            last = _map(lambda array, i=i: array[i].copy(), observations)
+            last = _map(lambda array: array[i].copy(), observations)  # noqa: B023  # it is called at once
             infos[i] = {**infos[i], "TimeLimit.truncated": True, "terminal_observation": last, EARLY: True, COUNTED: False}
             first, self.reset_infos[i] = self._base.env_method("reset", indices=[int(i)])[0]
             _put(observations, int(i), first)
@@ -232,8 +232,8 @@ class ResetLayer(VecEnv):
 
     # ------------------------------------------------------------------ passed on
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """EvalCallback and users' code compare kinds of environments."""
         return type(self._base)
 

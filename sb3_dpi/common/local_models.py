@@ -8,7 +8,6 @@ import numpy as np
 
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.trajectories import Trajectories
-from sb3_dpi.world_model.known_cost import CostFunction, expand_cost
 from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
 from sb3_dpi.trajopt.dynamics import (
     LinearGaussianFit,
@@ -30,6 +29,7 @@ from sb3_dpi.trajopt.types import (
     QuadraticCost,
     QuadraticValue,
 )
+from sb3_dpi.world_model.known_cost import CostFunction, expand_cost
 
 PRIORS = ("niw", "nearest", "gmm")
 
