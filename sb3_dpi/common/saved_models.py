@@ -1,8 +1,11 @@
 """Saved files say which algorithm wrote them and in which format."""
 
+import functools
+import inspect
 import io
 import pathlib
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -11,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 SelfSavedModel = TypeVar("SelfSavedModel", bound="SavedModel")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of saved files; raised when older code could not read them."""
 
 
@@ -22,6 +25,17 @@ class SavedModel(BaseAlgorithm):
     """``FORMAT_VERSION``"""
     algorithm_name: str
     """that of its class"""
+    algorithm_version: ClassVar[int] = 1
+    """raised with every change after which the same seed gives other numbers"""
+    renamed_arguments: ClassVar[dict[str, str]] = {}
+    """from former arguments to what is to be written instead"""
+    stored_as: ClassVar[dict[str, str]] = {}
+    """from arguments to the attributes that hold them, where these have other names"""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _refuses_former_arguments(cls.__init__)  # type: ignore[method-assign]
 
     @classmethod
     def load(
@@ -40,7 +54,19 @@ class SavedModel(BaseAlgorithm):
             path.seek(start)
         if data is not None and "algorithm_name" not in data:
             raise ValueError(f"This file holds a model of another algorithm: it cannot be loaded with {cls.__name__}.load")
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        _refuse_former(cls, {**kwargs, **(custom_objects or {})})
+        if data is not None and data.get("algorithm_name") == cls.__name__:
+            known = {*data, *inspect.signature(cls.__init__).parameters}
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(f"{cls.__name__}.load has no argument {name!r}: see help({cls.__name__})")
+            if data.get("format_version", 0) < FORMAT_VERSION:
+                raise ValueError(
+                    f"This file has format {data.get('format_version')}, this version of sb3_dpi reads format "
+                    f"{FORMAT_VERSION}: load it with the version that wrote it, or train anew"
+                )
+        stored = {cls.stored_as.get(name, name): value for name, value in kwargs.items()}
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **stored)
 
     def _check_saved_format(self) -> None:
         if self.algorithm_name != type(self).__name__:
@@ -54,3 +80,20 @@ class SavedModel(BaseAlgorithm):
                 "sb3_dpi reads: upgrade sb3_dpi"
             )
         self.format_version = FORMAT_VERSION
+
+
+def _refuse_former(cls: type[SavedModel], given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name in cls.renamed_arguments:
+            raise TypeError(f"{cls.__name__} has no argument {name!r} any more: write {cls.renamed_arguments[name]}")
+
+
+def _refuses_former_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that names the new word where a former one is given."""
+
+    @functools.wraps(init)
+    def checked(self: SavedModel, *args: Any, **kwargs: Any) -> None:
+        _refuse_former(type(self), kwargs)
+        init(self, *args, **kwargs)
+
+    return checked

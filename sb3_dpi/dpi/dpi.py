@@ -180,7 +180,8 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         "use_sde": "preset={'noise_correlation': ...}: DPI explores by noise that lasts",
         "optimize_memory_usage": "nothing: DPI needs true next observations",
     }
-    policy: MlpPolicy  # type: ignore[assignment]
+    stored_as: ClassVar[dict[str, str]] = {"critic": "critic_options"}
+    policy: MlpPolicy
     critic: Critic
     replay_buffer: ReplayBuffer
 
@@ -246,9 +247,9 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         self.target_entropy = target_entropy
         self.preset = preset
         self.expert = expert
-        self.world_model = as_settings("world_model", WorldModel, world_model or {})
-        self.critic_options = as_settings("critic", CriticOptions, critic or {})
-        self.imagination = as_settings("imagination", Imagination, imagination or {})
+        self.world_model: WorldModel = world_model or {}  # type: ignore[assignment]  # read when the model is set up
+        self.critic_options: CriticOptions = critic or {}  # type: ignore[assignment]
+        self.imagination: Imagination = imagination or {}  # type: ignore[assignment]
         self.early_reset = early_reset
         self.update_to_data = update_to_data
         self.format_version = FORMAT_VERSION
@@ -268,7 +269,11 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_saved_format()
+        self._read_settings()
         self._check_arguments()
+        if self.preset_ is not None:  # arguments may be changed on loading
+            gamma = self.preset_.gamma if self.gamma is None else self.gamma
+            self.preset_ = replace(self._resolve(self.preset_.kind), gamma=gamma)
         check_buffer(self.replay_buffer_class, self.replay_buffer_kwargs)
         self._expert = make_expert(self.expert)
         super()._setup_model()
@@ -287,6 +292,11 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         self._noise = np.zeros((self.n_envs, du))
         self._warm_up_correlation = np.zeros((self.n_envs, 1))
         self._episode_steps = np.zeros(self.n_envs, dtype=int)
+
+    def _read_settings(self) -> None:
+        self.world_model = as_settings("world_model", WorldModel, self.world_model)
+        self.critic_options = as_settings("critic", CriticOptions, self.critic_options)
+        self.imagination = as_settings("imagination", Imagination, self.imagination)
 
     def _convert_train_freq(self) -> None:
         if self.train_freq is not None:
