@@ -7,45 +7,38 @@ import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from scipy.special import ndtr
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.choices import as_schedule, as_settings, check_choice, parse_choice
-from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
-from sb3_dpi.common.finite import KeptStatistics, check_finite
-from sb3_dpi.common.original_observations import UnclippedTerminals, original_rewards
+from sb3_dpi.common.choices import as_settings, check_choice
+from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
+from sb3_dpi.dpi.arguments import FORMER_ARGUMENTS, first_temperature, known_functions, make_expert
+from sb3_dpi.dpi.collector import BlockCollector
 from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
-from sb3_dpi.dpi.presets import FIRST, Preset, choose_preset, parse_preset, resolve
+from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
 from sb3_dpi.dpi.replay import ReplayMemory, check_buffer, deal_out
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, SoftTwinQ
-from sb3_dpi.world_model.ensemble import DivergedError, Ensemble, SystemFunction, WorldModel
-from sb3_dpi.world_model.experts import EXPERTS, Expert
+from sb3_dpi.world_model.ensemble import DivergedError, Ensemble, WorldModel
+from sb3_dpi.world_model.experts import Expert
 from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.imagination import Imagination, Windows, make_windows, rollouts
 from sb3_dpi.world_model.returns_critic import ReturnsV
 from sb3_dpi.world_model.types import returns_to_go, stretch_ends
 
-SelfDPI = TypeVar("SelfDPI", bound="DPI")
-
 CRITICS: dict[str, type[Critic]] = {"q": SoftTwinQ, "returns": ReturnsV}
-DEFAULT_TEMPERATURE = 0.02
 RECENT = 5000
 """Steps that count as recent: from half of them windows begin, and their rewards and returns give unit and bounds of value."""
 LATEST_REWARDS = 300
@@ -56,8 +49,6 @@ REPORTED = 1000
 """Latest steps that the logger's numbers are about."""
 MODEL_BATCH = 64
 """Rows of a step of the model: four times as many steps on a quarter of the rows fit better at the same cost."""
-SMALLEST_MEMORY = 32
-"""Steps below which there is nothing to learn from."""
 AVERAGED_SHARE = 8.0
 """The average is one of the last eighth of the policy's steps, until that is as long as ``polyak`` says."""
 RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
@@ -65,14 +56,6 @@ RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
 SETTLED_SHARE = 0.1
 """Of the critic's learning rate, what is left when it has fallen."""
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
-LONGEST_WARM_UP, ENOUGH_EPISODES, SHORTEST_WARM_UP = 1000, 25, 100
-"""Random steps at the beginning: so many, or, with the preset that says so, fewer once so many episodes have ended, but no
-fewer than the last."""
-WARM_UP_BLOCK = 25
-"""Random steps between two looks at whether they suffice."""
-WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
-"""Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
-knows no fine movements, and a model must know both."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,7 @@ class Foresight:
     """of the mean reward over the block before"""
 
 
-class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
+class DPI(SavedModel, BlockCollector):
     """
     Dual policy iteration (DPI) on a learned neural ensemble
 
@@ -149,37 +132,7 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     algorithm_version: ClassVar[int] = 2
-    renamed_arguments: ClassVar[dict[str, str]] = {
-        "n_steps": "train_freq",
-        "horizon": "imagination={'horizon': ...}",
-        "n_windows": "imagination={'n_windows': ...}",
-        "n_branches": "imagination={'n_rollout_steps': ...}",
-        "branch_length": "imagination={'rollout_length': ...}",
-        "anchor": "imagination={'on_policy_correction': ...}",
-        "trust_region": "expert={'kind': ..., 'trust_region': ...}",
-        "imitation_steps": "expert={'kind': ..., 'imitation_steps': ...}",
-        "effort": "update_to_data",
-        "model_steps": "world_model={'gradient_steps': ...}",
-        "n_members": "world_model={'n_members': ...}",
-        "model_width": "world_model={'width': ...}",
-        "model_learning_rate": "world_model={'learning_rate': ...}",
-        "cost_fn": "world_model={'cost_fn': ...}",
-        "termination_fn": "world_model={'termination_fn': ...}",
-        "critic_updates": "policy_delay, the updates of the critic with each step of the policy",
-        "real_fraction": "critic={'real_fraction': ...}",
-        "critic_width": "policy_kwargs={'net_arch': {'qf': [...]}}",
-        "critic_learning_rate": "critic={'learning_rate': ...}",
-        "critic_settling": "critic={'lr_decay_after': ...}",
-        "restart_after": "early_reset",
-        "noise_correlation": "preset={'noise_correlation': ...}",
-        "noise_scale": "preset={'noise_scale': ...}",
-        "target_kl": "preset={'target_kl': ...}",
-        "averaging": "preset={'polyak': ...}",
-        "max_grad_norm": "preset={'max_grad_norm': ...}",
-        "test_every": "nothing: tests of the policy are gone",
-        "use_sde": "preset={'noise_correlation': ...}: DPI explores by noise that lasts",
-        "optimize_memory_usage": "nothing: DPI needs true next observations",
-    }
+    renamed_arguments: ClassVar[dict[str, str]] = FORMER_ARGUMENTS
     stored_as: ClassVar[dict[str, str]] = {"critic": "critic_options"}
     policy: MlpPolicy
     critic: Critic
@@ -280,7 +233,7 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         self._rng = np.random.default_rng(self.seed)
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
-        self.ensemble.known_reward, self.ensemble.known_end = self._known_reward(), self._known_end()
+        self.ensemble.known_reward, self.ensemble.known_end = known_functions(options, self.action_space)
         given, hidden = self.critic_options, self.policy.net_arch["qf"]
         critic_class = CRITICS[given.kind]
         self.critic = critic_class(dx, du, hidden, given.learning_rate, given.real_fraction, self.policy.activation_fn).to(
@@ -351,24 +304,6 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         """The replay buffer, as the world model reads it."""
         return ReplayMemory(self.replay_buffer, self.policy.join)
 
-    def _known_reward(self) -> SystemFunction | None:
-        known = self.world_model.cost_fn
-        if known is None:
-            return None
-        return lambda state, action, following: -known(state, self._env_units(action), following)
-
-    def _known_end(self) -> SystemFunction | None:
-        known = self.world_model.termination_fn
-        if known is None:
-            return None
-        return lambda state, action, following: known(state, self._env_units(action), following)
-
-    def _env_units(self, actions: th.Tensor) -> th.Tensor:
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in (space.low, space.high))
-        return low + 0.5 * (actions + 1.0) * (high - low)
-
     def _excluded_save_params(self) -> list[str]:
         own = ["_rng", "_noise", "_warm_up_correlation", "_episode_steps", "_act", "_expert", "_statistics"]
         return [*super()._excluded_save_params(), *own, "actor", "ensemble", "critic"]
@@ -388,173 +323,6 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         check_buffer(type(self.replay_buffer), {"optimize_memory_usage": self.replay_buffer.optimize_memory_usage})
         if self.replay_buffer.n_envs != self.n_envs:
             self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)
-
-    # ------------------------------------------------------------------ acting
-
-    def learn(
-        self: SelfDPI,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "DPI",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDPI:
-        with self.early_resets(lambda layer: EarlyReset(self.numbers.early_reset, self._spreads()), self._rng) as layer:
-            total_timesteps, callback = self._setup_learn(
-                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-            )
-            callback.on_training_start(locals(), globals())
-            assert self.env is not None and layer is not None
-            while self.num_timesteps < total_timesteps:
-                rollout = self.collect_rollouts(
-                    self.env,
-                    train_freq=self._next_block(),
-                    action_noise=self.action_noise,
-                    callback=callback,
-                    replay_buffer=self.replay_buffer,
-                    log_interval=log_interval,
-                )
-                if not rollout.continue_training:
-                    break
-                if self.preset_ is None and self._knows_enough():
-                    self._choose_preset(layer)
-                gradient_steps = self._policy_steps()
-                if self.preset_ is not None and gradient_steps > 0 and len(self.memory) >= self._warm_up_rows():
-                    self.train(gradient_steps, self.batch_size)
-            callback.on_training_end()
-        return self
-
-    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
-        result = super()._setup_learn(total_timesteps, *args, **kwargs)
-        if self._last_obs is not before:
-            self._episode_steps[:] = 0
-        return result
-
-    def _spreads(self) -> bool:
-        return self.early_reset is None or as_early_reset(self.early_reset).spread
-
-    def _next_block(self) -> TrainFreq:
-        """Steps of the vectorised environment until the next look at what was seen."""
-        if self.preset_ is None:
-            missing = -(-(self._warm_up_rows() - len(self.memory)) // self.n_envs)
-            return TrainFreq(max(min(WARM_UP_BLOCK // self.n_envs, missing), 1), TrainFrequencyUnit.STEP)
-        if self.train_freq is not None:
-            assert isinstance(self.train_freq, TrainFreq)
-            return self.train_freq
-        return TrainFreq(max(self.preset_.train_freq // self.n_envs, 1), TrainFrequencyUnit.STEP)
-
-    def _warm_up_rows(self) -> int:
-        """Rows of the replay buffer from which on it learns."""
-        wanted = self.learning_starts
-        if wanted is None:
-            wanted = SHORTEST_WARM_UP if self.preset_ is not None and self.preset_.short_warm_up else LONGEST_WARM_UP
-        return min(max(wanted, SMALLEST_MEMORY), self.replay_buffer.buffer_size * self.n_envs)
-
-    def _knows_enough(self) -> bool:
-        """Whether a preset can be chosen."""
-        n = len(self.memory)
-        early = self.learning_starts is None and self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_WARM_UP
-        return early or n >= self._warm_up_rows()
-
-    def _choose_preset(self, layer: ResetLayer) -> None:
-        kind, _ = parse_preset(self.preset)
-        why = "as asked"
-        if kind is None:
-            kind, why = choose_preset(self.ensemble, self.memory)
-        self.preset_ = self._resolve(kind)
-        layer.limit_episodes(self.preset_.early_reset, self._rng if self._spreads() else None)
-        if self.verbose >= 1:
-            print(f"DPI takes the preset {kind!r} after {len(self.memory)} random steps: {why}")
-
-    def _policy_steps(self) -> int:
-        """For the next block, as ``gradient_steps`` and ``update_to_data`` say."""
-        n = self.gradient_steps
-        if n < 0:
-            block = self._next_block()
-            at_first = block.frequency * self.n_envs if block.unit == TrainFrequencyUnit.STEP else self.steps_since_training
-            n = at_first if self.n_iterations == 0 else self.steps_since_training
-        return max(int(self.update_to_data * n), 1) if n > 0 else 0
-
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
-        """
-        Collect experiences and store them into a ``ReplayBuffer``.
-
-        :param env: The training environment
-        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
-        :param train_freq: How much experience to collect
-        :param replay_buffer: where it is stored, in the environment's units
-        :param action_noise: Action noise that will be used for exploration, beside the policy's own
-        :param learning_starts: not used: the policy acts once it has learned
-        :param log_interval: Log data every ``log_interval`` episodes
-        :return: what was collected
-        :raises ValueError: if an observation or reward is not finite, naming environment and step
-        """
-        self._act = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
-        self._statistics = KeptStatistics(self._vec_normalize_env)
-        if self._vec_normalize_env is not None:
-            env = UnclippedTerminals(env, self._vec_normalize_env)
-        return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        fresh = self._rng.standard_normal(self._noise.shape)
-        if self.n_iterations == 0:
-            actions = self._random_actions(fresh)
-        else:
-            rho, left = self.numbers.noise_correlation, self._current_progress_remaining
-            self._noise = rho * self._noise + math.sqrt(1.0 - rho**2) * fresh
-            obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-            mean, std = self._act(self.policy.join(obs))
-            actions = np.tanh(mean + as_schedule("noise_scale", self.numbers.noise_scale)(left) * std * self._noise)
-        scaled = actions.astype(np.float32).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-        if action_noise is not None:
-            scaled = np.clip(scaled + action_noise(), -1.0, 1.0)
-        return self.policy.unscale_action(scaled), scaled
-
-    def _random_actions(self, fresh: FloatArray) -> FloatArray:
-        """Uniform between the bounds; some last from step to step."""
-        if len(self.memory) // self.n_envs % WARM_UP_SEGMENT == 0:
-            self._warm_up_correlation = self._rng.choice(WARM_UP_CORRELATIONS, size=(self.n_envs, 1))
-        rho = self._warm_up_correlation
-        self._noise = rho * self._noise + np.sqrt(1.0 - rho**2) * fresh
-        return 2.0 * ndtr(self._noise) - 1.0
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        try:
-            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
-        except ValueError:
-            self._statistics.restore()
-            self._last_obs = None  # start from a reset
-            raise
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._episode_steps += 1
-        for i in np.flatnonzero(dones):
-            if infos[i].get("TimeLimit.truncated", False) and not infos[i].get("early_reset", False):
-                self.time_limit = max(self.time_limit, int(self._episode_steps[i]))
-            self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
-            self._episode_steps[i] = 0
-        self.n_episodes += int(np.sum(dones))
-        self.steps_since_training += self.n_envs
 
     # ------------------------------------------------------------------ learning
 
@@ -778,35 +546,3 @@ class DPI(LeavesEpisodes, SavedModel, OffPolicyAlgorithm):
         self._follow_divergence(divergence)
         self.n_iterations += 1
         self.steps_since_training = 0
-
-
-def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:
-    """
-    The expert that is meant.
-
-    :param expert: its name, a dictionary of options with the name under ``"kind"``, or the expert itself
-    :return: what plans
-    :raises ValueError: if the name or an option is unknown
-    """
-    if not isinstance(expert, (str, dict)):
-        return expert
-    kind, options = parse_choice("expert", expert, tuple(EXPERTS))
-    return as_settings(f"expert {kind!r}", EXPERTS[kind], options)
-
-
-def first_temperature(ent_coef: str | float) -> float:
-    """
-    The temperature at first.
-
-    :param ent_coef: a number, ``"auto"`` or ``"auto_NUMBER"``
-    :return: in units of value
-    :raises ValueError: if it is none of these, or not above zero
-    """
-    given = str(ent_coef).removeprefix("auto").removeprefix("_")
-    try:
-        start = float(given) if given else DEFAULT_TEMPERATURE
-    except ValueError:
-        raise ValueError(f"ent_coef={ent_coef!r}: write a number, 'auto' or 'auto_NUMBER'") from None
-    if not start > 0.0:
-        raise ValueError(f"ent_coef must be above 0, got {ent_coef}")
-    return start

@@ -1,0 +1,99 @@
+"""What arguments of DPI mean that can be given in several ways, and what former ones are called now."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_dpi.common.choices import as_settings, parse_choice
+from sb3_dpi.world_model.ensemble import SystemFunction, WorldModel
+from sb3_dpi.world_model.experts import EXPERTS, Expert
+
+DEFAULT_TEMPERATURE = 0.02
+FORMER_ARGUMENTS = {
+    "n_steps": "train_freq",
+    "horizon": "imagination={'horizon': ...}",
+    "n_windows": "imagination={'n_windows': ...}",
+    "n_branches": "imagination={'n_rollout_steps': ...}",
+    "branch_length": "imagination={'rollout_length': ...}",
+    "anchor": "imagination={'on_policy_correction': ...}",
+    "trust_region": "expert={'kind': ..., 'trust_region': ...}",
+    "imitation_steps": "expert={'kind': ..., 'imitation_steps': ...}",
+    "effort": "update_to_data",
+    "model_steps": "world_model={'gradient_steps': ...}",
+    "n_members": "world_model={'n_members': ...}",
+    "model_width": "world_model={'width': ...}",
+    "model_learning_rate": "world_model={'learning_rate': ...}",
+    "cost_fn": "world_model={'cost_fn': ...}",
+    "termination_fn": "world_model={'termination_fn': ...}",
+    "critic_updates": "policy_delay, the updates of the critic with each step of the policy",
+    "real_fraction": "critic={'real_fraction': ...}",
+    "critic_width": "policy_kwargs={'net_arch': {'qf': [...]}}",
+    "critic_learning_rate": "critic={'learning_rate': ...}",
+    "critic_settling": "critic={'lr_decay_after': ...}",
+    "restart_after": "early_reset",
+    "noise_correlation": "preset={'noise_correlation': ...}",
+    "noise_scale": "preset={'noise_scale': ...}",
+    "target_kl": "preset={'target_kl': ...}",
+    "averaging": "preset={'polyak': ...}",
+    "max_grad_norm": "preset={'max_grad_norm': ...}",
+    "test_every": "nothing: tests of the policy are gone",
+    "use_sde": "preset={'noise_correlation': ...}: DPI explores by noise that lasts",
+    "optimize_memory_usage": "nothing: DPI needs true next observations",
+}
+"""From former arguments to what is written instead."""
+
+
+def known_functions(
+    world_model: WorldModel, action_space: spaces.Space
+) -> tuple[SystemFunction | None, SystemFunction | None]:
+    """
+    Known rewards and ends, of actions in units of the bounds.
+
+    :param world_model: holds what the user knows, in the environment's units
+    :param action_space: bounded Box
+    :return: the reward and whether an episode ends, None where it is learned
+    """
+    assert isinstance(action_space, spaces.Box)
+    bounds = np.stack([action_space.low.reshape(-1), action_space.high.reshape(-1)])
+
+    def env_units(actions: th.Tensor) -> th.Tensor:
+        low, high = th.as_tensor(bounds, device=actions.device)
+        return low + 0.5 * (actions + 1.0) * (high - low)
+
+    cost, end = world_model.cost_fn, world_model.termination_fn
+    reward = None if cost is None else lambda state, action, following: -cost(state, env_units(action), following)
+    return reward, None if end is None else lambda state, action, following: end(state, env_units(action), following)
+
+
+def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:
+    """
+    The expert that is meant.
+
+    :param expert: its name, a dictionary of options with the name under ``"kind"``, or the expert itself
+    :return: what plans
+    :raises ValueError: if the name or an option is unknown
+    """
+    if not isinstance(expert, (str, dict)):
+        return expert
+    kind, options = parse_choice("expert", expert, tuple(EXPERTS))
+    return as_settings(f"expert {kind!r}", EXPERTS[kind], options)
+
+
+def first_temperature(ent_coef: str | float) -> float:
+    """
+    The temperature at first.
+
+    :param ent_coef: a number, ``"auto"`` or ``"auto_NUMBER"``
+    :return: in units of value
+    :raises ValueError: if it is none of these, or not above zero
+    """
+    given = str(ent_coef).removeprefix("auto").removeprefix("_")
+    try:
+        start = float(given) if given else DEFAULT_TEMPERATURE
+    except ValueError:
+        raise ValueError(f"ent_coef={ent_coef!r}: write a number, 'auto' or 'auto_NUMBER'") from None
+    if not start > 0.0:
+        raise ValueError(f"ent_coef must be above 0, got {ent_coef}")
+    return start

@@ -1,0 +1,237 @@
+"""Real steps for DPI: a warm-up of random ones, a preset that follows from them, then blocks by the policy that learns."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from scipy.special import ndtr
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_dpi.common.choices import as_schedule
+from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
+from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.original_observations import UnclippedTerminals, original_rewards
+from sb3_dpi.dpi.policies import MlpPolicy
+from sb3_dpi.dpi.presets import Preset, choose_preset, parse_preset
+from sb3_dpi.dpi.replay import ReplayMemory
+from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.world_model.ensemble import Ensemble
+
+SelfCollector = TypeVar("SelfCollector", bound="BlockCollector")
+
+SMALLEST_MEMORY = 32
+"""Steps below which there is nothing to learn from."""
+LONGEST_WARM_UP, ENOUGH_EPISODES, SHORTEST_WARM_UP = 1000, 25, 100
+"""Random steps at the beginning: so many, or, with the preset that says so, fewer once so many episodes have ended, but no
+fewer than the last."""
+WARM_UP_BLOCK = 25
+"""Random steps between two looks at whether they suffice."""
+WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
+"""Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
+knows no fine movements, and a model must know both."""
+
+
+class BlockCollector(LeavesEpisodes, OffPolicyAlgorithm):
+    """What DPI adds to the way in which SB3's off-policy algorithms take steps. DPI sets the attributes."""
+
+    policy: MlpPolicy
+    ensemble: Ensemble
+    replay_buffer: ReplayBuffer
+    preset: str | dict[str, Any] | None
+    preset_: Preset | None
+    early_reset: EarlyReset | int | Mapping[str, Any] | None
+    update_to_data: float
+    n_iterations: int
+    n_episodes: int
+    time_limit: int
+    steps_since_training: int
+    _rng: np.random.Generator
+    _noise: FloatArray
+    _warm_up_correlation: FloatArray
+    _episode_steps: np.ndarray
+    _act: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    _statistics: KeptStatistics
+
+    @property
+    def numbers(self) -> Preset:
+        """What is learned with."""
+        raise NotImplementedError
+
+    @property
+    def memory(self) -> ReplayMemory:
+        """The replay buffer, as the world model reads it."""
+        raise NotImplementedError
+
+    def _resolve(self, kind: str) -> Preset:
+        raise NotImplementedError
+
+    def learn(
+        self: SelfCollector,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "DPI",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfCollector:
+        with self.early_resets(lambda layer: EarlyReset(self.numbers.early_reset, self._spreads()), self._rng) as layer:
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
+            callback.on_training_start(locals(), globals())
+            assert self.env is not None and layer is not None
+            while self.num_timesteps < total_timesteps:
+                rollout = self.collect_rollouts(
+                    self.env,
+                    train_freq=self._next_block(),
+                    action_noise=self.action_noise,
+                    callback=callback,
+                    replay_buffer=self.replay_buffer,
+                    log_interval=log_interval,
+                )
+                if not rollout.continue_training:
+                    break
+                if self.preset_ is None and self._knows_enough():
+                    self._choose_preset(layer)
+                gradient_steps = self._policy_steps()
+                if self.preset_ is not None and gradient_steps > 0 and len(self.memory) >= self._warm_up_rows():
+                    self.train(gradient_steps, self.batch_size)
+            callback.on_training_end()
+        return self
+
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        result = super()._setup_learn(total_timesteps, *args, **kwargs)
+        if self._last_obs is not before:
+            self._episode_steps[:] = 0
+        return result
+
+    def _spreads(self) -> bool:
+        return self.early_reset is None or as_early_reset(self.early_reset).spread
+
+    def _next_block(self) -> TrainFreq:
+        """Steps of the vectorised environment until the next look at what was seen."""
+        if self.preset_ is None:
+            missing = -(-(self._warm_up_rows() - len(self.memory)) // self.n_envs)
+            return TrainFreq(max(min(WARM_UP_BLOCK // self.n_envs, missing), 1), TrainFrequencyUnit.STEP)
+        if self.train_freq is not None:
+            assert isinstance(self.train_freq, TrainFreq)
+            return self.train_freq
+        return TrainFreq(max(self.preset_.train_freq // self.n_envs, 1), TrainFrequencyUnit.STEP)
+
+    def _warm_up_rows(self) -> int:
+        """Rows of the replay buffer from which on it learns."""
+        wanted = self.learning_starts
+        if wanted is None:
+            wanted = SHORTEST_WARM_UP if self.preset_ is not None and self.preset_.short_warm_up else LONGEST_WARM_UP
+        return min(max(wanted, SMALLEST_MEMORY), self.replay_buffer.buffer_size * self.n_envs)
+
+    def _knows_enough(self) -> bool:
+        """Whether a preset can be chosen."""
+        n = len(self.memory)
+        early = self.learning_starts is None and self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_WARM_UP
+        return early or n >= self._warm_up_rows()
+
+    def _choose_preset(self, layer: ResetLayer) -> None:
+        kind, _ = parse_preset(self.preset)
+        why = "as asked"
+        if kind is None:
+            kind, why = choose_preset(self.ensemble, self.memory)
+        self.preset_ = self._resolve(kind)
+        layer.limit_episodes(self.preset_.early_reset, self._rng if self._spreads() else None)
+        if self.verbose >= 1:
+            print(f"DPI takes the preset {kind!r} after {len(self.memory)} random steps: {why}")
+
+    def _policy_steps(self) -> int:
+        """For the next block, as ``gradient_steps`` and ``update_to_data`` say."""
+        n = self.gradient_steps
+        if n < 0:
+            block = self._next_block()
+            at_first = block.frequency * self.n_envs if block.unit == TrainFrequencyUnit.STEP else self.steps_since_training
+            n = at_first if self.n_iterations == 0 else self.steps_since_training
+        return max(int(self.update_to_data * n), 1) if n > 0 else 0
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """
+        Collect experiences and store them into a ``ReplayBuffer``.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param train_freq: How much experience to collect
+        :param replay_buffer: where it is stored, in the environment's units
+        :param action_noise: Action noise that will be used for exploration, beside the policy's own
+        :param learning_starts: not used: the policy acts once it has learned
+        :param log_interval: Log data every ``log_interval`` episodes
+        :return: what was collected
+        :raises ValueError: if an observation or reward is not finite, naming environment and step
+        """
+        self._act = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
+        self._statistics = KeptStatistics(self._vec_normalize_env)
+        if self._vec_normalize_env is not None:
+            env = UnclippedTerminals(env, self._vec_normalize_env)
+        return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        fresh = self._rng.standard_normal(self._noise.shape)
+        if self.n_iterations == 0:
+            actions = self._random_actions(fresh)
+        else:
+            rho, left = self.numbers.noise_correlation, self._current_progress_remaining
+            self._noise = rho * self._noise + math.sqrt(1.0 - rho**2) * fresh
+            obs = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+            mean, std = self._act(self.policy.join(obs))
+            actions = np.tanh(mean + as_schedule("noise_scale", self.numbers.noise_scale)(left) * std * self._noise)
+        scaled = actions.astype(np.float32).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1.0, 1.0)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _random_actions(self, fresh: FloatArray) -> FloatArray:
+        """Uniform between the bounds; some last from step to step."""
+        if len(self.memory) // self.n_envs % WARM_UP_SEGMENT == 0:
+            self._warm_up_correlation = self._rng.choice(WARM_UP_CORRELATIONS, size=(self.n_envs, 1))
+        rho = self._warm_up_correlation
+        self._noise = rho * self._noise + np.sqrt(1.0 - rho**2) * fresh
+        return 2.0 * ndtr(self._noise) - 1.0
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        try:
+            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
+        except ValueError:
+            self._statistics.restore()
+            self._last_obs = None  # start from a reset
+            raise
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._episode_steps += 1
+        for i in np.flatnonzero(dones):
+            if infos[i].get("TimeLimit.truncated", False) and not infos[i].get("early_reset", False):
+                self.time_limit = max(self.time_limit, int(self._episode_steps[i]))
+            self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
+            self._episode_steps[i] = 0
+        self.n_episodes += int(np.sum(dones))
+        self.steps_since_training += self.n_envs
