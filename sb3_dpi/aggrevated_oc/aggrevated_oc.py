@@ -1,7 +1,7 @@
 """AggreVaTeD with optimal control: dual policy iteration with local models (Sun et al., 2018)."""
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -161,6 +161,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
 
+    algorithm_version: ClassVar[int] = 1
     longest_default_horizon = 100
 
     def __init__(

@@ -147,6 +147,7 @@ class DPI(SavedModel, ContinuingSampler):
     :raises ValueError: if an argument is out of range or unknown, or observations are no vectors
     """
 
+    algorithm_version: ClassVar[int] = 1
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "MultiInputPolicy": MultiInputPolicy,

@@ -1,7 +1,7 @@
 """Mirror descent guided policy search (Montgomery & Levine, 2016)."""
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -98,6 +98,8 @@ class MDGPS(LocalPlanningAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
+
+    algorithm_version: ClassVar[int] = 1
 
     def __init__(
         self,
