@@ -307,6 +307,18 @@ def test_fair_runs_raise_no_warning(tmp_path: Path, no_figures: None) -> None:
     assert "## Warnings\n\nNone." in (tmp_path / "report.md").read_text()
 
 
+def test_versions_of_an_algorithm_say_nothing_of_others(tmp_path: Path, no_figures: None) -> None:
+    for algo, version in (("mdgps", "2"), ("dpi", "3")):
+        for seed in (1, 2):
+            versions = {**VERSIONS, "algorithm_version": version}
+            write_run(tmp_path, algo, "A-v0", seed, GRID, [1, 2, 3, 4, 5], versions=versions)
+    assert write_report(tmp_path, {}) == []
+    # An old record is one of version 1
+    path = tmp_path / "dpi/A-v0_1/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "versions": {**VERSIONS, "sources": "a" * 64}}))
+    assert write_report(tmp_path, {}) == ["A-v0: versions differ, algorithm_version of dpi: 1 (dpi seed 1); 3 (dpi seed 2)"]
+
+
 def test_corrupt_runs_are_named_and_left_out(small: tuple[Path, dict[str, Task]]) -> None:
     out, tasks = small
     (out / "trpo/A-v0_3/evaluations.npz").write_bytes(b"half")

@@ -4,16 +4,19 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from sb3_dpi import MDGPS
 from sb3_dpi.compare import RunConfig, key
-from sb3_dpi.compare.key import configuration_key, provenance, run_key, run_versions, sources_hash
+from sb3_dpi.compare.key import configuration_key, provenance, run_key, run_versions
+from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import (
     RECORD,
     SET_ASIDE,
@@ -26,7 +29,9 @@ from sb3_dpi.compare.store import (
     read_result,
     version_differences,
 )
+from sb3_dpi.compare.suite import make_configs, suite_from_arguments
 from sb3_dpi.compare.types import Timing
+from sb3_dpi.zoo import ALGORITHMS, algorithm_class
 
 CONFIG = RunConfig(
     algo="ppo",
@@ -42,14 +47,14 @@ TIMING = Timing(4.0, 3.0, 2.0, 1.0)
 @pytest.fixture(autouse=True)
 def _caches() -> Iterator[None]:
     yield
-    for cached in (key.sources_hash, key.run_versions, key._installed):
+    for cached in (key.run_versions, key._installed):
         cached.cache_clear()
 
 
 @pytest.fixture
 def fresh() -> None:
-    """Versions and sources are looked at anew."""
-    for cached in (key.sources_hash, key.run_versions, key._installed):
+    """Versions are looked at anew."""
+    for cached in (key.run_versions, key._installed):
         cached.cache_clear()
 
 
@@ -144,48 +149,27 @@ def test_key_covers_versions(changed: str, monkeypatch: pytest.MonkeyPatch, fres
     assert configuration_key(CONFIG) == alone
 
 
-@pytest.mark.parametrize(
-    ("file", "counts"),
-    [
-        ("trajopt/lqr.py", True),
-        ("mdgps/mdgps.py", True),
-        ("envs/__init__.py", True),
-        ("common/zoo/new.py", True),
-        ("new.py", True),
-        ("zoo/register.py", False),
-        ("zoo/compare/new.py", False),
-        ("compare/run.py", False),
-        ("compare/suites/new.py", False),
-        ("py.typed", False),
-    ],
-)
-def test_key_covers_the_sources_of_our_algorithms(
-    file: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_key_covers_the_version_of_our_algorithms(algo: str, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    algorithm = algorithm_class(algo)
+    assert isinstance(vars(algorithm)["algorithm_version"], int), "each says its own"
+    configs = [replace(CONFIG, algo=name) for name in (*ALGORITHMS, "ppo")]
+    before = [run_key(config) for config in configs]
+    present = algorithm.algorithm_version
+    assert run_versions(algo) == {**run_versions(algo), "algorithm_version": str(present)}
+    assert set(run_versions(algo)) == {"gymnasium", "mujoco", "algorithm_version"}
+    monkeypatch.setattr(algorithm, "algorithm_version", present + 1)
+    run_versions.cache_clear()
+    assert [config.algo for config, old in zip(configs, before, strict=True) if run_key(config) != old] == [algo]
+
+
+def test_key_covers_the_version_of_what_a_class_of_the_users_is_derived_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
-    shutil.copytree(key.PACKAGE, tmp_path / "sb3_dpi", ignore=shutil.ignore_patterns("*cache*"))
-    ours, theirs, hashed = run_key(replace(CONFIG, algo="mdgps")), run_key(CONFIG), sources_hash()
-    monkeypatch.setattr(key, "PACKAGE", tmp_path / "sb3_dpi")
-    sources_hash.cache_clear()
-    run_versions.cache_clear()
-    assert sources_hash() == hashed and run_key(replace(CONFIG, algo="mdgps")) == ours
-    path = tmp_path / "sb3_dpi" / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as opened:
-        opened.write("\n")
-    sources_hash.cache_clear()
-    run_versions.cache_clear()
-    assert (sources_hash() != hashed) is counts
-    assert (run_key(replace(CONFIG, algo="mdgps")) != ours) is counts
-    assert run_key(CONFIG) == theirs
-
-
-def test_key_covers_names_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
-    monkeypatch.setattr(key, "PACKAGE", tmp_path)
-    (tmp_path / "first.py").write_text("a = 1\n")
-    before = sources_hash()
-    (tmp_path / "first.py").rename(tmp_path / "second.py")
-    sources_hash.cache_clear()
-    assert sources_hash() != before
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_guided_policy_search.py").write_text("from sb3_dpi import MDGPS\n\n\nclass Mine(MDGPS):\n    pass\n")
+    found = run_versions("a_guided_policy_search:Mine")
+    assert set(found) == {"gymnasium", "mujoco", "a_guided_policy_search", "algorithm_version"}
 
 
 def test_key_covers_the_file_of_an_algorithm_outside_any_distribution(
@@ -213,11 +197,11 @@ def test_provenance() -> None:
 
 
 def test_differences_in_words() -> None:
-    stored = {"gymnasium": "1.2.0", "mujoco": "3.1", "sources": "0123456789abcdef"}
+    stored = {"gymnasium": "1.2.0", "mujoco": "3.1", "mine": "0123456789abcdef"}
     assert version_differences(stored, dict(stored)) == ""
     present = {"gymnasium": "1.4.0", "mujoco": "3.1", "stable_baselines3": "2.9"}
     assert version_differences(stored, present) == (
-        "gymnasium 1.2.0 (here 1.4.0), sources 0123456789ab (here absent), stable_baselines3 absent (here 2.9)"
+        "gymnasium 1.2.0 (here 1.4.0), mine 0123456789ab (here absent), stable_baselines3 absent (here 2.9)"
     )
 
 
@@ -507,6 +491,103 @@ def test_two_comparisons_read_the_same_baseline_at_the_same_time(tmp_path: Path,
     second.join(10.0)
     assert [result.curve.results[0, 0] for result in found] == [4.0, 4.0]
     assert list(find_runs(out)) == [out / CONFIG.path] and not (out / SET_ASIDE).exists()
+
+
+# ---------------------------------------------------------------------- versions of our algorithms
+
+RESULTS = Path(__file__).parents[1] / "results"
+STORED = RESULTS / "mdgps" / "zoo_entries"
+
+
+@pytest.fixture
+def raised(monkeypatch: pytest.MonkeyPatch, fresh: None) -> Callable[[], None]:
+    """MDGPS learns otherwise from now on."""
+
+    def raise_version() -> None:
+        monkeypatch.setattr(MDGPS, "algorithm_version", MDGPS.algorithm_version + 1)
+        run_versions.cache_clear()
+
+    return raise_version
+
+
+def _stored(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Copy a run whose record names a hash of sources; here are the packages that it ran with."""
+    source = next(folder for folder in find_runs(STORED) if folder.parent.name == "mdgps")
+    record = json.loads((source / RECORD).read_text())
+    assert "sources" in record["versions"] and "algorithm_version" not in record["versions"]
+    config = read_record(source).config
+    shutil.copytree(source, out / config.path)
+    real = key.version
+    monkeypatch.setattr(key, "version", lambda name: record["versions"].get(name) or real(name))
+    for cached in (run_versions, key._installed):
+        cached.cache_clear()
+    return config
+
+
+def test_a_record_that_names_sources_counts_as_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(MDGPS, "algorithm_version", 1)
+    config = _stored(tmp_path, monkeypatch)
+    run, kept = read_record(tmp_path / config.path), contents(tmp_path)
+    assert run.versions["algorithm_version"] == "1" and "sources" not in run.versions and run.key == run_key(config)
+    store = Store(tmp_path)
+    result = store.load(config)
+    assert result is not None and not store.warnings and contents(tmp_path) == kept
+    # From elsewhere in the folder, and under another name
+    named = replace(config, label="named")
+    assert Store(tmp_path).load(named) is not None and read_record(tmp_path / named.path).key == run.key
+    raised()
+    assert Store(tmp_path).load(config) is None
+    write(Store(tmp_path), config, 3.0)
+    found = Store(tmp_path).load(config)
+    assert found is not None and found.versions["algorithm_version"] == "2" and found.curve.results[0, 0] == 3.0
+    monkeypatch.setattr(MDGPS, "algorithm_version", 1)
+    run_versions.cache_clear()
+    again = Store(tmp_path).load(config)
+    assert again is not None and again.final_return == result.final_return
+
+
+def test_baselines_of_another_version_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(MDGPS, "algorithm_version", 1)
+    config = _stored(tmp_path / "base", monkeypatch)
+    store = Store(tmp_path / "out", [tmp_path / "base"])
+    result = store.load(config)
+    assert result is not None and result.imported and not store.warnings
+    raised()
+    store = Store(tmp_path / "out", [tmp_path / "base"])
+    assert store.load(config) is None
+    assert store.warnings == [f"{config}: the stored baseline ran with algorithm_version 1 (here 2); it is passed over"]
+
+
+def test_stored_runs_are_what_the_same_arguments_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    """As ``compare run`` does: from arguments to configurations, and those are found, each in its place."""
+    monkeypatch.setattr(MDGPS, "algorithm_version", 1)
+    config = _stored(tmp_path, monkeypatch)
+    suite = suite_from_arguments(
+        ["mdgps"],
+        [config.env_id],
+        steps=[str(config.n_timesteps)],
+        seeds=1,
+        first_seed=config.seed,
+        eval_every=config.eval_every,
+        n_eval_episodes=config.n_eval_episodes,
+    )
+    (asked,) = make_configs(suite)
+    assert asked.path == config.path and Store(tmp_path).load(asked) is not None
+    with pytest.raises(AssertionError, match="would be done again"):
+        run_all([replace(asked, seed=asked.seed + 1)], Store(tmp_path), NoEngine(), Console(quiet=True))
+    results, failures = run_all([asked], Store(tmp_path), NoEngine(), Console(quiet=True))
+    assert len(results) == 1 and not failures
+
+
+class NoEngine:
+    """Runs nothing."""
+
+    def run(self, configs: Any, store: Store, update: Any) -> Any:
+        raise AssertionError(f"would be done again: {configs}")
 
 
 # ---------------------------------------------------------------------- export

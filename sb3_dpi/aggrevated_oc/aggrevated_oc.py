@@ -130,6 +130,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
 
+    algorithm_version: ClassVar[int] = 1
     longest_default_horizon = 100
     renamed_arguments: ClassVar[dict[str, str]] = {
         **LocalPlanningAlgorithm.renamed_arguments,

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import trim_mean
 
 from sb3_dpi.compare.figures import Line
-from sb3_dpi.compare.key import RECORDED
+from sb3_dpi.compare.key import ALGORITHM_VERSION, RECORDED
 from sb3_dpi.compare.statistics import (
     FloatArray,
     Interval,
@@ -360,11 +360,13 @@ def _line(name: str, group: Group) -> Line | None:
 
 
 def _environment(result: RunResult, provenance: Mapping[str, Any]) -> dict[str, str]:
-    # The commit is left out: what a run of this package depends on is in the hash of its sources
+    # The commit is left out: a run of this package depends on the version of its algorithm, which says nothing of others
     found = {key: str(provenance[key]) for key in ("python", "platform") if key in provenance}
     installed = provenance.get("packages", {})
     packages = {name: str(installed.get(name, "absent")) for name in RECORDED} if installed else {}
     versions = {key: value[:12] if len(value) == 64 else value for key, value in result.versions.items()}
+    if ALGORITHM_VERSION in versions:
+        versions[f"{ALGORITHM_VERSION} of {result.config.algo_name}"] = versions.pop(ALGORITHM_VERSION)
     return {**found, "device": result.config.device, **packages, **versions}
 
 
@@ -397,7 +399,7 @@ def read_comparison(out: Path, tasks: Mapping[str, Task], baseline: str = "") ->
     if not runs:
         reasons = "".join(f"\n{problem}" for problem in problems)
         raise ValueError(f"{out}: no finished runs to report; start some with `python -m sb3_dpi.compare run`{reasons}")
-    ours = {run.config.name for run in runs.values() if "sources" in run.result.versions}
+    ours = {run.config.name for run in runs.values() if ALGORITHM_VERSION in run.result.versions}
     names = sorted({name for _, name, _ in runs}, key=lambda name: (name not in ours, name))
     found = {task for task, _, _ in runs}
     order = [task for task in tasks if task in found] + sorted(found - set(tasks))

@@ -16,6 +16,7 @@ import gymnasium as gym
 import yaml
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from sb3_dpi.common.saved_models import renamed_arguments
 from sb3_dpi.compare.build import ENV_KEYS, NOISE_KEYS, UNSUPPORTED_KEYS
 from sb3_dpi.zoo import algorithm_class
 from sb3_dpi.zoo.register import closest
@@ -194,6 +195,8 @@ def check_hyperparameter(algo: str, key: str, path: str) -> None:
     taken = _parameters(found)
     valid = [*(name for name in taken or () if name not in SET_BY_THE_LAB), *ENV_KEYS, *NOISE_KEYS]
     if taken is not None and key not in valid:
+        if key in (renamed := renamed_arguments(found)):
+            fail(path, f"{found.__name__} takes other words now, write {renamed[key]}")
         fail(path, f"{found.__name__} takes no such hyperparameter, {offer(key, valid)}")
 
 

@@ -1,8 +1,8 @@
 """What identifies a run: two runs with the same key are the same run, and the second one need not be done.
 
 The key covers the resolved configuration with its seed, the versions of the algorithm's own distribution, of Gymnasium and
-of MuJoCo and, for an algorithm of this package, its sources. ``configuration_key`` leaves the versions out: results that came
-from elsewhere are matched by it, and the versions are compared in words.
+of MuJoCo and, for an algorithm of this package, its ``algorithm_version``. ``configuration_key`` leaves the versions out:
+results that came from elsewhere are matched by it, and the other versions are compared in words.
 """
 
 import json
@@ -14,32 +14,18 @@ from pathlib import Path
 from platform import machine, python_version, system
 from typing import Any
 
+from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import algorithm_class
 
 PACKAGE = Path(__file__).parents[1]
-OUTSIDE_KEY = ("zoo", "compare")
-"""Folders of this package whose changes leave a run what it was: hyperparameters are in the configuration already"""
+ALGORITHM_VERSION = "algorithm_version"
+"""Among the versions of a run: what its algorithm said of itself"""
 RECORDED = ("sb3_dpi", "stable_baselines3", "sb3_contrib", "gymnasium", "mujoco", "torch", "numpy", "numba")
 
 
 def _digest(content: Any) -> str:
     return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@cache
-def sources_hash() -> str:
-    """
-    Identify the sources of this package that a run depends on.
-
-    :return: A hash of all modules outside ``zoo`` and ``compare``, with their names
-    """
-    digest = sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE)
-        if name.parts[0] not in OUTSIDE_KEY:
-            digest.update(f"{name.as_posix()}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 @cache
@@ -61,14 +47,17 @@ def run_versions(algo: str) -> dict[str, str]:
     Find the versions that the key of a run covers.
 
     :param algo: Name of the algorithm or ``module:Class``
-    :return: From distribution to version: the algorithm's own, gymnasium, mujoco; for an algorithm of this package
-        ``sources``, and for one outside any distribution the hash of its module's file under the module's name
+    :return: From distribution to version: the algorithm's own, gymnasium, mujoco; for one outside any distribution the hash of
+        its module's file under the module's name. Of this package, and for what is derived from it, ``algorithm_version``
     """
     found = {name: installed for name in ("gymnasium", "mujoco") if (installed := _installed(name)) is not None}
-    module = algorithm_class(algo).__module__
+    algorithm = algorithm_class(algo)
+    if issubclass(algorithm, SavedModel):
+        found[ALGORITHM_VERSION] = str(algorithm.algorithm_version)
+    module = algorithm.__module__
     package = module.partition(".")[0]
     if package == "sb3_dpi":
-        return {**found, "sources": sources_hash()}
+        return found
     for name in _distributions().get(package, []):
         return {**found, name.lower().replace("-", "_"): version(name)}
     import sys
@@ -96,14 +85,27 @@ def configuration_key(config: RunConfig) -> str:
     return _digest(_content(config))
 
 
-def run_key(config: RunConfig) -> str:
+def run_key(config: RunConfig, versions: dict[str, str] | None = None) -> str:
     """
     Identify a run.
 
     :param config: The run
-    :return: A hash of its configuration and of the versions that its result depends on
+    :param versions: Those that its result depends on; those of this installation by default
+    :return: A hash of its configuration and of the versions
     """
-    return _digest({**_content(config), "versions": run_versions(config.algo)})
+    return _digest({**_content(config), "versions": run_versions(config.algo) if versions is None else versions})
+
+
+def stored_versions(versions: dict[str, str]) -> dict[str, str]:
+    """
+    Read the versions of a stored run.
+
+    :param versions: As its record has them
+    :return: The same; where an old record names a hash of this package's ``sources`` the algorithm's version was 1
+    """
+    if "sources" not in versions:
+        return versions
+    return {**{name: found for name, found in versions.items() if name != "sources"}, ALGORITHM_VERSION: "1"}
 
 
 def _git(*arguments: str) -> str | None:

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import filelock
 import numpy as np
 
-from sb3_dpi.compare.key import configuration_key, provenance, run_key, run_versions
+from sb3_dpi.compare.key import ALGORITHM_VERSION, configuration_key, provenance, run_key, run_versions, stored_versions
 from sb3_dpi.compare.types import Curve, RunConfig, RunResult, Timing
 
 RECORD = "run.json"
@@ -68,7 +68,17 @@ class StoredRun:
     timing: Timing
     evaluations_sha256: str
     imported: bool = False
-    """Whether it is a copy of a stored baseline, matched by configuration and seed alone"""
+    """Whether it is a copy of a stored baseline, matched by configuration, seed and version of the algorithm alone"""
+
+    def stands_in_for(self, config: RunConfig) -> bool:
+        """
+        Tell whether a stored baseline may be read instead of a run.
+
+        :param config: The run
+        :return: Whether configuration, seed and version of the algorithm are the same; the other versions may differ
+        """
+        version = run_versions(config.algo).get(ALGORITHM_VERSION)
+        return self.configuration_key == configuration_key(config) and self.versions.get(ALGORITHM_VERSION) == version
 
 
 def read_record(folder: Path) -> StoredRun:
@@ -84,12 +94,14 @@ def read_record(folder: Path) -> StoredRun:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] > FORMAT:
             raise CorruptRun(f"{path}: written by a newer version of this package")
+        config, versions = RunConfig(**record["config"]), stored_versions(record["versions"])
         return StoredRun(
             folder=folder,
-            config=RunConfig(**record["config"]),
-            key=record["key"],
+            config=config,
+            # Of an old record the key holds the hash of all sources
+            key=record["key"] if versions == record["versions"] else run_key(config, versions),
             configuration_key=record["configuration_key"],
-            versions=record["versions"],
+            versions=versions,
             timing=Timing(**record["timing"]),
             evaluations_sha256=record["evaluations_sha256"],
             imported=record.get("imported", False),
@@ -167,7 +179,7 @@ class Store:
 
     def __post_init__(self) -> None:
         self._by_key: dict[str, Path] = {}
-        self._imported: dict[str, StoredRun] = {}
+        self._imported: dict[str, list[StoredRun]] = {}
         self._locks: dict[Path, filelock.BaseFileLock] = {}
         for folder in [*find_runs(self.out / SET_ASIDE), *find_runs(self.out)]:
             try:
@@ -181,7 +193,7 @@ class Store:
                 except CorruptRun as error:
                     self.warnings.append(f"{error}; this stored baseline is passed over")
                 else:
-                    self._imported.setdefault(run.configuration_key, run)
+                    self._imported.setdefault(run.configuration_key, []).append(run)
 
     def folder(self, config: RunConfig) -> Path:
         """
@@ -233,7 +245,7 @@ class Store:
                 pass
             else:
                 return result if self._place(found, config) else None
-        imported = self._imported.get(configuration_key(config))
+        imported = self._baseline(config)
         if imported is None:
             return None
         try:
@@ -242,6 +254,21 @@ class Store:
             self.warnings.append(f"{error}; this stored baseline is passed over, and the run is done here")
             return None
         return self._with_warning(result) if self._place(imported.folder, config, imported=True) else None
+
+    def _baseline(self, config: RunConfig) -> StoredRun | None:
+        """Find the first stored baseline of a run; one of another version of its algorithm is named and passed over."""
+        candidates = self._imported.get(configuration_key(config), [])
+        for run in candidates:
+            if run.stands_in_for(config):
+                return run
+        if candidates:
+            found, present = (
+                versions.get(ALGORITHM_VERSION, "absent") for versions in (candidates[0].versions, run_versions(config.algo))
+            )
+            self.warnings.append(
+                f"{config}: the stored baseline ran with {ALGORITHM_VERSION} {found} (here {present}); it is passed over"
+            )
+        return None
 
     def _with_warning(self, result: RunResult) -> RunResult:
         differences = version_differences(result.versions, run_versions(result.config.algo)) if result.imported else ""
@@ -288,7 +315,7 @@ class Store:
         if not (folder / RECORD).is_file():
             return False
         run = read_record(folder)
-        return run.key == run_key(config) or (run.imported and run.configuration_key == configuration_key(config))
+        return run.key == run_key(config) or (run.imported and run.stands_in_for(config))
 
     def commit(self, config: RunConfig) -> None:
         """

@@ -135,7 +135,7 @@ class RunResult:
     curve: Curve
     timing: Timing
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the distributions that the run's key names, and ``sources``, a hash, for an algorithm of this package"""
+    """Of the distributions that the run's key names, and ``algorithm_version`` for an algorithm of this package"""
     imported: bool = False
     """Whether it was read from stored baselines"""
 

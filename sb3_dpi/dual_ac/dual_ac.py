@@ -146,6 +146,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :raises ValueError: if an argument is out of range or unknown
     """
 
+    algorithm_version: ClassVar[int] = 1
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "RBFPolicy": RBFPolicy,

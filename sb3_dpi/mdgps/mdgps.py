@@ -114,6 +114,7 @@ class MDGPS(LocalPlanningAlgorithm):
         **LocalPlanningAlgorithm.renamed_arguments,
         "step_limits": "nothing: they are fixed",
     }
+    algorithm_version: ClassVar[int] = 1
 
     def __init__(
         self,
