@@ -218,7 +218,7 @@ def test_closed_form_of_v(policy_class: Any, eta: float) -> None:
     assert solve.objective < before
     gradients = th.autograd.grad(loss, policy.value_net.parameters())
     assert max(float(gradient.abs().max()) for gradient in gradients) < 2e-2
-    descend(policy, samples, 0.0, 20, 60, 1.0, np.random.default_rng(0))
+    descend(policy, samples, 0.0, 20, 60, np.random.default_rng(0))
     assert float(loss_of(policy, samples).detach()) > solve.objective - 1e-3, "descent finds nothing better"
 
 
@@ -231,10 +231,10 @@ def test_descent_ends_when_nothing_is_gained() -> None:
     policy, samples = small_policy(net_arch=[16]), problem(20.0)
     actor = [parameter.clone() for parameter in policy.action_net.parameters()]
     rng = np.random.default_rng(0)
-    solve = descend(policy, samples, 1e-4, 1000, 20, 1.0, rng)
+    solve = descend(policy, samples, 1e-4, 1000, 20, rng)
     assert 3 < solve.n_steps < 3000 and solve.n_steps % 3 == 0 and solve.gap < 1e-4
-    assert descend(policy, samples, 1e-4, 5, 20, 1.0, rng).n_steps <= 15, "no more passes than allowed"
-    one = descend(policy, samples, None, 1000, 20, 1.0, rng)
+    assert descend(policy, samples, 1e-4, 5, 20, rng).n_steps <= 15, "no more passes than allowed"
+    one = descend(policy, samples, 1e-4, 0, 20, rng)
     assert one.n_steps == 1, "one inner step"
     assert all(th.equal(a, b) for a, b in zip(actor, policy.action_net.parameters(), strict=True))
 

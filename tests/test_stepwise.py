@@ -147,7 +147,7 @@ OPTIONS: list[tuple[Make, dict[str, Any]]] = [
     (small_dpi, {"expert": "mppi"}),
     (small_dual_ac, {"policy": "RBFPolicy"}),
     (small_dual_ac, {"use_sde": True}),
-    (small_dual_ac, {"gradient": "literal", "inner_tolerance": None}),
+    (small_dual_ac, {"gradient": "literal", "n_critic_updates": 0}),
 ]
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from sb3_dpi.common.discounting import discounted_sums
 from sb3_dpi.dual_ac.windows import (
     NOTHING,
     at_last_step,
     causal_gradient_weights,
-    discounted_sums,
     following_rows,
     literal_gradient_weights,
     over_covering_windows,

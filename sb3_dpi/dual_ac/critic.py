@@ -17,6 +17,8 @@ from sb3_dpi.dual_ac.game import lagrangian
 
 INITIAL_BATCH = 64
 """Initial states in a gradient step: their mean is all that it needs."""
+LARGEST_GRADIENT = 1.0
+"""Its norm in a gradient step."""
 RIDGE = 1e-4
 """Of the closed form: features are of order one."""
 
@@ -113,29 +115,27 @@ def objective(policy: ActorCriticPolicy, problem: ValueProblem, rows: th.Tensor,
 def descend(
     policy: ActorCriticPolicy,
     problem: ValueProblem,
-    tolerance: float | None,
+    tolerance: float,
     n_epochs: int,
     batch_size: int,
-    max_grad_norm: float,
     rng: np.random.Generator,
 ) -> InnerSolve:
     """Solve by stochastic gradient steps, until a pass gains less than the tolerance.
 
     :param policy: its value function is trained, its actor stays what it is
     :param problem: samples
-    :param tolerance: of the objective, in variances of the returns; None takes one step on all samples
-    :param n_epochs: passes at most
+    :param tolerance: of the objective, in variances of the returns
+    :param n_epochs: passes at most; 0 takes one step on all samples
     :param batch_size: samples of a step
-    :param max_grad_norm: bound on the gradient's norm
     :param rng: order of the samples
     :return: how it went
     """
     n, m, device = len(problem.targets), n_rows(problem.initial_observations), problem.targets.device
-    n_batches = 1 if tolerance is None else -(-n // batch_size)
+    n_batches = -(-n // batch_size) if n_epochs > 0 else 1
     actor = {id(parameter) for parameter in actor_parameters(policy)}
     critic = [parameter for parameter in policy.parameters() if id(parameter) not in actor]
     previous, gap, n_steps = np.inf, np.inf, 0
-    for _ in range(1 if tolerance is None else n_epochs):
+    for _ in range(max(n_epochs, 1)):
         total = 0.0
         for rows in np.array_split(rng.permutation(n), n_batches):
             initial_rows = rng.integers(m, size=min(m, INITIAL_BATCH))
@@ -144,12 +144,12 @@ def descend(
             # only the critic's: features that it shares with the actor are the actor's
             for parameter, gradient in zip(critic, th.autograd.grad(loss, critic, allow_unused=True), strict=True):
                 parameter.grad = gradient
-            th.nn.utils.clip_grad_norm_(critic, max_grad_norm)
+            th.nn.utils.clip_grad_norm_(critic, LARGEST_GRADIENT)
             policy.optimizer.step()
             total += float(loss.detach()) * len(rows) / n
             n_steps += 1
         previous, gap = total, previous - total
-        if tolerance is not None and gap < tolerance:
+        if gap < tolerance:
             break
     return InnerSolve(n_steps, previous, gap)
 

@@ -1,7 +1,5 @@
 """Dual actor-critic: the actor and the dual critic of the Bellman equation's Lagrangian (Dai et al., 2018)."""
 
-import copy
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,30 +15,36 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.choices import as_schedule, check_choice
-from sb3_dpi.common.critic import actor_parameters
+from sb3_dpi.common.choices import as_schedule
+from sb3_dpi.common.discounting import discount_for_time_limit
+from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
-from sb3_dpi.common.natural_gradient import mean_divergence, natural_gradient_step
+from sb3_dpi.common.natural_gradient import NaturalGradientStep
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
-from sb3_dpi.common.restarts import Restarts
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dual_ac import windows
-from sb3_dpi.dual_ac.critic import ValueProblem, descend, solve_in_closed_form, take, value_is_linear
+from sb3_dpi.dual_ac.actor import improve
+from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
+from sb3_dpi.dual_ac.batch import Batch
+from sb3_dpi.dual_ac.critic import InnerSolve, ValueProblem, descend, solve_in_closed_form, take, value_is_linear
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
-from sb3_dpi.dual_ac.rollout import Endings, concatenate, discount_within, flatten_time
-from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
+from sb3_dpi.trajopt.types import FloatArray
 
 SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
 
 DEFAULT_BATCH = 1024
 """Steps of all environments between updates."""
 DEFAULT_KL = 0.05
+DEFAULT_RESET = 256
+"""Median of the steps after which an episode is left."""
+LONGEST_DISCOUNT = 0.995
+TOLERANCE = 1e-4
+"""V is solved when a pass over the samples gains less, in variances of the returns."""
 INITIAL_STATES = 256
 """Observed resets that are kept as samples of mu."""
-GRADIENTS = ("causal", "averaged", "literal")
-STEP_RULES = ("adaptive", "decaying", "constant")
 SMALLEST_STEP = 1e-3
 """Of ``target_kl``, for the adaptive and the decaying step."""
 STILL_LARGE = 0.25
@@ -49,31 +53,7 @@ RETURNS_MEMORY = 10
 """Iterations that the scale of the returns remembers."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A rollout, T steps of N environments, rows as in ``windows``."""
-
-    observations: Any
-    """of all rows, tensor or dictionary of tensors"""
-    actions: th.Tensor
-    """``[T * N, ...]``"""
-    rewards: FloatArray
-    """as the environment gave them, ``[T, N]``"""
-    following: IntArray
-    """row of the true next observation, ``[T, N]``"""
-    ends: np.ndarray
-    """last step of an episode or of the rollout, ``[T, N]``"""
-    lengths: IntArray
-    """of the window that starts with each step, ``[T, N]``"""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """T and N."""
-        T, N = self.rewards.shape
-        return T, N
-
-
-class DualAC(SavedModel, OnPolicyAlgorithm):
+class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     """
     Dual Actor-Critic (Dual-AC)
 
@@ -95,16 +75,14 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param path_regularization: eta_V, how much V keeps to the returns of the policy, in units of one over the standard
         deviation of the returns. 0 switches path regularisation off, ``inf`` the game: V is then a regression to the
         returns; usual: 1 to 1000
-    :param inner_tolerance: V counts as solved when a pass over the samples gains less than this, in variances of the returns.
-        None takes one gradient step instead; usual: 1e-4 to 1e-2
-    :param n_critic_updates: Passes of V over the samples of an iteration at most
+    :param n_critic_updates: Passes of V over the samples of an iteration at most; V counts as solved when one gains less than
+        a ten-thousandth of the returns' variance. 0 takes one gradient step on all samples instead; usual: 5 to 30
     :param held_out_values: Whether states are weighed and actions judged by the V that was solved before their rollout. A V
         that has just fitted a failure has explained it away, and what fails seldom is never mended. False judges by the new V,
         as in the paper
     :param gae_lambda: Factor for trade-off of bias vs variance of the returns that V is regularised to (1: Monte Carlo)
-    :param dual_weights: Whether states weigh alpha + eta_mu; otherwise all weigh the same
-    :param alpha_regularization: eta_alpha, in units of the standard deviation of the windows' advantage; usual: 1 to 10
-    :param mu_weight: eta_mu, what a state weighs without alpha; usual: .1 to 1
+    :param alpha_regularization: eta_alpha, in units of the standard deviation of the windows' advantage: a state weighs
+        1 + alpha. ``inf``: all weigh the same; usual: 1 to 10
     :param gradient: ``"causal"``: the policy gradient of the Lagrangian without terms of expectation zero; ``"averaged"``:
         the same with every state of the rollout counted once, windows only averaged; ``"literal"``: as in the paper, every
         action of a window with the whole window's advantage
@@ -114,23 +92,16 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance where their standard deviation is
         below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress remaining;
         ``"constant"``
-    :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm; usual: 10 to 20
     :param cg_damping: damping in the Hessian vector product computation; usual: .1 to 1. None takes twenty times the mean
         eigenvalue of the Fisher matrix
-    :param line_search_shrinking_factor: step-size reduction factor for the line-search
-    :param line_search_max_iter: maximum number of iterations for the backtracking line-search
-    :param max_grad_norm: The maximum value for the gradient clipping of V
-    :param restart_after: Steps after which an episode is left between rollouts, so that a new one begins: long ones otherwise
-        show their beginnings seldom, and what fails there is forgotten. None leaves none; usual: 100 to 500.
-        ``rollout/ep_rew_mean`` knows the others alone
-    :param restart_spread: Whether each episode draws a limit of its own, half of ``restart_after`` at least, and twice as long
-        half as often, so that what fails early and what fails late are both seen. False makes ``restart_after`` the limit of
-        all, None until an episode has ended before its time
+    :param early_reset: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise show
+        their beginnings seldom, and what fails there is forgotten. Or ``{"after": steps, "spread": False}`` for one limit of
+        all. None takes 256, or none where the time limit is no longer; 0 leaves none; usual: 100 to 500.
+        ``rollout/ep_rew_mean`` knows the episodes whose limit lies beyond their time limit
     :param min_std: What the standard deviation of a Gaussian policy does not fall below, in units of the bounds: noise goes on
         showing what fails near by. Without effect on gSDE; usual: 0 to .3
     :param max_std: What it does not rise above at first; this limit falls to ``min_std`` with the progress of training: the
-        policy is deployed without its noise, and must not come to need it. None sets none. Likewise; usual: .5 to 1
-    :param normalize_advantage: Whether to centre the advantages
+        policy is deployed without its noise, and must not come to need it. ``inf`` sets none. Likewise; usual: .5 to 1
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: only at the beginning of the rollout
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.
@@ -153,6 +124,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    renamed_arguments: ClassVar[dict[str, str]] = RENAMED
 
     def __init__(
         self,
@@ -164,26 +136,17 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         gamma: float | None = None,
         window_length: int = 50,
         path_regularization: float = 100.0,
-        inner_tolerance: float | None = 1e-4,
         n_critic_updates: int = 10,
         held_out_values: bool = True,
         gae_lambda: float = 0.95,
-        dual_weights: bool = True,
         alpha_regularization: float = 5.0,
-        mu_weight: float = 1.0,
         gradient: str = "causal",
         target_kl: float | str | Schedule | None = None,
         step_rule: str = "adaptive",
-        cg_max_steps: int = 20,
         cg_damping: float | None = None,
-        line_search_shrinking_factor: float = 0.8,
-        line_search_max_iter: int = 10,
-        max_grad_norm: float = 1.0,
-        restart_after: int | None = 256,
-        restart_spread: bool | None = None,
+        early_reset: int | dict[str, Any] | EarlyReset | None = None,
         min_std: float = 0.2,
-        max_std: float | None = 0.75,
-        normalize_advantage: bool = True,
+        max_std: float = 0.75,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
@@ -205,7 +168,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             gae_lambda=gae_lambda,
             ent_coef=0.0,
             vf_coef=0.0,
-            max_grad_norm=max_grad_norm,
+            max_grad_norm=np.inf,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
@@ -222,24 +185,18 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.batch_size = batch_size
         self.window_length = window_length
         self.path_regularization = path_regularization
-        self.inner_tolerance = inner_tolerance
         self.n_critic_updates = n_critic_updates
         self.held_out_values = held_out_values
-        self.dual_weights = dual_weights
         self.alpha_regularization = alpha_regularization
-        self.mu_weight = mu_weight
         self.gradient = gradient
         self.target_kl = None if target_kl is None else as_schedule("target_kl", target_kl)
         self.step_rule = step_rule
-        self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
-        self.line_search_shrinking_factor = line_search_shrinking_factor
-        self.line_search_max_iter = line_search_max_iter
-        self.restart_after = restart_after
-        self.restart_spread = restart_spread
+        self.early_reset = early_reset
+        self.early_reset_: EarlyReset | None = None
+        """the settings that the last ``learn`` took"""
         self.min_std = min_std
         self.max_std = max_std
-        self.normalize_advantage = normalize_advantage
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
         # what is learned beside the networks, it survives saving
@@ -254,7 +211,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_saved_format()
-        self._check_arguments()
+        check_arguments(vars(self))
         if self.n_steps is None:
             self.n_steps = max(DEFAULT_BATCH // self.n_envs, 1)
         if self.n_steps * self.n_envs < 2:
@@ -263,31 +220,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.target_kl = None if self.target_kl is None else as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         self._rng = np.random.default_rng(self.seed)
-        self._restarts = Restarts(self.restart_after, self.n_envs, None if self.restart_spread is False else self._rng)
-
-    def _check_arguments(self) -> None:
-        check_choice("gradient", self.gradient, GRADIENTS)
-        check_choice("step_rule", self.step_rule, STEP_RULES)
-        whole = ["batch_size", "window_length", "n_critic_updates", "cg_max_steps", "line_search_max_iter"]
-        whole += [name for name in ("n_steps", "restart_after") if getattr(self, name) is not None]
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (*(["gamma"] if self.gamma is not None else []), "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("path_regularization", "mu_weight", "cg_damping", "inner_tolerance", "min_std"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0.0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        optional = [name for name in ("target_kl", "max_std") if getattr(self, name) is not None]
-        for name in ("alpha_regularization", "max_grad_norm", *optional):
-            value = as_schedule(name, getattr(self, name))(1.0)
-            if not value > 0.0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        self._reset_rng = self._rng.spawn(1)[0]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "_endings", "_restarts"]
+        return [*super()._excluded_save_params(), "_rng", "_reset_rng", "_endings"]
 
     # ------------------------------------------------------------------ sampling
 
@@ -306,7 +242,6 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         :raises ValueError: if an observation or reward is not finite, naming environment and step
         """
         assert self._last_obs is not None and self._last_episode_starts is not None
-        self._restarts.begin(self._last_episode_starts)
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         self._endings = Endings(n_rollout_steps, env.num_envs)
@@ -330,9 +265,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             self._check_finite(new_obs, rewards, statistics)
             self._endings.add(n_steps, new_obs, dones, infos)
             self.saw_failure |= bool(self._endings.terminated[n_steps].any())
-            if self._endings.truncated[n_steps].any():
-                self.time_limit = max(self.time_limit, int(self._restarts.steps[self._endings.truncated[n_steps]].max()) + 1)
-            self._restarts.count(dones)
+            self._learn_time_limit(dones, infos)
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 actions.reshape(env.num_envs, -1),
@@ -342,9 +275,6 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
                 unknown,
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-        self._restarts.is_spread = self.saw_failure if self.restart_spread is None else self.restart_spread
-        self._last_obs, left = self._restarts.leave(env, self._last_obs, self._vec_normalize_env)
-        self._last_episode_starts[left] = True
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -352,7 +282,25 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
     @property
     def discount(self) -> float:
         """gamma, or what follows from the time limits that were met."""
-        return discount_within(self.time_limit) if self.gamma is None else self.gamma
+        return discount_for_time_limit(self.time_limit, LONGEST_DISCOUNT) if self.gamma is None else self.gamma
+
+    def _learn_time_limit(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """Of episodes that were left early nothing is learned."""
+        layer = self.reset_layer
+        for i in np.flatnonzero(dones) if layer is not None else ():
+            if infos[i].get("TimeLimit.truncated", False) and not infos[i].get(EARLY, False):
+                self.time_limit = max(self.time_limit, int(layer.lengths[i]))  # type: ignore[union-attr]
+
+    def _choose_early_reset(self, layer: ResetLayer) -> EarlyReset:
+        """What was given, or what suits episodes of this length."""
+        if self.early_reset is not None:
+            chosen = as_early_reset(self.early_reset)
+        else:
+            chosen = EarlyReset(DEFAULT_RESET if layer.time_limit is None or layer.time_limit > DEFAULT_RESET else 0)
+            if self.verbose >= 1:
+                print(f"Episodes are left after {chosen.after} steps (median)" if chosen.after else "No episode is left early")
+        self.early_reset_ = chosen
+        return chosen
 
     def _check_finite(self, new_obs: Any, rewards: np.ndarray, statistics: KeptStatistics) -> None:
         try:
@@ -379,16 +327,16 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         self.rollout_buffer.gamma = self.discount
         batch = self._recall()  # of pi_{t-1}, the behaviour policy pi_b
         values = self._values(batch)
-        targets = self._path_returns(batch, values)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
-        weights = self._weights(self._deltas(batch, values))  # alpha_{t-1}
-        self._solve_values(batch, targets, weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
+        targets = batch.path_returns(values, self.discount, self.gae_lambda)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
+        weights = dual_weights(batch.deltas(values, self.discount), self.alpha_regularization)  # alpha_{t-1}
+        solve = self._solve_values(batch, targets, weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
         judge = values if self.held_out_values else self._values(batch)
-        delta = self._deltas(batch, judge)  # Eq. 8
-        weights = self._weights(delta)  # alpha_t, Eq. 14 and 15
+        delta = batch.deltas(judge, self.discount)  # Eq. 8
+        weights = dual_weights(delta, self.alpha_regularization)  # alpha_t, Eq. 14 and 15
         advantages, weights = self._advantages(batch, judge, delta, weights)  # Eq. 10 and 11
-        self._improve_policy(batch, advantages, weights)  # pi_t, Eq. 16 and 17
+        step = self._improve_policy(batch, advantages, weights)  # pi_t, Eq. 16 and 17
         self._n_updates += 1
-        self._report(batch, values, targets)
+        self._report(explained_variance(values[: targets.size], targets.reshape(-1)), solve, step)
 
     def _recall(self) -> Batch:
         """The rollout as it happened: the true next observations behind those of the buffer."""
@@ -449,29 +397,10 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             standard = self.policy.predict_values(batch.observations).reshape(-1).double().cpu().numpy()
         return mean + std * standard
 
-    def _temporal_differences(self, batch: Batch, values: FloatArray) -> FloatArray:
-        following = windows.successor_values(values, batch.following)
-        return batch.rewards + self.discount * following - values[: batch.rewards.size].reshape(batch.shape)
-
-    def _path_returns(self, batch: Batch, values: FloatArray) -> FloatArray:
-        """What pi_b earns from each state on, TD(lambda) with the V of before, ``[T, N]``."""
-        differences = self._temporal_differences(batch, values)
-        further = windows.discounted_sums(differences, batch.ends, self.discount * self.gae_lambda)
-        return values[: batch.rewards.size].reshape(batch.shape) + further
-
-    def _deltas(self, batch: Batch, values: FloatArray) -> FloatArray:
-        """``sum_i gamma^i R + gamma^{k+1} V(s_{k+1}) - V(s_0)`` of every window, as a sum that telescopes, ``[T, N]``."""
-        return windows.window_sums(self._temporal_differences(batch, values), batch.ends, batch.lengths, self.discount)
-
-    def _weights(self, delta: FloatArray) -> FloatArray:
-        return dual_weights(delta, self.alpha_regularization, self.mu_weight) if self.dual_weights else np.ones_like(delta)
-
-    def _solve_values(self, batch: Batch, targets: FloatArray, weights: FloatArray) -> None:
+    def _solve_values(self, batch: Batch, targets: FloatArray, weights: FloatArray) -> InnerSolve:
         self._rescale_values(targets)
         mean, std = self._scale()
-        end_rows = windows.at_last_step(batch.following, batch.lengths)
-        discounts = np.where(end_rows == windows.NOTHING, 0.0, self.discount**batch.lengths)
-        returns = windows.window_sums(batch.rewards, batch.ends, batch.lengths, self.discount)
+        returns, discounts, end_rows = batch.windows(self.discount)
 
         def tensor(array: np.ndarray) -> th.Tensor:
             return th.as_tensor(array.reshape(-1).astype(np.float32), device=self.device)
@@ -480,27 +409,15 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
             batch.observations,
             obs_as_tensor(self.initial_observations, self.device),
             tensor((targets - mean) / std),
-            th.as_tensor(np.maximum(end_rows, 0).reshape(-1), device=self.device),
+            th.as_tensor(end_rows.reshape(-1), device=self.device),
             tensor(returns / std),
             tensor(discounts),
             tensor(weights),
             self.path_regularization,
         )
-        if self.inner_tolerance is not None and value_is_linear(self.policy):
-            solve = solve_in_closed_form(self.policy, problem)
-        else:
-            solve = descend(
-                self.policy,
-                problem,
-                self.inner_tolerance,
-                self.n_critic_updates,
-                self.batch_size,
-                self.max_grad_norm,
-                self._rng,
-            )
-        self.logger.record("train/value_loss", solve.objective)
-        self.logger.record("train/inner_steps", solve.n_steps)
-        self.logger.record("train/inner_gap", solve.gap)
+        if self.n_critic_updates > 0 and value_is_linear(self.policy):
+            return solve_in_closed_form(self.policy, problem)
+        return descend(self.policy, problem, TOLERANCE, self.n_critic_updates, self.batch_size, self._rng)
 
     def _rescale_values(self, targets: FloatArray) -> None:
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
@@ -522,7 +439,7 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         if self.gradient == "literal":
             advantages = windows.literal_gradient_weights(delta, weights, batch.lengths)
             return advantages.reshape(-1), np.ones(advantages.size)
-        differences = self._temporal_differences(batch, values)
+        differences = batch.temporal_differences(values, self.discount)
         advantages, covered = windows.causal_gradient_weights(differences, weights, batch.ends, batch.lengths, self.discount)
         if self.gradient == "averaged":
             covered = np.ones_like(covered)
@@ -540,44 +457,27 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         share = spread / (STILL_LARGE * self.largest_advantage)
         return bound * min(max(share**2, SMALLEST_STEP), 1.0)
 
-    def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> None:
-        if self.normalize_advantage:
-            advantages = advantages - np.average(advantages, weights=weights)
+    def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> tuple[NaturalGradientStep, float]:
+        """The step, and the advantages' standard deviation."""
+        advantages = advantages - np.average(advantages, weights=weights)
         spread = float(np.sqrt(np.average(advantages**2, weights=weights)))
         factors = th.as_tensor(weights * advantages / max(spread, 1e-12), dtype=th.float32, device=self.device)
         observations = take(batch.observations, slice(0, len(factors)))
-        with th.no_grad():
-            # the distribution that a policy returns is one object, whose inner one it replaces
-            old = copy.copy(self.policy.get_distribution(observations))
-            old_log_prob = old.log_prob(batch.actions)
-
-        def objective() -> th.Tensor:
-            ratio = (self.policy.get_distribution(observations).log_prob(batch.actions) - old_log_prob).exp()
-            return (ratio * factors).mean()
-
-        def kl() -> th.Tensor:
-            return mean_divergence(old, self.policy.get_distribution(observations))
-
-        step = natural_gradient_step(
-            actor_parameters(self.policy),
-            objective,
-            kl,
-            self._kl_bound(spread),
-            self.cg_max_steps,
-            self.cg_damping,
-            self.line_search_max_iter,
-            self.line_search_shrinking_factor,
-        )
+        step = improve(self.policy, observations, batch.actions, factors, self._kl_bound(spread), self.cg_damping)
         if not self.use_sde:
             limit_noise(self.policy, self.min_std, self.max_std, self._current_progress_remaining)
+        return step, spread
+
+    def _report(self, variance: Any, solve: InnerSolve, step_and_spread: tuple[NaturalGradientStep, float]) -> None:
+        step, spread = step_and_spread
+        self.logger.record("train/value_loss", solve.objective)
+        self.logger.record("train/inner_steps", solve.n_steps)
+        self.logger.record("train/inner_gap", solve.gap)
+        self.logger.record("train/explained_variance", float(variance))
         self.logger.record("train/policy_objective", step.improvement)
         self.logger.record("train/kl_divergence_loss", step.kl)
         self.logger.record("train/is_line_search_success", float(step.accepted))
         self.logger.record("train/advantage_std", spread)
-
-    def _report(self, batch: Batch, values: FloatArray, targets: FloatArray) -> None:
-        before = values[: targets.size]
-        self.logger.record("train/explained_variance", float(explained_variance(before, targets.reshape(-1))))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
@@ -591,4 +491,5 @@ class DualAC(SavedModel, OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDualAC:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with self.early_resets(self._choose_early_reset, self._reset_rng):
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

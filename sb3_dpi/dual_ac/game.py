@@ -37,7 +37,7 @@ def lagrangian(
     return (1.0 - continues) * (initial_weights * initial).sum() + (weights * (returns + discounts * end - start)).sum()
 
 
-def dual_weights(delta: FloatArray, alpha_regularization: float, mu_weight: float) -> FloatArray:
+def dual_weights(delta: FloatArray, alpha_regularization: float, mu_weight: float = 1.0) -> FloatArray:
     """Weigh states by alpha in closed form (Theorem 6).
 
     ``max_{alpha >= 0} E[alpha delta] - eta_alpha std(delta) / 2 E[alpha^2]`` has the solution
@@ -45,7 +45,8 @@ def dual_weights(delta: FloatArray, alpha_regularization: float, mu_weight: floa
     ``alpha + eta_mu``.
 
     :param delta: E[R + d V(s') - V(s) | s] or samples of it, any shape
-    :param alpha_regularization: eta_alpha, in units of the standard deviation of delta, positive
+    :param alpha_regularization: eta_alpha, in units of the standard deviation of delta, positive; infinite: all states weigh
+        the same
     :param mu_weight: eta_mu, at least 0
     :return: weights of the same shape whose mean is one
     """

@@ -127,19 +127,19 @@ def first_log_std(action_space: spaces.Space) -> float:
     return math.log(min(LARGEST_FIRST_STD, LARGEST_FIRST_SUM / n_actions))
 
 
-def limit_noise(policy: ActorCriticPolicy, least: float, most: float | None, left: float) -> None:
+def limit_noise(policy: ActorCriticPolicy, least: float, most: float, left: float) -> None:
     """
     Keep the standard deviation of Gaussian actions within limits; other policies have none.
 
     :param policy: changed in place
     :param least: in units of the bounds, it wins over ``most``
-    :param most: at the beginning, falling to ``least``; None for no limit
+    :param most: at the beginning, falling to ``least``; infinite for no limit
     :param left: the progress that remains, from 1 to 0
     """
     if not hasattr(policy, "log_std"):
         return
     log_std = policy.log_std.data
-    if most is not None:
+    if math.isfinite(most):
         log_std.clamp_(max=math.log(max(least + (most - least) * max(left, 0.0), LAST_STD)))
     if least > 0.0:
         log_std.clamp_(min=math.log(least))

@@ -4,10 +4,6 @@ from typing import Any
 
 import numpy as np
 
-LONGEST_DISCOUNT = 0.995
-HORIZON_SHARE = 0.4
-"""Of an episode that a time limit ends, the horizon 1 / (1 - gamma)."""
-
 
 def flatten_time(array: Any) -> Any:
     """Join the axes of time and environments.
@@ -32,15 +28,6 @@ def concatenate(first: Any, second: Any) -> Any:
     if isinstance(first, dict):
         return {key: concatenate(value, second[key]) for key, value in first.items()}
     return np.concatenate([first, np.asarray(second).reshape(-1, *first.shape[1:]).astype(first.dtype)])
-
-
-def discount_within(time_limit: int) -> float:
-    """A discount factor that looks no further than episodes go: values behind a time limit are foretold, not seen.
-
-    :param time_limit: steps of an episode that one has ended, 0 where none was met
-    :return: gamma
-    """
-    return min(LONGEST_DISCOUNT, 1.0 - 1.0 / max(HORIZON_SHARE * time_limit, 2.0)) if time_limit else LONGEST_DISCOUNT
 
 
 class Endings:

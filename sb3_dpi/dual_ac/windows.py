@@ -8,6 +8,7 @@ or by the rollout's end. ``following`` names the row that follows a step, ``NOTH
 
 import numpy as np
 
+from sb3_dpi.common.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 NOTHING = -1
@@ -39,21 +40,6 @@ def successor_values(values: FloatArray, following: IntArray) -> FloatArray:
     :return: ``[T, N]``, zero after a death
     """
     return np.where(following == NOTHING, 0.0, values[following])
-
-
-def discounted_sums(x: FloatArray, ends: np.ndarray, discount: float) -> FloatArray:
-    """Sum what is still to come of an episode: ``x_t + discount x_{t+1} + ...``.
-
-    :param x: ``[T, N]``
-    :param ends: ``[T, N]``
-    :param discount: of a step
-    :return: ``[T, N]``
-    """
-    sums, following = np.empty(x.shape), np.zeros(x.shape[1])
-    for t in reversed(range(len(x))):
-        following = x[t] + discount * np.where(ends[t], 0.0, following)
-        sums[t] = following
-    return sums
 
 
 def window_lengths(ends: np.ndarray, window_length: int) -> IntArray:
