@@ -18,43 +18,72 @@ class Renamed:
     """What an argument of the constructor has become."""
 
     name: str
-    """the newer word; ``"imagination.horizon"`` is the key ``horizon`` of the argument ``imagination``"""
+    """the newer word; ``"imagination.horizon"`` is the key ``horizon`` of the argument ``imagination``, ``""`` is none: other
+    arguments of the case say it already"""
     value: Callable[[Any], Any] | None = None
     """makes the newer value of the older one; None leaves it"""
+    beside: str | None = None
+    """where a tree knows the older word too, but means something else by it: an argument that only such a tree knows"""
 
 
+def _off_is_zero(value: Any) -> Any:
+    return 0 if value is None else value
+
+
+def _trust(safeguard: Any) -> Any:
+    return {"calibration": None, "off": 1.0}.get(safeguard, safeguard)
+
+
+_LOCAL = {"cost_fn": Renamed("cost")}
 RENAMED: dict[str, dict[str, Renamed]] = {
+    "MDGPS": _LOCAL,
+    "AggreVaTeDOC": {
+        **_LOCAL,
+        "safeguard": Renamed("trust", _trust),
+    },
+    "DualAC": {"restart_after": Renamed("early_reset.after", _off_is_zero), "restart_spread": Renamed("early_reset.spread")},
     "DPI": {
         "n_steps": Renamed("train_freq"),
         "effort": Renamed("update_to_data"),
+        "trust_region": Renamed("expert.trust_region"),
+        "imitation_steps": Renamed("expert.imitation_steps"),
         "model_width": Renamed("world_model.width"),
-        "model_steps": Renamed("world_model.steps"),
+        "model_steps": Renamed("world_model.gradient_steps"),
         "model_learning_rate": Renamed("world_model.learning_rate"),
         "n_members": Renamed("world_model.n_members"),
         "cost_fn": Renamed("world_model.cost_fn"),
         "termination_fn": Renamed("world_model.termination_fn"),
-        "critic_width": Renamed("critic.width"),
+        "critic": Renamed("critic.kind", beside="world_model"),
+        "critic_width": Renamed(""),  # net_arch is of both networks
         "critic_learning_rate": Renamed("critic.learning_rate"),
-        "critic_settling": Renamed("critic.learning_rate_decay"),
+        "critic_settling": Renamed("critic.lr_decay_after", _off_is_zero),
+        "real_fraction": Renamed("critic.real_fraction"),
         "horizon": Renamed("imagination.horizon"),
         "n_windows": Renamed("imagination.n_windows"),
-        "n_branches": Renamed("imagination.n_rollouts"),
+        "n_branches": Renamed("imagination.n_rollout_steps"),
         "branch_length": Renamed("imagination.rollout_length"),
         "anchor": Renamed("imagination.on_policy_correction"),
-        "averaging": Renamed("polyak_average"),
-        "restart_after": Renamed("early_reset.after"),
+        "restart_after": Renamed("early_reset.after", _off_is_zero),
+        "target_kl": Renamed("preset.target_kl", _off_is_zero),
+        "averaging": Renamed("preset.polyak"),
+        "noise_correlation": Renamed("preset.noise_correlation"),
+        "noise_scale": Renamed("preset.noise_scale"),
+        "max_grad_norm": Renamed("preset.max_grad_norm"),
     },
-    "DualAC": {"restart_after": Renamed("early_reset.after"), "restart_spread": Renamed("early_reset.spread")},
 }
 """Older word of an argument -> newer word, by algorithm"""
 
-REMOVED: dict[str, tuple[str, ...]] = {"DPI": ("test_every",)}
+REMOVED: dict[str, tuple[str, ...]] = {
+    "AggreVaTeDOC": ("linearization",),
+    "DualAC": ("inner_tolerance", "dual_weights"),
+    "DPI": ("test_every",),
+}
 """Arguments that newer trees have not"""
 
 REMOVED_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {"DPI": {"critic": ("windows",)}}
 """Values that newer trees refuse, of arguments that they have"""
 
-RENAMED_PARAMETERS: tuple[tuple[str, str], ...] = ((r"^ensemble\b", "world_model"),)
+RENAMED_PARAMETERS: tuple[tuple[str, str], ...] = ()
 """Older name in ``get_parameters()`` -> newer name: a regular expression and what replaces it, as in ``re.sub``, applied in
 turn; names of nested entries are joined by slashes, as in ``"policy.optimizer/state/0/exp_avg"``"""
 
@@ -238,8 +267,10 @@ DUAL_AC = (
     *(Case(f"dual-ac-{kind}", "DualAC", {"gradient": kind}, FALLS) for kind in ("averaged", "literal")),
     Case("dual-ac-decaying", "DualAC", {"step_rule": "decaying", "target_kl": "lin_0.05"}),
     Case("dual-ac-constant", "DualAC", {"step_rule": "constant", "cg_damping": 0.1}),
-    Case("dual-ac-one-step", "DualAC", {"inner_tolerance": None, "window_length": 1}),
-    Case("dual-ac-equal-weights", "DualAC", {"dual_weights": False, "held_out_values": False}),
+    Case("dual-ac-one-step", "DualAC", {"window_length": 1}),
+    Case("dual-ac-one-gradient", "DualAC", {"inner_tolerance": None}),
+    Case("dual-ac-equal-weights", "DualAC", {"dual_weights": False}),
+    Case("dual-ac-new-values", "DualAC", {"held_out_values": False}),
     Case("dual-ac-no-path", "DualAC", {"path_regularization": 0.0}),
     Case("dual-ac-no-game", "DualAC", {"path_regularization": float("inf")}),
     Case("dual-ac-resets", "DualAC", {"restart_after": 15}, env_kwargs=TWO),

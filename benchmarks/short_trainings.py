@@ -63,24 +63,38 @@ def translate(algorithm: str, arguments: dict[str, Any], known: set[str]) -> dic
     result: dict[str, Any] = {}
     for name, value in arguments.items():
         word = name
-        while word.split(".")[0] not in known and word in renamed:
-            value = value if renamed[word].value is None else renamed[word].value(value)
+        while word in renamed and (word not in known or renamed[word].beside in known):
+            value = value if (change := renamed[word].value) is None else change(value)
             word = renamed[word].name
-        if word not in known and plain.get(word) in known:
+        if word.partition(".")[0] not in known and plain.get(word) in known:
             word = plain[word]  # a case in newer words
         root, _, key = word.partition(".")
-        if root not in known:
-            if name in REMOVED.get(algorithm, ()):
-                raise GoneError(f"{algorithm} has no argument {name}")
+        if root in known:
+            put(result, root, key, value)
+        elif name in REMOVED.get(algorithm, ()):
+            raise GoneError(f"{algorithm} has no argument {name}")
+        elif root:
             raise ValueError(f"{algorithm} has no argument {root}: add a row for {name} to number_cases.py")
-        if key:
-            nested = result.get(root, {})
-            result[root] = {**(nested if isinstance(nested, dict) else {"kind": nested}), key: value}
-        elif isinstance(result.get(root), dict) and not isinstance(value, dict):
-            result[root]["kind"] = value
-        else:
-            result[root] = value
     return result
+
+
+def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
+    """
+    Add an argument, or an entry of one that is a dictionary; a name beside entries is their ``"kind"``.
+
+    :param arguments: to these
+    :param name: of the argument
+    :param key: of the entry, empty for the whole
+    :param value: of either
+    """
+    present = arguments.get(name)
+    if key:
+        nested = present if isinstance(present, dict) else {} if present is None else {"kind": present}
+        arguments[name] = {**nested, key: value}
+    elif isinstance(present, dict):
+        arguments[name] = {**present, **(value if isinstance(value, dict) else {"kind": value})}
+    else:
+        arguments[name] = value
 
 
 def make_env(case: Case) -> VecEnv:

@@ -150,11 +150,12 @@ def test_translation(numbers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
     cases, trainings = sys.modules["number_cases"], load("short_trainings")
     words = {"n_steps": "train_freq", "width": "world_model.width", "kind_of_model": "world_model"}
     table = {name: cases.Renamed(new) for name, new in words.items()} | {"share": cases.Renamed("odds", lambda p: p / (1 - p))}
+    table |= {"depth": cases.Renamed(""), "critic": cases.Renamed("critic.kind", beside="odds")}
     monkeypatch.setitem(cases.RENAMED, "X", table)
     monkeypatch.setitem(cases.REMOVED, "X", ("tests",))
-    old = {"n_steps": 4, "width": 8, "kind_of_model": "big", "share": 0.75}
+    old = {"n_steps": 4, "width": 8, "kind_of_model": "big", "share": 0.75, "depth": 2, "critic": "q"}
     assert trainings.translate("X", old, set(old)) == old
-    new = {"train_freq": 4, "world_model": {"width": 8, "kind": "big"}, "odds": 3.0}
+    new = {"train_freq": 4, "world_model": {"width": 8, "kind": "big"}, "odds": 3.0, "critic": {"kind": "q"}}
     assert trainings.translate("X", old, set(new)) == new
     assert trainings.translate("X", {"train_freq": 4}, {"n_steps"}) == {"n_steps": 4}
     with pytest.raises(trainings.GoneError, match="no argument tests"):
