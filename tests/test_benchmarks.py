@@ -1,9 +1,14 @@
 """Benchmarks and experiments run, with tiny settings."""
 
+import copy
 import importlib.util
 import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,3 +60,105 @@ def test_robust_cart_poles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     module.main()
     again = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.csv")}
     assert again.items() <= written.items(), "finished runs are not run again"
+
+
+CHEAP = r"^mdgps-(fixed|niw)\.plain$"
+"""Two cases of ``same_numbers``, without compilation"""
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """:return: ``same_numbers``, which writes to a folder of its own"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("numbers")))
+        yield load("same_numbers")
+
+
+@pytest.fixture(scope="module")
+def outcomes(numbers: ModuleType) -> dict[str, Any]:
+    """:return: of the cheap cases at HEAD and in the working tree"""
+    try:
+        commit = numbers.resolve("HEAD")
+        changed = numbers.git("status", "--porcelain", "--", "sb3_dpi", "benchmarks")
+    except numbers.GitError as error:
+        pytest.skip(f"needs a git checkout: {error}")
+    if changed:
+        pytest.skip("sb3_dpi or benchmarks have changes that are not committed, which may change numbers")
+    names = [name.removesuffix(".plain") for name in numbers.full_names(CHEAP)]
+    with numbers.checked_out(commit) as tree, ThreadPoolExecutor(2) as pool:
+        before, after = pool.map(lambda where: numbers.run_tree(where, "plain", names), (tree, numbers.ROOT))
+    assert not tree.exists() and str(tree) not in numbers.git("worktree", "list")
+    return {"HEAD": before, "here": after}
+
+
+def compare(numbers: ModuleType, outcomes: dict[str, Any], patch: pytest.MonkeyPatch, *options: str) -> int:
+    """:return: the command's exit status where trainings had these outcomes"""
+    patch.setattr(numbers, "run_tree", lambda tree, mode, names: outcomes["here" if tree == numbers.ROOT else "HEAD"])
+    return int(numbers.main(["HEAD", "--only", CHEAP, *options]))
+
+
+def test_same_numbers(
+    numbers: ModuleType, outcomes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(numbers, outcomes, monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()[:2]) for line in lines[:-1]] == ["mdgps-fixed.plain same", "mdgps-niw.plain same"]
+    values = outcomes["here"]["mdgps-fixed"].values
+    assert {"steps", "actions", "returns"} < set(values) and any("exp_avg_sq" in name for name in values)
+    assert any(numbers.difference(values[name], outcomes["here"]["mdgps-niw"].values[name]) > 0.0 for name in values)
+
+
+def test_other_numbers(
+    numbers: ModuleType, outcomes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, weight = next((key, value) for key, value in outcomes["here"]["mdgps-niw"].values.items() if key.endswith("weight"))
+    other = copy.deepcopy(outcomes)
+    other["here"]["mdgps-niw"].values[name] = weight * np.float32(1.0 + 1e-4)
+    assert compare(numbers, other, monkeypatch) == 1
+    fixed, niw, summary = capsys.readouterr().out.splitlines()
+    assert "same" in fixed and f"differs in 1 of {len(outcomes['here']['mdgps-niw'].values)} arrays: first {name} by 1" in niw
+    assert summary == "2 cases, 1 differ or fail"
+    assert compare(numbers, other, monkeypatch, "--tolerance", "2e-4") == 0
+    assert "same within 1" in capsys.readouterr().out
+
+
+def test_failing_numbers(numbers: ModuleType) -> None:
+    Outcome = numbers.Outcome
+    ran = Outcome("ran", values={"steps": np.array(3), "policy/weight": np.ones(2)})
+    renamed = Outcome("ran", values={"steps": np.array(3), "actor/weight": np.ones(2)})
+    judge = numbers.compare
+    assert judge(ran, Outcome("failed", "KeyError: 'x'"), "v1", 0.0) == numbers.Verdict(
+        "fails in the working tree with KeyError: 'x'", True
+    )
+    assert judge(ran, Outcome("gone", "no form"), "v1", 0.0) == numbers.Verdict("only in v1: no form", False)
+    assert judge(ran, renamed, "v1", 0.0).differs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numbers, "RENAMED_PARAMETERS", ((r"^policy\b", "actor"),))
+        assert judge(ran, renamed, "v1", 0.0) == numbers.Verdict("same", False)
+
+
+def test_difference(numbers: ModuleType) -> None:
+    nan = np.array([1.0, np.nan])
+    assert numbers.difference(nan, nan.copy()) == 0.0
+    assert numbers.difference(nan, np.ones(2)) == numbers.difference(np.ones(2), np.ones(3)) == np.inf
+    assert numbers.difference(np.array([1.0, 4.0]), np.array([1.5, 4.0])) == 0.125
+    assert numbers.difference(np.array([True]), np.array([1.0])) == 0.0
+
+
+def test_translation(numbers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, trainings = sys.modules["number_cases"], load("short_trainings")
+    words = {"n_steps": "train_freq", "width": "world_model.width", "kind_of_model": "world_model"}
+    table = {name: cases.Renamed(new) for name, new in words.items()} | {"share": cases.Renamed("odds", lambda p: p / (1 - p))}
+    table |= {"depth": cases.Renamed(""), "critic": cases.Renamed("critic.kind", beside="odds")}
+    monkeypatch.setitem(cases.RENAMED, "X", table)
+    monkeypatch.setitem(cases.REMOVED, "X", ("tests",))
+    old = {"n_steps": 4, "width": 8, "kind_of_model": "big", "share": 0.75, "depth": 2, "critic": "q"}
+    assert trainings.translate("X", old, set(old)) == old
+    new = {"train_freq": 4, "world_model": {"width": 8, "kind": "big"}, "odds": 3.0, "critic": {"kind": "q"}}
+    assert trainings.translate("X", old, set(new)) == new
+    assert trainings.translate("X", {"train_freq": 4}, {"n_steps"}) == {"n_steps": 4}
+    with pytest.raises(trainings.GoneError, match="no argument tests"):
+        trainings.translate("X", {"tests": 2}, {"n_steps"})
+    with pytest.raises(ValueError, match="add a row for other"):
+        trainings.translate("X", {"other": 2}, {"n_steps"})
