@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sb3_dpi.common.discounting import discount_for_time_limit, discounted_sums
+from sb3_dpi.trajopt.discounting import discount_for_time_limit, discounted_sums
 
 
 def test_discounted_sums() -> None:

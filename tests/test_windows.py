@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sb3_dpi.common.discounting import discounted_sums
 from sb3_dpi.dual_ac.windows import (
     NOTHING,
     at_last_step,
@@ -15,6 +14,7 @@ from sb3_dpi.dual_ac.windows import (
     window_lengths,
     window_sums,
 )
+from sb3_dpi.trajopt.discounting import discounted_sums
 
 T, N, GAMMA = 23, 4, 0.9
 RNG = np.random.default_rng(0)

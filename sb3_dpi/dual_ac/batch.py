@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_dpi.common.discounting import discounted_sums
 from sb3_dpi.dual_ac import windows
+from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 

@@ -16,7 +16,6 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.choices import as_schedule
-from sb3_dpi.common.discounting import discount_for_time_limit
 from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
@@ -31,6 +30,7 @@ from sb3_dpi.dual_ac.critic import InnerSolve, ValueProblem, descend, solve_in_c
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
 from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
+from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray
 
 SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
@@ -117,7 +117,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     :raises ValueError: if an argument is out of range or unknown
     """
 
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "RBFPolicy": RBFPolicy,

@@ -8,7 +8,7 @@ or by the rollout's end. ``following`` names the row that follows a step, ``NOTH
 
 import numpy as np
 
-from sb3_dpi.common.discounting import discounted_sums
+from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 NOTHING = -1

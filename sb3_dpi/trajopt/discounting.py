@@ -1,12 +1,11 @@
 """Discounted sums along time, and the discount factor that a time limit calls for.
 
-Problem: y_i = x_i + factor y_{i+1} within an episode, y_i = x_i at its end.
+Problem: y_t = x_t + factor y_{t+1} within an episode, y_t = x_t at its end.
 
-Shapes: ``n`` steps in the order of time, several episodes behind each other.
+Shapes: ``T`` steps in the order of time, several episodes behind each other; further axes are summed side by side.
 """
 
 import numpy as np
-from scipy.signal import lfilter
 
 from sb3_dpi.trajopt.types import BoolArray, FloatArray
 
@@ -15,16 +14,15 @@ def discounted_sums(values: FloatArray, ends: BoolArray, factor: float) -> Float
     """
     Add up what follows each step, discounted.
 
-    :param values: x, ``[n]``
-    :param ends: whether a step is the last of its episode, ``[n]``; the last row counts as one
+    :param values: x, ``[T, ...]``
+    :param ends: whether a step is the last of its episode, broadcast to the same shape; the last row counts as one
     :param factor: of what comes a step later
-    :return: y, ``[n]``
+    :return: y, of the same shape
     """
-    sums = np.empty(len(values))
-    start = 0
-    for last in np.unique(np.append(np.flatnonzero(ends), len(values) - 1)):
-        sums[start : last + 1] = lfilter([1.0], [1.0, -factor], values[start : last + 1][::-1])[::-1]
-        start = int(last) + 1
+    sums, following = np.empty(values.shape), np.zeros(values.shape[1:])
+    onwards = np.where(ends, 0.0, factor)
+    for t in range(len(values) - 1, -1, -1):
+        following = sums[t] = values[t] + onwards[t] * following
     return sums
 
 
