@@ -1,7 +1,7 @@
 """What lies between the matrix products, a loop each.
 
-Shapes: ``E`` members, ``n`` rows; of a network ``flat [E, P]`` the bias of a layer begins at ``start``. All arrays are
-contiguous and of single precision; numbers are cast to it.
+Shapes: ``E`` members, ``n`` rows, states ``[n, dx]``, actions ``[n, du]``. All arrays are contiguous and of single precision;
+numbers are cast to it.
 """
 
 import math
@@ -23,31 +23,19 @@ CHANGE_LIMIT = f32(8.0)
 
 
 @kernel
-def add_bias(sums: Floats, flat: Floats, start: int) -> None:
-    """Add a layer's bias to ``sums [E, n, width]``."""
-    n_members, n, width = sums.shape
-    for e in range(n_members):
-        bias = flat[e, start : start + width]
-        for i in range(n):
-            for j in range(width):
-                sums[e, i, j] += bias[j]
+def activate(sums: Floats, normalised: bool, inverse: Floats, out: Floats) -> None:
+    """Perhaps normalise ``sums [E, n, width]``, which become the input of hardswish, and take that.
 
-
-@kernel
-def activate(sums: Floats, flat: Floats, start: int, normalised: bool, inverse: Floats, out: Floats) -> None:
-    """Add the bias, perhaps normalise, and take hardswish; ``sums [E, n, width]`` become the input of the latter.
-
-    ``inverse [E, n]`` becomes one over the standard deviation by which a row was divided.
+    ``inverse [E, n]`` becomes one over the standard deviation by which a row was divided; the last column of
+    ``out [E, n, width + 1]`` is left.
     """
     n_members, n, width = sums.shape
     for e in range(n_members):
-        bias = flat[e, start : start + width]
         for i in range(n):
             z, h = sums[e, i], out[e, i]
             if normalised:
                 mean, variance = f32(0.0), f32(0.0)
                 for j in range(width):
-                    z[j] += bias[j]
                     mean += z[j]
                 mean /= f32(width)
                 for j in range(width):
@@ -55,9 +43,6 @@ def activate(sums: Floats, flat: Floats, start: int, normalised: bool, inverse: 
                 inverse[e, i] = f32(1.0) / math.sqrt(variance / f32(width) + NORM_EPSILON)
                 for j in range(width):
                     z[j] = (z[j] - mean) * inverse[e, i]
-            else:
-                for j in range(width):
-                    z[j] += bias[j]
             for j in range(width):
                 h[j] = z[j] * min(max(z[j] + f32(3.0), f32(0.0)), f32(6.0)) * SIXTH
 
@@ -85,15 +70,36 @@ def activate_backward(sums: Floats, normalised: bool, inverse: Floats, slope: Fl
 
 
 @kernel
-def bias_gradient(slope: Floats, gradient: Floats, start: int) -> None:
-    """Sum ``slope [E, n, width]`` over its rows into a layer's bias in ``gradient [E, P]``."""
-    n_members, n, width = slope.shape
+def outer(slope: Floats, flat: Floats, out: Floats) -> None:
+    """From ``slope [E, n, 1]`` by a single output to ``out [E, n, width]`` by what the last layer reads: BLAS is slow at that.
+
+    A slope ``[1, n, 1]`` is the same for all members.
+    """
+    n_members, n, width = out.shape
+    start = flat.shape[1] - 1 - width
     for e in range(n_members):
-        total = gradient[e, start : start + width]
-        total[:] = f32(0.0)
+        weight, by = flat[e, start : start + width], slope[e if slope.shape[0] > 1 else 0]
         for i in range(n):
             for j in range(width):
-                total[j] += slope[e, i, j]
+                out[e, i, j] = by[i, 0] * weight[j]
+
+
+@kernel
+def join(states: Floats, actions: Floats, dx: int, inputs: Floats) -> None:
+    """Put the first dx columns of ``states`` and then actions into what a layer reads, as far as that has columns."""
+    for i in range(len(inputs)):
+        for j in range(dx):
+            inputs[i, j] = states[i, j]
+        for j in range(dx, inputs.shape[1] - 1):
+            inputs[i, j] = actions[i, j - dx]
+
+
+@kernel
+def add_columns(total: Floats, columns: Floats) -> None:
+    """Add columns to the first of ``total``."""
+    for i in range(columns.shape[0]):
+        for j in range(columns.shape[1]):
+            total[i, j] += columns[i, j]
 
 
 # ---------------------------------------------------------------------- losses and steps
@@ -183,6 +189,16 @@ def soft_targets(
 
 
 @kernel
+def halves(outputs: Floats, first: Floats, second: Floats) -> None:
+    """Copy both halves of the columns of ``outputs [n, 2 du]``."""
+    n, du = first.shape
+    for i in range(n):
+        for j in range(du):
+            first[i, j] = outputs[i, j]
+            second[i, j] = outputs[i, du + j]
+
+
+@kernel
 def log_density(noise: Floats, log_stds: Floats, log_slopes: Floats, log_probs: Floats) -> None:
     """Log-probabilities ``[n]`` of squashed draws; ``log_slopes [n, du]`` are the logs of the derivative of tanh."""
     n, du = noise.shape
@@ -230,6 +246,7 @@ def sample_backward(
 def follow(
     outputs: Floats,
     states: Floats,
+    residuals: Floats,
     gain: Floats,
     offset: Floats,
     reward_mean: float,
@@ -241,11 +258,12 @@ def follow(
     inside: Floats,
     within: Floats,
 ) -> None:
-    """Turn a model's ``outputs [n, dx + 1]`` into next states and rewards, which hold the residuals before.
+    """Turn a model's ``outputs [n, dx + 1]`` into next states and rewards, the latter added to their residuals.
 
+    Behind the states ``[n, dx + 1]`` stands a column that is left.
     ``inside [n, dx + 1]`` and ``within [n, dx]`` become one where predictions and states met no limit, else zero.
     """
-    n, dx = states.shape
+    n, dx = within.shape
     mean, std = f32(reward_mean), f32(reward_std)
     for i in range(n):
         for j in range(dx + 1):
@@ -253,7 +271,7 @@ def follow(
             inside[i, j] = f32(1.0) if y == outputs[i, j] else f32(0.0)
             outputs[i, j] = y
         for j in range(dx):
-            free = following[i, j] + states[i, j] + offset[j] + gain[j] * outputs[i, j]
+            free = residuals[i, j] + states[i, j] + offset[j] + gain[j] * outputs[i, j]
             clipped = min(max(free, low[j]), high[j])
             within[i, j] = f32(1.0) if clipped == free else f32(0.0)
             following[i, j] = clipped

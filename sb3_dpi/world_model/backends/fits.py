@@ -4,7 +4,7 @@ import numpy as np
 
 from sb3_dpi.world_model.backends import elementwise
 from sb3_dpi.world_model.backends.arrays import AdamArrays, CriticBatches, Floats, NetworkArrays, PolicyArrays
-from sb3_dpi.world_model.backends.mlp import Draw, Stack, Tape
+from sb3_dpi.world_model.backends.mlp import Draw, Stack, Tape, with_ones
 
 f32 = np.float32
 _let_diverge = np.errstate(over="ignore", invalid="ignore")  # the caller looks whether parameters are finite
@@ -46,6 +46,12 @@ class _Descent:
         )
 
 
+def _before_ones(inputs: Floats) -> Floats:
+    room = with_ones(*inputs.shape)
+    room[..., :-1] = inputs
+    return room
+
+
 @_let_diverge
 def fit_ensemble(network: NetworkArrays, adam: AdamArrays, inputs: Floats, targets: Floats) -> float:
     """
@@ -60,7 +66,7 @@ def fit_ensemble(network: NetworkArrays, adam: AdamArrays, inputs: Floats, targe
     tape = Tape(network, inputs.shape[2])
     descent = _Descent(tape, network, adam)
     total = 0.0
-    for batch, goal in zip(inputs, targets, strict=True):
+    for batch, goal in zip(_before_ones(inputs), targets, strict=True):
         tape.inputs = batch
         slope = tape.forward()
         total += elementwise.huber(slope, goal)
@@ -80,8 +86,8 @@ def fit_classifier(network: NetworkArrays, adam: AdamArrays, inputs: Floats, lab
     """
     tape = Tape(network, inputs.shape[1])
     descent = _Descent(tape, network, adam)
-    for batch, goal in zip(inputs, labels, strict=True):
-        tape.inputs = batch[None]
+    for batch, goal in zip(_before_ones(inputs[:, None]), labels, strict=True):
+        tape.inputs = batch
         slope = tape.forward()
         elementwise.cross_entropy(slope[0, :, 0], goal)
         descent.step(slope)
@@ -115,27 +121,32 @@ def update_critic(
     :param high: likewise
     :return: mean loss, and the mean of the last targets
     """
-    (K, B, dx), du = batches.states.shape, batches.actions.shape[2]
-    acting, here, there = Tape(policy.network, B), Tape(network, B), Tape(network._replace(flat=slow), B)
-    descent, draw = _Descent(here, network, adam), Draw(B, du)
-    here.inputs, there.inputs, targets = np.empty((1, B, dx + du), f32), np.empty((1, B, dx + du), f32), np.empty(B, f32)
+    K, B, dx = batches.states.shape
+    acting, tape = Tape(policy.network, B), Tape(network, B)
+    tape.inputs = tape.inputs[:1]  # the same for both members
+    fast_stack, slow_stack = tape.stack, Stack(slow, network.sizes)
+    descent, draw = _Descent(tape, network, adam), Draw(B, batches.actions.shape[2])
+    targets: Floats = np.empty(B, f32)
+    reads = _before_ones(batches.next_states[:, None])
     total, mean = 0.0, 0.0
     for k in range(K):
-        acting.inputs = batches.next_states[k][None]
+        acting.inputs = reads[k]
         draw.sample(policy, acting.forward()[0], batches.noise[k])
-        there.inputs[0, :, :dx], there.inputs[0, :, dx:] = batches.next_states[k], draw.actions
-        here.inputs[0, :, :dx], here.inputs[0, :, dx:] = batches.states[k], batches.actions[k]
+        elementwise.join(batches.next_states[k], draw.actions, dx, tape.inputs[0])
+        tape.stack = slow_stack
         mean = elementwise.soft_targets(
             batches.rewards[k],
             batches.survival[k],
-            there.forward()[:, :, 0],
+            tape.forward()[:, :, 0],
             draw.log_probs,
             (float(low), float(high)),
             float(temperature),
             float(gamma),
             targets,
         )
-        slope = here.forward()
+        elementwise.join(batches.states[k], batches.actions[k], dx, tape.inputs[0])
+        tape.stack = fast_stack
+        slope = tape.forward()
         total += elementwise.huber(slope, targets[None, :, None]) / K
         descent.step(slope)
         elementwise.polyak(slow, network.flat, float(tau))

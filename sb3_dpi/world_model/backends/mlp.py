@@ -3,6 +3,7 @@
 Shapes: ``E`` members, ``n`` rows; whatever is the same for all members may have one in place of E.
 """
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -23,54 +24,59 @@ class Stack:
 
     def __init__(self, flat: Floats, sizes: Sequence[int]):
         self.flat = flat
-        self.weights: list[Floats] = []
-        """of each layer, ``[E, n_in, n_out]``"""
-        self.starts: list[int] = []
-        """where the biases begin"""
+        self.layers: list[Floats] = []
+        """of each the weights, and the bias as their last row, ``[E, n_in + 1, n_out]``"""
         start = 0
         for n_in, n_out in pairwise(sizes):
-            end = start + n_in * n_out
-            self.weights.append(flat[:, start:end].reshape(-1, n_in, n_out))
-            self.starts.append(end)
-            start = end + n_out
+            end = start + (n_in + 1) * n_out
+            self.layers.append(flat[:, start:end].reshape(-1, n_in + 1, n_out))
+            start = end
+        self.transposed = [layer[:, :-1].transpose(0, 2, 1) for layer in self.layers]
+        """of each the weights alone, ``[E, n_out, n_in]``"""
 
 
 class Tape:
     """What a forward pass leaves for the backward pass, and that for the gradient.
 
+    Behind what a layer reads stands a column of ones: so the products with its weights take care of the bias.
+
     :param network: whose passes
     :param n: rows
+    :param n_passes: how many passes of one after the other to keep, see ``at``; None for one
+    :param learns: whether ``by_parameters`` will be asked for; if not, passes share what only that needs
     """
 
-    def __init__(self, network: NetworkArrays, n: int):
-        E, sizes = len(network.flat), network.sizes
-        self.normalised = network.layer_norm
-        self.stack = Stack(network.flat, sizes)
-        self.inputs: Floats = np.empty((E, n, sizes[0]), f32)
-        self.sums = [np.empty((E, n, width), f32) for width in sizes[1:-1]]
+    def __init__(self, network: NetworkArrays, n: int, n_passes: int | None = None, learns: bool = True):
+        shared = len(network.flat), n
+        kept = shared if n_passes is None else (n_passes, *shared)
+        n_in, *widths, n_out = network.sizes
+        self.stack, self.normalised = Stack(network.flat, network.sizes), network.layer_norm
+        self.inputs = with_ones(*kept, n_in)
+        self.sums: list[Floats] = [np.empty((*kept, width), f32) for width in widths]
         """inputs of the activations"""
-        self.hidden = [np.empty_like(sums) for sums in self.sums]
-        """outputs of the activations"""
-        self.inverse = [np.empty((E, n), f32) for _ in self.sums]
+        self.inverse: list[Floats] = [np.empty(kept, f32) for _ in widths]
         """one over the standard deviations by which rows were normalised"""
-        self.outputs: Floats = np.empty((E, n, sizes[-1]), f32)
-        self.slopes = [np.empty_like(sums) for sums in self.sums]
+        self.outputs: Floats = np.empty((*kept, n_out), f32)
+        self.shares = n_passes is not None and not learns
+        room = shared if self.shares else kept
+        self.hidden = [with_ones(*room, width) for width in widths]
+        """outputs of the activations"""
+        self.slopes: list[Floats] = [np.empty((*room, width), f32) for width in widths]
         """derivatives by what enters a layer's normalisation and activation"""
 
-    def rows(self, start: int, end: int) -> "Tape":
+    def at(self, t: int) -> "Tape":
         """
-        A part of the tape of a network with one member.
+        One of several passes.
 
-        :param start: its first row
-        :param end: behind its last
-        :return: on the same memory
+        :param t: which
+        :return: its tape, on the same memory
         """
-        part = object.__new__(Tape)
-        part.normalised, part.stack = self.normalised, self.stack
-        part.inputs, part.outputs = self.inputs[:, start:end], self.outputs[:, start:end]
-        for name in ("sums", "hidden", "inverse", "slopes"):
-            setattr(part, name, [array[:, start:end] for array in getattr(self, name)])
-        return part
+        tape = copy.copy(self)
+        tape.inputs, tape.outputs = self.inputs[t], self.outputs[t]
+        tape.sums, tape.inverse = [array[t] for array in self.sums], [array[t] for array in self.inverse]
+        if not self.shares:
+            tape.hidden, tape.slopes = [array[t] for array in self.hidden], [array[t] for array in self.slopes]
+        return tape
 
     def forward(self) -> Floats:
         """
@@ -78,14 +84,12 @@ class Tape:
 
         :return: ``outputs``, ``[E, n, n_out]``
         """
-        stack, hidden = self.stack, self.inputs
-        for i, (sums, out) in enumerate(zip(self.sums, self.hidden, strict=True)):
-            np.matmul(hidden, stack.weights[i], out=sums)
-            elementwise.activate(sums, stack.flat, stack.starts[i], self.normalised, self.inverse[i], out)
-            hidden = out
-        np.matmul(hidden, stack.weights[-1], out=self.outputs)
-        elementwise.add_bias(self.outputs, stack.flat, stack.starts[-1])
-        return self.outputs
+        layers, reads = self.stack.layers, self.inputs
+        for layer, sums, inverse, hidden in zip(layers, self.sums, self.inverse, self.hidden, strict=False):
+            np.matmul(reads, layer, sums)
+            elementwise.activate(sums, self.normalised, inverse, hidden)
+            reads = hidden
+        return np.matmul(reads, layers[-1], self.outputs)
 
     def backward(self, slope: Floats) -> None:
         """
@@ -93,10 +97,15 @@ class Tape:
 
         :param slope: derivative by the outputs, ``[E, n, n_out]``
         """
-        for i in range(len(self.sums) - 1, -1, -1):
-            np.matmul(slope, self.stack.weights[i + 1].transpose(0, 2, 1), out=self.slopes[i])
-            elementwise.activate_backward(self.sums[i], self.normalised, self.inverse[i], self.slopes[i])
-            slope = self.slopes[i]
+        last = len(self.sums) - 1
+        for i in range(last, -1, -1):
+            by_hidden = self.slopes[i]
+            if i == last and slope.shape[2] == 1:
+                elementwise.outer(slope, self.stack.flat, by_hidden)
+            else:
+                np.matmul(slope, self.stack.transposed[i + 1], by_hidden)
+            elementwise.activate_backward(self.sums[i], self.normalised, self.inverse[i], by_hidden)
+            slope = by_hidden
 
     def by_inputs(self, out: Floats) -> Floats:
         """
@@ -105,19 +114,31 @@ class Tape:
         :param out: takes it, ``[E, n, n_in]``
         :return: ``out``
         """
-        return np.matmul(self.slopes[0], self.stack.weights[0].transpose(0, 2, 1), out=out)
+        return np.matmul(self.slopes[0], self.stack.transposed[0], out)
 
     def by_parameters(self, slope: Floats, gradient: Stack) -> None:
         """
-        The derivative by the parameters, after ``backward``.
+        The derivative by the parameters, after ``backward``: of a network with one member, summed over all passes.
 
         :param slope: derivative by the outputs, ``[E, n, n_out]``
         :param gradient: takes it
         """
-        layers = zip([self.inputs, *self.hidden], [*self.slopes, slope], gradient.weights, gradient.starts, strict=True)
-        for inputs, by_sums, by_weights, start in layers:
-            np.matmul(inputs.transpose(0, 2, 1), by_sums, out=by_weights)
-            elementwise.bias_gradient(by_sums, gradient.flat, start)
+        for reads, by_sums, layer in zip([self.inputs, *self.hidden], [*self.slopes, slope], gradient.layers, strict=True):
+            if reads.ndim == 4:
+                reads, by_sums = reads.reshape(1, -1, reads.shape[-1]), by_sums.reshape(1, -1, by_sums.shape[-1])
+            np.matmul(reads.transpose(0, 2, 1), by_sums, layer)
+
+
+def with_ones(*shape: int) -> Floats:
+    """
+    Room for what a layer reads.
+
+    :param shape: of that
+    :return: one column more, of ones
+    """
+    room: Floats = np.empty((*shape[:-1], shape[-1] + 1), f32)
+    room[..., -1] = 1.0
+    return room
 
 
 class Draw:
@@ -141,14 +162,13 @@ class Draw:
         :param outputs: of its network, ``[n, 2 du]``
         :param noise: standard normal, ``[n, du]``
         """
-        du = noise.shape[1]
-        half = f32(half_range(policy))
-        np.tanh(outputs[:, du:], out=self.bounded)
-        log_stds = self.bounded * half
+        half, before, bounded = f32(half_range(policy)), np.empty_like(noise), self.bounded
+        elementwise.halves(outputs, before, bounded)  # numpy's functions are slow on columns
+        np.tanh(bounded, out=bounded)
+        log_stds = bounded * half
         log_stds += f32(policy.log_std_low) + half
-        np.exp(log_stds, out=self.stds)
-        before = self.stds * noise
-        before += outputs[:, :du]
+        stds = np.exp(log_stds, out=self.stds)
+        before += stds * noise
         np.tanh(before, out=self.actions)
         slopes = np.square(self.actions, out=before)
         np.subtract(f32(1.0) + elementwise.TANH_EPSILON, slopes, out=slopes)
@@ -173,11 +193,7 @@ def layers_of(network: NetworkArrays, member: int = 0) -> list[tuple[Floats, Flo
     :param member: which
     :return: of each layer the weights ``[n_in, n_out]`` and the bias ``[n_out]``
     """
-    stack, flat = Stack(network.flat, network.sizes), network.flat[member]
-    return [
-        (weight[member], flat[start : start + weight.shape[2]])
-        for weight, start in zip(stack.weights, stack.starts, strict=True)
-    ]
+    return [(layer[member, :-1], layer[member, -1]) for layer in Stack(network.flat, network.sizes).layers]
 
 
 def mlp_forward(layers: Sequence[tuple[Floats, Floats]], inputs: Floats) -> Floats:

@@ -27,12 +27,15 @@ class _Imagination:
         (H, n, dx), du = windows.state_residuals.shape, windows.noise.shape[2]
         E = len(model.network.flat)
         self.policy, self.model, self.windows = policy, model, windows
-        self.acting = Tape(policy.network, (H + 1) * n)
-        self.acts = [self.acting.rows(t * n, (t + 1) * n) for t in range(H + 1)]
+        self.acting, stepping = Tape(policy.network, n, H + 1), Tape(model.network, n // E, H, learns=False)
+        self.acts = [self.acting.at(t) for t in range(H + 1)]
         self.draws = [Draw(n, du) for _ in range(H + 1)]
-        self.steps = [Tape(model.network, n // E) for _ in range(H)]
-        self.ends = [Tape(termination, n) for _ in range(H)] if termination is not None else []
-        self.states = self.acting.inputs.reshape(H + 1, n, dx)
+        self.steps, self.ends = [stepping.at(t) for t in range(H)], []
+        if termination is not None:
+            ending = Tape(termination, n, H, learns=False)
+            self.ends = [ending.at(t) for t in range(H)]
+        self.states = self.acting.inputs.reshape(H + 1, n, dx + 1)
+        """before a column of ones"""
         self.rewards = windows.reward_residuals.copy()
         self.inside, self.within = np.empty((H, n, dx + 1), f32), np.empty((H, n, dx), f32)
         self.alive, self.chances = np.ones((H + 1, n), f32), np.ones((H, n), f32)
@@ -58,16 +61,14 @@ class _Imagination:
 
         :param t: step
         """
-        model, states = self.model, self.states[t]
-        n, dx = states.shape
-        inputs = self.steps[t].inputs.reshape(n, -1)
-        inputs[:, :dx], inputs[:, dx:] = states, self.draws[t].actions
+        model, states, following = self.model, self.states[t], self.states[t + 1]
+        n, dx = self.by_state.shape
+        elementwise.join(states, self.draws[t].actions, dx, self.steps[t].inputs.reshape(n, -1))
         outputs = self.steps[t].forward().reshape(n, dx + 1)
-        following = self.states[t + 1]
-        following[:] = self.windows.state_residuals[t]
         elementwise.follow(
             outputs,
             states,
+            self.windows.state_residuals[t],
             model.gain,
             model.offset,
             float(model.reward_mean),
@@ -112,7 +113,7 @@ class _Imagination:
         E = len(model.network.flat)
         self.steps[t].backward(self.by_change.reshape(E, n // E, dx + 1))
         self.steps[t].by_inputs(self.by_input.reshape(E, n // E, -1))
-        self.by_input[:, :dx] += self.by_state
+        elementwise.add_columns(self.by_input, self.by_state)
 
     def act_backward(self, t: int, temperature: float, weights: Floats) -> None:
         """
@@ -130,7 +131,7 @@ class _Imagination:
         )
         act.backward(slope[None])
         if t > 0:
-            self.by_input[:, : self.by_state.shape[1]] += act.by_inputs(self.by_state[None])[0]
+            elementwise.add_columns(self.by_input, act.by_inputs(self.by_state[None])[0])
 
     def gradient(self) -> Floats:
         """
@@ -140,7 +141,7 @@ class _Imagination:
         """
         network = self.policy.network
         gradient = Stack(np.empty_like(network.flat), network.sizes)
-        self.acting.by_parameters(self.by_output.reshape(1, -1, network.sizes[-1]), gradient)
+        self.acting.by_parameters(self.by_output[:, None], gradient)
         return gradient.flat[0]
 
 
@@ -168,13 +169,14 @@ def window_gradient(
     """
     H, n, alpha = *windows.reward_residuals.shape, float(temperature)
     imagined = _Imagination(policy, model, termination, windows)
-    imagined.states[0] = windows.states
+    imagined.states[0, :, :-1] = windows.states
     for t in range(H):
         imagined.act(t)
         imagined.follow(t)
     imagined.act(H)
-    closing, n_in = Tape(critic, n), critic.sizes[0]
-    closing.inputs = np.concatenate([imagined.states[H], imagined.draws[H].actions], axis=1)[None, :, :n_in]
+    closing, n_in, dx = Tape(critic, n), critic.sizes[0], windows.states.shape[1]
+    closing.inputs = closing.inputs[:1]  # the same for both members
+    elementwise.join(imagined.states[H], imagined.draws[H].actions, dx, closing.inputs[0])
     values, weights, by_alive = closing.forward()[:, :, 0].mean(0), np.empty(n, f32), np.zeros(n, f32)
     alive, log_probs = imagined.alive, [draw.log_probs for draw in imagined.draws]
     last = elementwise.earn(gamma**H / n, alpha, alive[H], values, log_probs[H], alive[H], weights, by_alive)
