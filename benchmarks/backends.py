@@ -285,15 +285,16 @@ def compile_seconds() -> tuple[float, float]:
     return first, second
 
 
-def make_table(repetitions: int = 30) -> Table:
+def make_table(sizes: Sizes, repetitions: int) -> Table:
     """
     Time all jobs.
 
+    :param sizes: of networks and batches
     :param repetitions: of each
     :return: a row each
     """
     table = Table("job", "torch, ms", "loops, ms", "ratio", title="one call, medians")
-    loops, torch = loop_jobs(Problem(Sizes())), torch_jobs(Problem(Sizes()))
+    loops, torch = loop_jobs(Problem(sizes)), torch_jobs(Problem(sizes))
     for name, job in loops.items():
         slow, fast = milliseconds(torch[name], repetitions), milliseconds(job, repetitions)
         table.add_row(name, f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.1f}")
@@ -306,7 +307,7 @@ def main() -> None:
     if not COMPILED:
         console.print("numba is not used: install the extra [fast]")
         return
-    console.print(make_table())
+    console.print(make_table(Sizes(), 30))
     console.print("compilation: {:.1f} s of one core, {:.1f} s from the cache".format(*compile_seconds()))
 
 

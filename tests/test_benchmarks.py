@@ -55,3 +55,12 @@ def test_robust_cart_poles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     module.main()
     again = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.csv")}
     assert again.items() <= written.items(), "finished runs are not run again"
+
+
+def test_backends() -> None:
+    module = load("backends")
+    sizes = module.Sizes(3, 2, 2, 8, 4, 6, 4, 4, 2, 2, 3)
+    table = module.make_table(sizes, 2)
+    assert list(table.columns[0].cells) == ["fit_ensemble", "fit_classifier", "update_critic", "window_gradient"]
+    for column in table.columns[1:3]:
+        assert all(float(cell) > 0.0 for cell in column.cells)
