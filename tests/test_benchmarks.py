@@ -162,3 +162,12 @@ def test_translation(numbers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
         trainings.translate("X", {"tests": 2}, {"n_steps"})
     with pytest.raises(ValueError, match="add a row for other"):
         trainings.translate("X", {"other": 2}, {"n_steps"})
+
+
+def test_backends() -> None:
+    module = load("backends")
+    sizes = module.Sizes(3, 2, 2, 8, 4, 6, 4, 4, 2, 2, 3)
+    table = module.make_table(sizes, 2)
+    assert list(table.columns[0].cells) == ["fit_ensemble", "fit_classifier", "update_critic", "window_gradient"]
+    for column in table.columns[1:3]:
+        assert all(float(cell) > 0.0 for cell in column.cells)

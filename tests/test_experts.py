@@ -9,9 +9,8 @@ import pytest
 import torch as th
 from test_ensemble import system
 
-from sb3_dpi.world_model import ensemble as ensemble_module
 from sb3_dpi.world_model.actor import SquashedGaussian
-from sb3_dpi.world_model.backends import compiled, supports
+from sb3_dpi.world_model.backends.compilation import COMPILED
 from sb3_dpi.world_model.critic import CriticData, Learner, SoftTwinQ
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.experts import EXPERTS, plan_targets
@@ -24,7 +23,7 @@ from sb3_dpi.world_model.mlp import StackedMLP
 
 GAMMA, TEMPERATURE = 0.95, 0.03
 
-needs_numba = pytest.mark.skipif(not compiled.COMPILED, reason="numba is not there to compile")
+needs_numba = pytest.mark.skipif(not COMPILED, reason="numba is not there to compile")
 
 
 def prepare(horizon: int = 3, width: int = 16, std: float | None = None) -> tuple[PlanningProblem, CriticData]:
@@ -58,8 +57,7 @@ def problem(prepared: tuple[PlanningProblem, CriticData]) -> PlanningProblem:
 
 
 def leave_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StackedMLP, "is_plain", False)
-    monkeypatch.setattr(ensemble_module, "supports", lambda *network: False)
+    monkeypatch.setattr(StackedMLP, "is_compiled", False)
 
 
 def gradient_of(problem: PlanningProblem, expert: Any, seed: int = 1) -> th.Tensor:
@@ -212,17 +210,6 @@ def both(monkeypatch: pytest.MonkeyPatch, run: Any) -> tuple[Any, Any]:
 
 
 @needs_numba
-def test_compiled_functions() -> None:
-    x = np.linspace(-20.0, 20.0, 4001, dtype=np.float32).reshape(-1, 1)
-    np.testing.assert_allclose(compiled.exponential(x), np.exp(x), rtol=3e-7)
-    np.testing.assert_allclose(compiled.hyperbolic_tangent(x), np.tanh(x), atol=3e-7)
-    y = np.exp(x).astype(np.float32)
-    np.testing.assert_allclose(compiled.logarithm(y), np.log(y), atol=1e-6, rtol=3e-7)
-    far = np.array([[-1e4, 1e4]], np.float32)
-    assert np.isfinite(compiled.exponential(far)).all() and compiled.hyperbolic_tangent(far).tolist() == [[-1.0, 1.0]]
-
-
-@needs_numba
 def test_the_compiled_fit(problem: PlanningProblem, monkeypatch: pytest.MonkeyPatch) -> None:
     data = system(300)
 
@@ -268,10 +255,6 @@ def test_the_compiled_window_gradient(horizon: int, deaths: bool, monkeypatch: p
     assert fast.entropy == pytest.approx(slow.entropy, abs=1e-4)
 
 
-def test_other_networks_are_left_to_torch() -> None:
-    def supported(*sizes: int) -> bool:
-        return supports(sizes, StackedMLP(1, sizes).flat)
-
-    assert not supported(2, 8, 1) and not supported(2, 8, 16, 1)
-    assert supported(2, 8, 8, 1) == compiled.COMPILED
-    assert not StackedMLP(1, (2, 8, 8, 1), activation_fn=th.nn.ReLU).is_plain
+def test_other_activations_are_left_to_torch() -> None:
+    assert not StackedMLP(1, (2, 8, 8, 1), activation_fn=th.nn.ReLU).is_compiled
+    assert StackedMLP(1, (2, 8, 8, 1)).is_compiled == COMPILED

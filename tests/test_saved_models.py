@@ -57,8 +57,9 @@ def test_constructors_name_the_new_word(algorithm: type[Renamed]) -> None:
 def test_renamed_words_of_bases_hold_and_classes_may_take_them_again() -> None:
     with pytest.raises(TypeError, match="instead of oldest write width"):
         Further("MlpPolicy", PointMass(), oldest=5)
-    assert set(renamed_arguments(Further)) - set(renamed_arguments(MDGPS)) == {"old", "older", "oldest"}
-    assert set(renamed_arguments(Renamed)) == {"old", "older"}
+    former = set(renamed_arguments(MDGPS))
+    assert set(renamed_arguments(Further)) - former == {"old", "older", "oldest"}
+    assert set(renamed_arguments(Renamed)) - former == {"old", "older"}
     with pytest.raises(TypeError, match="unexpected keyword argument 'oldest'"):
         Renamed("MlpPolicy", PointMass(), oldest=5)
     assert Again("MlpPolicy", PointMass(), old=HORIZON, device="cpu").horizon == HORIZON

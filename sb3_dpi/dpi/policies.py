@@ -214,7 +214,7 @@ class MlpPolicy(BasePolicy):
 
         def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             seen = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
-            hidden = mlp_forward(layers, seen) if chosen.network.is_plain else torch_forward(seen)
+            hidden = mlp_forward(layers, seen) if isinstance(chosen.network.activation, nn.Hardswish) else torch_forward(seen)
             before, raw = hidden[:, :du], hidden[:, du:]
             log_std = chosen.log_std_low + 0.5 * (chosen.log_std_high - chosen.log_std_low) * (np.tanh(raw) + 1.0)
             return before, np.exp(log_std)

@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_dpi.world_model.backends import PolicyArrays
 from sb3_dpi.world_model.mlp import StackedMLP
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -70,6 +71,14 @@ class SquashedGaussian(nn.Module):
         outputs = outputs.view(*states.shape[:-1], outputs.shape[-1])
         mean, raw = outputs[..., : self.action_dim], outputs[..., self.action_dim :]
         return mean, log_std_of(raw, self.log_std_low, self.log_std_high)
+
+    def arrays(self) -> PolicyArrays:
+        """
+        Hand out the policy to compiled jobs.
+
+        :return: torch's own memory
+        """
+        return PolicyArrays(self.network.arrays(), self.log_std_low, self.log_std_high)
 
     def sample(self, states: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """

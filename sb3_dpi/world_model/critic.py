@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.world_model.actor import SquashedGaussian
-from sb3_dpi.world_model.backends import adam_memory, as_array, compiled, supports
+from sb3_dpi.world_model.backends import CriticBatches, adam_of, array_of, update_critic
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.imagination import Batch, real_batch
 from sb3_dpi.world_model.mlp import StackedMLP
@@ -269,7 +269,7 @@ class SoftTwinQ(Critic):
         :return: what the updates did
         """
         actor = learner.actor
-        if all(supports(network.sizes, network.flat) and network.is_plain for network in (self.networks, actor.network)):
+        if self.networks.is_compiled and actor.network.is_compiled:
             return self._update_compiled(batches, noise, learner)
         loss_sum, target = 0.0, th.zeros(())
         for k in range(len(noise)):
@@ -279,25 +279,11 @@ class SoftTwinQ(Critic):
         return CriticUpdate(loss_sum / max(len(noise), 1), float(target.mean()))
 
     def _update_compiled(self, batches: Batch, noise: np.ndarray, learner: Learner) -> CriticUpdate:
-        actor, (K, B, _) = learner.actor, noise.shape
-        loss, target = compiled.update_critic(
-            as_array(self.networks.flat),
-            as_array(self.targets.flat),
-            *adam_memory(self.optimizer, self.networks.flat, K),
-            self.networks.sizes[1],
-            learner.tau,
-            as_array(actor.network.flat)[0],
-            actor.network.sizes[1],
-            actor.log_std_low,
-            actor.log_std_high,
-            *(as_array(getattr(batches, name).flatten(0, 1)) for name in vars(batches)),
-            np.arange(K * B).reshape(K, B),
-            noise,
-            learner.temperature,
-            learner.gamma,
-            *self.bounds,
-        )
-        return CriticUpdate(float(loss), float(target))
+        states, actions, rewards, next_states, survival = (array_of(getattr(batches, name)) for name in vars(batches))
+        arrays = CriticBatches(states, actions, rewards, next_states, survival, noise)
+        adam, slow = adam_of(self.networks.flat, self.optimizer, len(noise)), array_of(self.targets.flat)
+        policy, soft = learner.actor.arrays(), (learner.temperature, learner.gamma, *self.bounds)
+        return CriticUpdate(*update_critic(self.networks.arrays(), slow, adam, learner.tau, policy, arrays, *soft))
 
     @th.no_grad()
     def _targets(self, batch: Batch, noise: th.Tensor, learner: Learner) -> th.Tensor:

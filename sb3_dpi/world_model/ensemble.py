@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from sb3_dpi.trajopt.types import FloatArray, IntArray
-from sb3_dpi.world_model.backends import adam_memory, as_array, compiled, supports
+from sb3_dpi.world_model.backends import adam_of, array_of, fit_classifier, fit_ensemble
 from sb3_dpi.world_model.mlp import StackedMLP
 from sb3_dpi.world_model.types import Memory, Transitions
 
@@ -306,14 +306,10 @@ class Ensemble(nn.Module):
 
     def _descend_on(self, inputs: th.Tensor, targets: th.Tensor) -> float:
         """Sum of the losses on the minibatches ``[K, E, B, ...]``."""
-        K, E, B, _ = inputs.shape
-        if supports(self.networks.sizes, self.networks.flat):
-            moments = adam_memory(self.optimizer, self.networks.flat, K)
-            rows = np.arange(K * E * B).reshape(K, E, B)
-            data = as_array(inputs.flatten(0, 2)), as_array(targets.flatten(0, 2))
-            return K * float(
-                compiled.fit_ensemble(as_array(self.networks.flat), *moments, self.networks.sizes[1], *data, rows)
-            )
+        K, E = inputs.shape[:2]
+        if self.networks.is_compiled:
+            adam = adam_of(self.networks.flat, self.optimizer, K)
+            return K * fit_ensemble(self.networks.arrays(), adam, array_of(inputs), array_of(targets))
         total = 0.0
         for batch, goal in zip(inputs, targets, strict=True):
             # the sum over members: each has a loss of its own
@@ -336,18 +332,16 @@ class Ensemble(nn.Module):
             data = memory.take(rows.reshape(-1))
             states = self.standardize(data.next_states)
             labels = th.as_tensor(data.terminated, dtype=th.float32, device=states.device)
-            self._classify(states, labels, np.arange(rows.size).reshape(rows.shape))
+            self._classify(states.view(*rows.shape, -1), labels.view(rows.shape))
 
-    def _classify(self, states: th.Tensor, labels: th.Tensor, rows: IntArray) -> None:
-        """Steps of the termination network on minibatches ``[K, B]`` of the rows."""
+    def _classify(self, states: th.Tensor, labels: th.Tensor) -> None:
+        """Steps of the termination network on minibatches ``[K, B, dx]``, labels ``[K, B]``."""
         network, optimizer = self.termination, self.termination_optimizer
-        if supports(network.sizes, network.flat):
-            first, second, taken, rate = adam_memory(optimizer, network.flat, len(rows))
-            parameters = as_array(network.flat)[0], first[0], second[0], taken, rate, network.sizes[1]
-            compiled.fit_classifier(*parameters, as_array(states), as_array(labels), rows)
+        if network.is_compiled:
+            fit_classifier(network.arrays(), adam_of(network.flat, optimizer, len(states)), array_of(states), array_of(labels))
             return
-        for batch in th.as_tensor(rows, device=states.device):
-            loss = functional.binary_cross_entropy_with_logits(network(states[batch])[0, :, 0], labels[batch])
+        for batch, goal in zip(states, labels, strict=True):
+            loss = functional.binary_cross_entropy_with_logits(network(batch)[0, :, 0], goal)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

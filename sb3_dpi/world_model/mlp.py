@@ -15,6 +15,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional
 
+from sb3_dpi.world_model.backends import NetworkArrays, array_of, supports
+
 LAYER_NORM_EPSILON = 1e-5
 
 
@@ -64,9 +66,17 @@ class StackedMLP(nn.Module):
         return len(self.flat)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the activation is the one that has compiled loops."""
-        return isinstance(self.activation, nn.Hardswish)
+    def is_compiled(self) -> bool:
+        """Whether compiled jobs can stand in for torch."""
+        return isinstance(self.activation, nn.Hardswish) and supports(self.sizes, self.flat.device)
+
+    def arrays(self) -> NetworkArrays:
+        """
+        Hand out the parameters to compiled jobs.
+
+        :return: torch's own memory
+        """
+        return NetworkArrays(array_of(self.flat), self.sizes, self.layer_norm)
 
     def layers(self) -> list[tuple[th.Tensor, th.Tensor]]:
         """

@@ -1,71 +1,63 @@
-"""The hot loops in numba where that is installed and the networks are such as it compiles; torch is the reference.
+"""The hot jobs of a world model for small networks on the CPU, where torch spends most of its time outside of arithmetic.
 
-On small networks torch spends most of its time outside of arithmetic. The loops work on the memory of torch's parameters and
-of the state of its optimizer: whoever looks at either sees what the other did. Everything here takes arrays and tensors, so
-that nothing of the package is imported.
+numpy does the matrix products and numba compiles small loops for the rest. torch stays the reference: a caller asks
+``supports`` once, when its networks are built, and runs torch where the answer is no. Arrays go in and come out, of single
+precision and contiguous. Parameters and Adam's moments are changed in place, so that ``torch_memory`` can hand out torch's own
+memory::
+
+    supports(sizes, device="cpu") -> bool              # hidden layers, on the CPU, numba there and not disabled
+    supports_optimizer(optimizer) -> bool              # plain Adam of one group of parameters
+    array_of(tensor) -> array                          # the tensor's own memory where it is contiguous and on the CPU
+    adam_of(parameter, optimizer, n_steps) -> AdamArrays      # counts the steps that will be taken
+
+    NetworkArrays(flat [E, P], sizes, layer_norm=False)       # layer after layer, weights [n_in, n_out] before the bias
+    AdamArrays(first [E, P], second [E, P], step, rate, beta_1=.9, beta_2=.999, epsilon=1e-8)
+    PolicyArrays(network, log_std_low, log_std_high)          # outputs: mean, then raw log standard deviation
+    ModelArrays(network, gain [dx], offset [dx], reward_mean, reward_std, state_low [dx], state_high [dx])
+    CriticBatches(states [K, B, dx], actions [K, B, du], rewards [K, B], next_states [K, B, dx], survival [K, B],
+                  noise [K, B, du])
+    WindowArrays(states [E m, dx], state_residuals [H, E m, dx], reward_residuals [H, E m], noise [H + 1, E m, du])
+
+    fit_ensemble(network, adam, inputs [K, E, B, n_in], targets [K, E, B, n_out]) -> mean loss
+    fit_classifier(network, adam, inputs [K, B, n_in], labels [K, B]) -> None
+    update_critic(network, slow [2, P], adam, tau, policy, batches, temperature, gamma, low, high) -> (loss, last target)
+    window_gradient(policy, model, termination | None, critic, windows, temperature, gamma) -> (gradient [P], J, entropy)
+
+    layers_of(network, member=0) -> [(weight, bias), ...]     # views
+    mlp_forward(layers, inputs [n, n_in]) -> [n, n_out]       # numpy alone: for acting
+
+The jobs run without numba too, slowly, as plain Python: that is for tests.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from sb3_dpi.world_model.backends.arrays import (
+    AdamArrays,
+    CriticBatches,
+    ModelArrays,
+    NetworkArrays,
+    PolicyArrays,
+    WindowArrays,
+)
+from sb3_dpi.world_model.backends.compilation import supports
+from sb3_dpi.world_model.backends.fits import fit_classifier, fit_ensemble, update_critic
+from sb3_dpi.world_model.backends.mlp import layers_of, mlp_forward
+from sb3_dpi.world_model.backends.torch_memory import adam_of, array_of, supports_optimizer
+from sb3_dpi.world_model.backends.windows import window_gradient
 
-import numpy as np
-import torch as th
-
-from sb3_dpi.world_model.backends import compiled
-
-
-def supports(sizes: Sequence[int], parameters: th.Tensor) -> bool:
-    """
-    Tell whether the compiled loops can stand in for torch.
-
-    :param sizes: of a network's layers, input and output included
-    :param parameters: of that network
-    :return: whether numba is there, and the network has two hidden layers of one width on the CPU
-    """
-    return compiled.COMPILED and len(sizes) == 4 and sizes[1] == sizes[2] and parameters.device.type == "cpu"
-
-
-def as_array(tensor: th.Tensor) -> np.ndarray:
-    """
-    The memory of a tensor.
-
-    :param tensor: on the CPU
-    :return: the same numbers, shared where they lie in a row
-    """
-    return tensor.detach().contiguous().numpy()
-
-
-def adam_memory(
-    optimizer: th.optim.Optimizer, parameters: th.Tensor, n_steps: int
-) -> tuple[np.ndarray, np.ndarray, int, float]:
-    """
-    Moments of Adam in the optimizer's own memory; counts the steps.
-
-    :param optimizer: Adam
-    :param parameters: all that it optimises
-    :param n_steps: that are about to be taken
-    :return: first and second moments, the steps taken before these, and the learning rate
-    """
-    state: dict[str, Any] = optimizer.state[parameters]
-    if not state:
-        state["step"] = th.zeros(())
-        state["exp_avg"], state["exp_avg_sq"] = th.zeros_like(parameters), th.zeros_like(parameters)
-    taken = int(state["step"])
-    state["step"] += n_steps
-    return as_array(state["exp_avg"]), as_array(state["exp_avg_sq"]), taken, float(optimizer.param_groups[0]["lr"])
-
-
-def mlp_forward(layers: Sequence[tuple[np.ndarray, np.ndarray]], inputs: np.ndarray) -> np.ndarray:
-    """
-    A network with hardswish in plain numpy, a tenth of torch's time for a few rows.
-
-    :param layers: weights ``[n_in, n_out]`` and biases ``[n_out]``
-    :param inputs: ``[n, n_in]``
-    :return: ``[n, n_out]``
-    """
-    hidden = inputs
-    for i, (weight, bias) in enumerate(layers):
-        hidden = hidden.dot(weight) + bias
-        if i < len(layers) - 1:
-            hidden = hidden * (np.minimum(np.maximum(hidden + 3.0, 0.0), 6.0) / 6.0)
-    return hidden
+__all__ = [
+    "AdamArrays",
+    "CriticBatches",
+    "ModelArrays",
+    "NetworkArrays",
+    "PolicyArrays",
+    "WindowArrays",
+    "adam_of",
+    "array_of",
+    "fit_classifier",
+    "fit_ensemble",
+    "layers_of",
+    "mlp_forward",
+    "supports",
+    "supports_optimizer",
+    "update_critic",
+    "window_gradient",
+]

@@ -18,7 +18,7 @@ import numpy as np
 import torch as th
 
 from sb3_dpi.world_model.actor import SquashedGaussian
-from sb3_dpi.world_model.backends import as_array, compiled_windows, supports
+from sb3_dpi.world_model.backends import ModelArrays, WindowArrays, array_of, window_gradient
 from sb3_dpi.world_model.experts.plan_targets import PolicyGradient
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.imagination import roll_out
@@ -93,7 +93,7 @@ def pathwise_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGrad
     actor, ensemble = problem.actor, problem.ensemble
     networks = (actor.network, ensemble.networks, ensemble.termination, problem.critic.networks)
     plain = ensemble.known_reward is None and ensemble.known_end is None and problem.windows.horizon > 0
-    if plain and all(supports(network.sizes, network.flat) and network.is_plain for network in networks):
+    if plain and all(network.is_compiled for network in networks):
         return _compiled_gradient(problem, noise)
     draws = th.as_tensor(noise, device=problem.windows.states.device)
     objective, entropy = window_objective(problem, draws)
@@ -104,27 +104,21 @@ def pathwise_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGrad
 def _compiled_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGradient:
     actor, ensemble, critic, windows = problem.actor, problem.ensemble, problem.critic, problem.windows
     unit = critic.unit.float()
-    mean, std = (np.float32(array[-1] / critic.unit) for array in (ensemble.change_mean, ensemble.change_std))
-    model = (
-        as_array(ensemble.networks.flat),
-        ensemble.networks.sizes[1],
-        as_array(ensemble.change_gain),
-        as_array(ensemble.change_offset),
-        mean,
-        std,
-        as_array(ensemble.state_low.float()),
-        as_array(ensemble.state_high.float()),
-    )
+    mean, std = (float(array[-1] / critic.unit) for array in (ensemble.change_mean, ensemble.change_std))
     H, E, m, dx = windows.state_residuals.shape
-    gradient, objective, entropy = compiled_windows.window_gradient(
-        (as_array(actor.network.flat)[0], actor.network.sizes[1], actor.log_std_low, actor.log_std_high),
-        model,
-        (as_array(ensemble.termination.flat)[0], ensemble.termination.sizes[1], ensemble.sees_deaths),
-        (as_array(critic.networks.flat), critic.networks.sizes[1], critic.networks.sizes[0]),
-        as_array(windows.states.reshape(E * m, dx)),
-        as_array(windows.state_residuals.reshape(H, E * m, dx)),
-        as_array((windows.reward_residuals / unit).reshape(H, E * m)),
-        noise.reshape(H + 1, E * m, -1),
+    gain, offset = array_of(ensemble.change_gain), array_of(ensemble.change_offset)
+    limits = array_of(ensemble.state_low.float()), array_of(ensemble.state_high.float())
+    gradient, objective, entropy = window_gradient(
+        actor.arrays(),
+        ModelArrays(ensemble.networks.arrays(), gain, offset, mean, std, *limits),
+        ensemble.termination.arrays() if ensemble.sees_deaths else None,
+        critic.networks.arrays(),
+        WindowArrays(
+            array_of(windows.states.reshape(E * m, dx)),
+            array_of(windows.state_residuals.reshape(H, E * m, dx)),
+            array_of((windows.reward_residuals / unit).reshape(H, E * m)),
+            noise.reshape(H + 1, E * m, -1),
+        ),
         problem.temperature,
         problem.gamma,
     )
