@@ -1,6 +1,7 @@
 """DPI: sampling, spaces, switches, saving, bad arguments; what it shares with Dual-AC is in ``test_stepwise``."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_dpi import DPI
+from sb3_dpi.dpi import dpi as dpi_module
 from sb3_dpi.dpi.replay import ReplayMemory
 from sb3_dpi.world_model.ensemble import DivergedError, Ensemble
+from sb3_dpi.world_model.experts.plan_targets import PolicyGradient
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 
@@ -365,6 +368,40 @@ def test_fixed_temperature() -> None:
     model.learn(3 * STEPS, reset_num_timesteps=False)
     assert float(model.critic.unit) != unit
     assert model.temperature * float(model.critic.unit) == pytest.approx(0.1 * unit), "the same in rewards"
+
+
+@dataclass(frozen=True)
+class Still:
+    """A plan that asks for nothing."""
+
+    entropy: float
+
+    def gradient(self, actor: Any, temperature: float, rng: np.random.Generator) -> PolicyGradient:
+        return PolicyGradient(th.zeros_like(actor.network.flat), 0.0, self.entropy)
+
+
+@pytest.mark.parametrize("entropy", [-2.0, -0.3, 0.4])
+def test_the_temperature_follows_the_entropy(entropy: float) -> None:
+    """It falls while the policy is more random than asked for, and rises while it is less."""
+    model = small(target_entropy=-0.3, learning_rate=0.01)
+    before = model.log_temperature
+    model.imitate(Still(entropy))
+    assert before is not None and model.log_temperature == pytest.approx(before - 0.01 * (entropy + 0.3))
+
+
+def test_rollouts_pay_for_entropy_in_the_unit_of_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = dpi_module.rollouts
+
+    def record(*args: Any) -> Any:
+        seen.append(args[-2:])
+        return original(*args)
+
+    monkeypatch.setattr(dpi_module, "rollouts", record)
+    model = small(gamma=0.9).learn(2 * STEPS)
+    model.imagine(1)
+    unit = float(model.critic.unit)
+    assert abs(unit - 1.0) > 0.1 and seen[-1] == pytest.approx((model.temperature * unit, 0.9))
 
 
 def test_the_policy_rate_follows_the_divergence() -> None:
