@@ -15,7 +15,7 @@ Each runs with numba's loops (``.numba``) and without (``.plain``). What is comp
 A difference is relative to the largest number of its tensor. Each case prints a line: same, differs, only in one tree (the
 other has not what the case is about, which is no difference), or fails; a failure counts as a difference. Renamed arguments
 and parameters belong into the tables of ``number_cases.py``. Needs git. What numba compiles for REV is kept in the system's
-temporary folder, so that a second run is quick; REV's files are removed at the end.
+temporary folder: the first run of a tree takes some minutes more than the next ones. REV's files are removed at the end.
 """
 
 import argparse
@@ -87,7 +87,10 @@ def resolve(revision: str) -> str:
     top = Path(git("rev-parse", "--show-toplevel")).resolve()
     if top != ROOT:
         raise GitError(f"{ROOT} is not the top of a git checkout: run this script in a clone")
-    return git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    try:
+        return git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except GitError:
+        raise GitError(f"{revision} is no commit that this clone has: a shallow one needs git fetch --unshallow") from None
 
 
 @contextmanager
