@@ -9,8 +9,9 @@ from memories import ListMemory
 from torch import nn
 
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
+from sb3_dpi.world_model import critic as critic_module
 from sb3_dpi.world_model.actor import SquashedGaussian, gaussian_kl
-from sb3_dpi.world_model.critic import CriticData, Learner, SoftTwinQ
+from sb3_dpi.world_model.critic import CriticData, Learner, RealSteps, SoftTwinQ
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.imagination import make_windows, real_batch, roll_out, rollouts
 from sb3_dpi.world_model.mlp import StackedMLP
@@ -339,13 +340,28 @@ def test_the_critic_solves_a_small_process() -> None:
     ensemble.observe(data)
     critic = SoftTwinQ(1, 1, (16, 16), learning_rate=3e-3, real_fraction=0.5)
     critic.follow_rewards(rewards, returns_to_go(data, ends, 0.8, 0.5))
-    both = CriticData(ListMemory(data, ends), ensemble, real_batch(ensemble, data, float(critic.unit)))
+    memory, unit = ListMemory(data, ends), float(critic.unit)
+    both = CriticData(memory, ensemble, RealSteps(memory, ensemble, unit), real_batch(ensemble, data, unit))
     rng = np.random.default_rng(0)
     for _ in range(30):
         update = critic.learn(both, 50, 16, Learner(actor, 0.0, 0.8, 0.1), rng)
     values = critic(ensemble.standardize(np.array([[-1.0], [1.0]])), th.zeros(2, 1)).detach().numpy() * float(critic.unit)
     np.testing.assert_allclose(values, [1.0 / (1.0 - 0.64), 0.8 / (1.0 - 0.64)], atol=0.1)
     assert update.loss < 1e-3
+
+
+def test_real_steps_are_drawn_evenly(fitted: tuple[Ensemble, ListMemory], monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble, memory = fitted
+    monkeypatch.setattr(critic_module, "DRAWN_AT_ONCE", 1000)
+    real, rng = RealSteps(memory, ensemble, 2.0), np.random.default_rng(0)
+    drawn = [real.draw(n, rng) for n in (300, 300, 300, 300, 1500)]
+    assert [len(batch) for batch in drawn] == [300, 300, 300, 300, 1500]
+    seen = ensemble.restore(th.cat([batch.states for batch in drawn]))
+    rows = np.argmin(np.abs(seen[:, None, 0] - memory.data.states[None, :, 0]), axis=1)
+    counts = np.bincount(rows, minlength=len(memory))
+    assert counts.max() < 25 and (counts > 0).mean() > 0.97, "400 rows, 2700 draws"
+    rewards = th.cat([batch.rewards for batch in drawn]).numpy()
+    np.testing.assert_allclose(rewards, 0.5 * memory.data.rewards[rows], rtol=1e-5)
 
 
 def test_targets_are_bounded_by_what_was_realised() -> None:

@@ -11,7 +11,7 @@ from test_ensemble import system
 
 from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.backends.compilation import COMPILED
-from sb3_dpi.world_model.critic import CriticData, Learner, SoftTwinQ
+from sb3_dpi.world_model.critic import CriticData, Learner, RealSteps, SoftTwinQ
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.experts import EXPERTS, plan_targets
 from sb3_dpi.world_model.experts.lqr import KLLQR
@@ -40,7 +40,12 @@ def prepare(horizon: int = 3, width: int = 16, std: float | None = None) -> tupl
     critic = SoftTwinQ(2, 1, (width, width))
     critic.follow_rewards(data.rewards, 10.0 * data.rewards)
     imagined = rollouts(ensemble, actor, memory, True, rng, 200, 2, TEMPERATURE * float(critic.unit), GAMMA)
-    seen = CriticData(memory, ensemble, replace(imagined, rewards=imagined.rewards / float(critic.unit)))
+    seen = CriticData(
+        memory,
+        ensemble,
+        RealSteps(memory, ensemble, float(critic.unit)),
+        replace(imagined, rewards=imagined.rewards / float(critic.unit)),
+    )
     critic.learn(seen, 100, 32, Learner(actor, TEMPERATURE, GAMMA, 0.02), rng)
     windows = make_windows(ensemble, memory, rng.integers(300, size=30), horizon, True)
     return PlanningProblem(actor, ensemble, critic, windows, TEMPERATURE, GAMMA), seen
@@ -141,8 +146,9 @@ def test_trust_regions_hold(problem: PlanningProblem, kind: str, bound: float) -
 
 
 def test_imitation_reaches_the_expert(problem: PlanningProblem) -> None:
-    """Many steps on one plan bring the policy's mean to the target, where its beta is what counts."""
-    actor = SquashedGaussian(2, 1, (32, 32))
+    """Many steps on one plan bring the policy's mean to the target."""
+    th.manual_seed(0)
+    actor = SquashedGaussian(2, 1, (64, 64))
     plan = KLLQR(0.3).plan(replace(problem, actor=actor), np.random.default_rng(0))
     optimizer = th.optim.Adam([actor.network.flat], lr=3e-3)
 
@@ -150,10 +156,10 @@ def test_imitation_reaches_the_expert(problem: PlanningProblem) -> None:
         return float((plan.target - actor(plan.states)[0]).detach().square().mean())
 
     before = misfit()
-    for _ in range(600):
+    for _ in range(3000):
         actor.network.flat.grad = -plan.gradient(actor, 0.0, np.random.default_rng(0)).direction
         optimizer.step()
-    assert misfit() < 0.75 * before
+    assert misfit() < 0.25 * before
 
 
 def test_lqr_is_exact_on_a_linear_system() -> None:
@@ -234,7 +240,8 @@ def test_the_compiled_critic(prepared: tuple[PlanningProblem, CriticData], monke
     def run() -> tuple[SoftTwinQ, Any]:
         critic = copy.deepcopy(problem.critic)
         learner = Learner(problem.actor, TEMPERATURE, GAMMA, 0.02)
-        return critic, critic.learn(seen, 20, 32, learner, np.random.default_rng(2))
+        real = RealSteps(seen.memory, seen.ensemble, float(critic.unit))
+        return critic, critic.learn(replace(seen, real=real), 20, 32, learner, np.random.default_rng(2))
 
     (fast, one), (slow, two) = both(monkeypatch, run)
     th.testing.assert_close(fast.networks.flat, slow.networks.flat, atol=1e-4, rtol=1e-3)

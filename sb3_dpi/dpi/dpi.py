@@ -29,7 +29,7 @@ from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
 from sb3_dpi.dpi.replay import ReplayMemory, check_buffer, deal_out
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray, IntArray
-from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, SoftTwinQ
+from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, RealSteps, SoftTwinQ
 from sb3_dpi.world_model.ensemble import DivergedError, Ensemble, WorldModel
 from sb3_dpi.world_model.experts import Expert
 from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
@@ -428,7 +428,8 @@ class DPI(SavedModel, BlockCollector):
         unit = float(self.critic.unit)
         size, soft = (given.n_rollout_steps, self.numbers.rollout_length), (self.temperature * unit, self.discount)
         imagined = rollouts(self.ensemble, self.policy.actor, memory, corrected, self._rng, *size, *soft)
-        data = CriticData(memory, self.ensemble, replace(imagined, rewards=imagined.rewards / unit))
+        real = RealSteps(memory, self.ensemble, unit)
+        data = CriticData(memory, self.ensemble, real, replace(imagined, rewards=imagined.rewards / unit))
         self.critic.begin(data, self._learner(), self._rng)
         return windows, data
 

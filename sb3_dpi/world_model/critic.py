@@ -30,6 +30,8 @@ REALISED_QUANTILE = 0.999
 """Of the returns, what counts as the best realised."""
 SLACK_BELOW, SLACK_ABOVE = 0.2, 0.3
 """How far targets may lie beyond the realised returns, in their own size."""
+DRAWN_AT_ONCE = 8192
+"""Real steps that are read and standardised at a time."""
 UNIT_IN_REWARDS = 10.0
 """The unit of value, in root mean squares of the latest rewards."""
 
@@ -70,6 +72,35 @@ class CriticOptions:
             raise ValueError(f"critic: lr_decay_after must be at least 0, got {self.lr_decay_after}")
 
 
+class RealSteps:
+    """
+    Real steps drawn at random, many at a time, for a few cost nearly as much.
+
+    :param memory: real steps
+    :param ensemble: its units are used
+    :param unit: of value, in rewards
+    """
+
+    def __init__(self, memory: Memory, ensemble: Ensemble, unit: float) -> None:
+        self._memory, self._ensemble, self._unit = memory, ensemble, unit
+        self._drawn, self._given = real_batch(ensemble, memory.take(np.zeros(0, dtype=np.int64)), unit), 0
+
+    def draw(self, n: int, rng: np.random.Generator) -> Batch:
+        """
+        Draw with replacement.
+
+        :param n: how many
+        :param rng: draws
+        :return: rewards in units of value
+        """
+        if self._given + n > len(self._drawn):
+            rows = rng.integers(len(self._memory), size=max(n, DRAWN_AT_ONCE))
+            self._drawn, self._given = real_batch(self._ensemble, self._memory.take(rows), self._unit), 0
+        part = slice(self._given, self._given + n)
+        self._given += n
+        return Batch(*(getattr(self._drawn, name)[part] for name in vars(self._drawn)))
+
+
 @dataclass(frozen=True)
 class CriticData:
     """What a critic learns from between two blocks of real steps."""
@@ -78,6 +109,8 @@ class CriticData:
     """real steps"""
     ensemble: Ensemble
     """its units are used"""
+    real: RealSteps
+    """of the same memory, rewards in units of value"""
     imagined: Batch
     """rewards in units of value"""
 
@@ -248,9 +281,9 @@ class SoftTwinQ(Critic):
         :return: what the updates did
         """
         from_real = round(self.real_fraction * batch_size) if len(data.imagined) else batch_size
-        drawn = rng.integers(len(data.memory), size=n_updates * from_real)
-        real = real_batch(data.ensemble, data.memory.take(drawn), float(self.unit))
-        rows = rng.integers(max(len(data.imagined), 1), size=n_updates * (batch_size - from_real))
+        real = data.real.draw(n_updates * from_real, rng)
+        drawn = rng.integers(max(len(data.imagined), 1), size=n_updates * (batch_size - from_real))
+        rows = th.as_tensor(drawn, device=data.imagined.rewards.device)
         joined = []
         for name in ("states", "actions", "rewards", "next_states", "survival"):
             seen, imagined = getattr(real, name), getattr(data.imagined, name)[rows]

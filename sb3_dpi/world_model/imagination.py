@@ -226,11 +226,9 @@ def make_windows(ensemble: Ensemble, memory: Memory, rows: IntArray, horizon: in
     if not corrected:
         starts = ensemble.standardize(memory.take(rows).states).view(E, m, -1)
         return Windows(starts, starts.new_zeros(horizon, *starts.shape), starts.new_zeros(horizon, E, m))
-    steps, alive = successors(memory, rows, max(horizon, 1))
-    by_member = steps.reshape(-1, E, m).swapaxes(0, 1).reshape(-1)
-    data = memory.take(by_member)
     starts = ensemble.standardize(memory.take(rows).states).view(E, m, -1)
-    residuals = ensemble.residuals(data)
+    steps, alive = successors(memory, rows, max(horizon, 1))
+    residuals = ensemble.residuals(memory.take(steps.reshape(-1, E, m).swapaxes(0, 1).reshape(-1)))
     keep = th.as_tensor(alive, dtype=th.float32, device=starts.device).view(-1, E, m)
     states = residuals.states.view(E, -1, m, starts.shape[-1]).transpose(0, 1) * keep[..., None]
     rewards = residuals.rewards.view(E, -1, m).transpose(0, 1) * keep
