@@ -1,12 +1,15 @@
 """How far model, critic and plan can be trusted: numbers for the logger."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch as th
 
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 from sb3_dpi.world_model.actor import SquashedGaussian, gaussian_kl
-from sb3_dpi.world_model.critic import Critic
+from sb3_dpi.world_model.critic import Critic, CriticUpdate
 from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.experts.plan_targets import PolicyGradient
 from sb3_dpi.world_model.types import Memory, Transitions, successors
 
 
@@ -103,3 +106,48 @@ def policy_change(before: SquashedGaussian, actor: SquashedGaussian, states: th.
     mean, log_std = actor(states)
     old_mean, old_log_std = before(states)
     return float(gaussian_kl(old_mean, old_log_std, mean, log_std).mean()), float(log_std.exp().mean())
+
+
+def foresight(
+    ensemble: Ensemble, critic: Critic, actor: SquashedGaussian, memory: Memory, n_new: int, horizon: int, gamma: float
+) -> dict[str, float]:
+    """
+    How well the model foretells steps that it has not been fitted to yet.
+
+    :param ensemble: the model
+    :param critic: closes windows
+    :param actor: the policy
+    :param memory: real steps
+    :param n_new: the latest ones, that are new to the model
+    :param horizon: H of windows
+    :param gamma: discount factor
+    :return: by the names of the log
+    """
+    fresh = memory.newest(n_new)
+    new, before = memory.take(fresh), memory.take(np.setdiff1d(memory.newest(2 * n_new), fresh))
+    state, reward = ensemble.r_squared(new)
+    return {
+        "model/r_squared": state,
+        "model/r_squared_reward": reward,
+        "model/window_correlation": window_correlation(ensemble, critic, actor, memory, fresh, horizon, gamma),
+        "train/real_improvement": float(new.rewards.mean() - before.rewards.mean()) if len(before) else 0.0,
+    }
+
+
+def progress(updates: Sequence[CriticUpdate], gradients: Sequence[PolicyGradient]) -> dict[str, float]:
+    """
+    What the updates between two blocks did.
+
+    :param updates: of the critic
+    :param gradients: that the policy followed
+    :return: by the names of the log, values in units of value
+    """
+    objectives = [gradient.objective for gradient in gradients]
+    tenth = max(len(objectives) // 10, 1)
+    return {
+        "train/entropy": float(np.mean([gradient.entropy for gradient in gradients])),
+        "train/objective": float(np.mean(objectives)),
+        "train/predicted_improvement": float(np.mean(objectives[-tenth:]) - np.mean(objectives[:tenth])),
+        "train/critic_loss": float(np.mean([update.loss for update in updates])),
+        "train/critic_target": updates[-1].target,
+    }

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,22 +23,22 @@ from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import FORMER_ARGUMENTS, first_temperature, known_functions, make_expert
 from sb3_dpi.dpi.collector import BlockCollector
-from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, window_correlation
+from sb3_dpi.dpi.diagnostics import critic_r_squared, foresight, policy_change, progress
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
 from sb3_dpi.dpi.replay import ReplayMemory, check_buffer, deal_out
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray, IntArray
-from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, RealSteps, SoftTwinQ
+from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, RealSteps
 from sb3_dpi.world_model.ensemble import DivergedError, Ensemble, WorldModel
 from sb3_dpi.world_model.experts import Expert
 from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.imagination import Imagination, Windows, make_windows, rollouts
-from sb3_dpi.world_model.returns_critic import ReturnsV
+from sb3_dpi.world_model.returns_critic import CRITICS
 from sb3_dpi.world_model.types import returns_to_go, stretch_ends
 
-CRITICS: dict[str, type[Critic]] = {"q": SoftTwinQ, "returns": ReturnsV}
 RECENT = 5000
 """Steps that count as recent: from half of them windows begin, and their rewards and returns give unit and bounds of value."""
 LATEST_REWARDS = 300
@@ -56,17 +56,6 @@ RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
 SETTLED_SHARE = 0.1
 """Of the critic's learning rate, what is left when it has fallen."""
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
-
-
-@dataclass(frozen=True)
-class Foresight:
-    """How well the model foretold the steps that it had not been fitted to."""
-
-    r_squared: float
-    r_squared_reward: float
-    window_correlation: float
-    real_improvement: float
-    """of the mean reward over the block before"""
 
 
 class DPI(SavedModel, BlockCollector):
@@ -335,7 +324,8 @@ class DPI(SavedModel, BlockCollector):
         """
         self.policy.set_training_mode(True)
         self._update_learning_rates()
-        foresight = self._measure_foresight()
+        told = (self.ensemble, self.critic, self.policy.actor, self.memory, self.steps_since_training)
+        measured = foresight(*told, self.imagination.horizon, self.discount) if self.n_iterations > 0 else {}
         self._follow_units()
         loss = self.fit_model()  # P-hat, Eq. 2
         windows, data = self.imagine(gradient_steps)
@@ -347,7 +337,7 @@ class DPI(SavedModel, BlockCollector):
             if i % self._expert.imitation_steps == 0:
                 expert = self.improve_expert(windows[i // self._expert.imitation_steps])  # eta_n, Eq. 4
             gradients.append(self.imitate(expert))  # pi_n+1, Eq. 5
-        self._end_iteration(before, loss, foresight, updates, gradients)
+        self._end_iteration(before, {"model/loss": loss, **measured, **progress(updates, gradients)})
 
     def _update_learning_rates(self) -> None:
         rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor
@@ -374,21 +364,13 @@ class DPI(SavedModel, BlockCollector):
         if not fresh:
             assert self.log_temperature is not None
             self.log_temperature += math.log(ratio)
-        self.policy.set_standardization(*self._policy_units())
+        seen = self.policy.units_through(self._vec_normalize_env, self.ensemble.state_mean, self.ensemble.state_std)
+        self.policy.set_standardization(*seen)
 
     def _realised_returns(self, rows: IntArray) -> FloatArray:
         memory = self.memory
         mean = float(memory.take(memory.newest(LATEST_REWARDS)).rewards.mean())
         return returns_to_go(memory.take(rows), stretch_ends(memory, rows), self.discount, mean)
-
-    def _policy_units(self) -> tuple[th.Tensor, th.Tensor]:
-        """By which the policy reads observations, normalised or not by a wrapper."""
-        mean, std = self.ensemble.state_mean, self.ensemble.state_std
-        if self._vec_normalize_env is None:
-            return mean, std
-        wrapper, center, spread = self._vec_normalize_env, mean.cpu().numpy(), std.cpu().numpy()
-        seen = [self.policy.join(wrapper.normalize_obs(self.policy.split(center + step)))[0] for step in (0.0, spread)]
-        return th.as_tensor(seen[0], device=mean.device), th.as_tensor(seen[1] - seen[0], device=mean.device)
 
     def fit_model(self) -> float:
         """
@@ -491,17 +473,6 @@ class DPI(SavedModel, BlockCollector):
 
     # ------------------------------------------------------------------ measuring and logging
 
-    def _measure_foresight(self) -> Foresight | None:
-        """How well the model foretells the steps that it has not been fitted to yet."""
-        if self.n_iterations == 0:
-            return None
-        memory, k = self.memory, self.steps_since_training
-        fresh, both = memory.newest(k), memory.newest(2 * k)
-        new, before = memory.take(fresh), memory.take(np.setdiff1d(both, fresh))
-        trust = (self.ensemble, self.critic, self.policy.actor, memory, fresh, self.imagination.horizon, self.discount)
-        gain = float(new.rewards.mean() - before.rewards.mean()) if len(before) else 0.0
-        return Foresight(*self.ensemble.r_squared(new), window_correlation(*trust), gain)
-
     def _follow_divergence(self, divergence: float) -> None:
         """The same step moves some policies hardly at all and others off a cliff."""
         aim = self.numbers.target_kl
@@ -512,38 +483,22 @@ class DPI(SavedModel, BlockCollector):
         elif divergence < 0.5 * aim:
             self.rate_factor = min(self.rate_factor * RATE_CHANGE, RATE_BOUNDS[1])
 
-    def _end_iteration(
-        self,
-        before: Any,
-        loss: float,
-        foresight: Foresight | None,
-        updates: list[CriticUpdate],
-        gradients: list[PolicyGradient],
-    ) -> None:
+    def _end_iteration(self, before: SquashedGaussian, measured: dict[str, float]) -> None:
         """Log what was done, and set the next block's learning rate by it."""
-        rows, unit, record = self.memory.newest(REPORTED), float(self.critic.unit), self.logger.record
-        data, objectives = self.memory.take(rows), [gradient.objective for gradient in gradients]
+        rows, unit = self.memory.newest(REPORTED), float(self.critic.unit)
+        data = self.memory.take(rows)
         divergence, std = policy_change(before, self.policy.actor, self.ensemble.standardize(data.states))
-        tenth = max(len(objectives) // 10, 1)
-        gain = float(np.mean(objectives[-tenth:]) - np.mean(objectives[:tenth])) * unit
-        record("train/learning_rate", float(self.policy.optimizer.param_groups[0]["lr"]))
-        record("train/kl", divergence)
-        record("train/std", std)
-        record("train/ent_coef", self.temperature * unit)
-        record("train/entropy", float(np.mean([gradient.entropy for gradient in gradients])))
-        record("train/objective", float(np.mean(objectives)) * unit)
-        record("train/predicted_improvement", gain * (1.0 - self.discount))  # of a reward a step, as the real one is
-        record("train/critic_loss", float(np.mean([update.loss for update in updates])))
-        record("train/critic_target", updates[-1].target * unit)
+        measured["train/learning_rate"] = float(self.policy.optimizer.param_groups[0]["lr"])
+        measured["train/kl"], measured["train/std"] = divergence, std
+        measured["train/ent_coef"] = self.temperature * unit
         returns = self._realised_returns(rows)
-        record("train/critic_r_squared", critic_r_squared(self.ensemble, self.critic, data, returns))
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
-        record("model/loss", loss)
-        if foresight is not None:
-            record("model/r_squared", foresight.r_squared)
-            record("model/r_squared_reward", foresight.r_squared_reward)
-            record("model/window_correlation", foresight.window_correlation)
-            record("train/real_improvement", foresight.real_improvement)
+        measured["train/critic_r_squared"] = critic_r_squared(self.ensemble, self.critic, data, returns)
+        measured["train/predicted_improvement"] *= 1.0 - self.discount  # of a reward a step, as the real one is
+        for name in ("objective", "predicted_improvement", "critic_target"):
+            measured[f"train/{name}"] *= unit
+        for name, value in measured.items():
+            self.logger.record(name, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._follow_divergence(divergence)
         self.n_iterations += 1
         self.steps_since_training = 0

@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_dpi.common.planner_state import is_vector_space
@@ -153,6 +154,21 @@ class MlpPolicy(BasePolicy):
         :param share: how far, 1: all the way
         """
         self.averaged.network.flat.lerp_(self.actor.network.flat, share)
+
+    def units_through(self, normalizer: VecNormalize | None, mean: th.Tensor, std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        By what the policy must read observations so that it sees standardised states.
+
+        :param normalizer: the wrapper that shows them; None where there is none
+        :param mean: of states, ``[dx]``
+        :param std: likewise
+        :return: mean and standard deviation of what the wrapper shows
+        """
+        if normalizer is None:
+            return mean, std
+        center, spread = mean.cpu().numpy(), std.cpu().numpy()
+        seen = [self.join(normalizer.normalize_obs(self.split(center + step)))[0] for step in (0.0, spread)]
+        return th.as_tensor(seen[0], device=mean.device), th.as_tensor(seen[1] - seen[0], device=mean.device)
 
     def set_standardization(self, mean: th.Tensor, std: th.Tensor) -> None:
         """

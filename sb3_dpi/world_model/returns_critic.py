@@ -10,7 +10,7 @@ import torch as th
 
 from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import BoolArray, FloatArray
-from sb3_dpi.world_model.critic import Critic, CriticData, CriticUpdate, Learner
+from sb3_dpi.world_model.critic import Critic, CriticData, CriticUpdate, Learner, SoftTwinQ
 from sb3_dpi.world_model.types import stretch_ends
 
 LATEST = 5000
@@ -77,3 +77,7 @@ class ReturnsV(Critic):
         for rows in rng.integers(len(self._returns), size=(n_updates, batch_size)):
             loss += self.descend(self._states[rows], self._returns[rows], learner.tau) / n_updates
         return CriticUpdate(loss, float(self._returns.mean()))
+
+
+CRITICS: dict[str, type[Critic]] = {"q": SoftTwinQ, "returns": ReturnsV}
+"""Critics by name."""
