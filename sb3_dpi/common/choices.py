@@ -1,5 +1,6 @@
 """Arguments that are chosen by name, so that a YAML file can say them."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -8,6 +9,24 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 Settings = TypeVar("Settings")
+
+
+def arguments_of_base(given: Mapping[str, Any], base: type) -> dict[str, Any]:
+    """Find what a constructor hands on to its base under the same name.
+
+    :param given: ``locals()`` at the constructor's beginning
+    :param base: whose constructor is called; where it takes any keyword, so do those of its own bases
+    :return: arguments by name
+    """
+    taken: set[str] = set()
+    for cls in base.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters
+        taken.update(name for name in parameters if name != "self" and not name.startswith("_"))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return {name: value for name, value in given.items() if name in taken}
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

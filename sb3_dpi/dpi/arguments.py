@@ -1,14 +1,18 @@
 """What arguments of DPI mean that can be given in several ways, and what former ones are called now."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_dpi.common.choices import as_settings, parse_choice
+from sb3_dpi.common.choices import as_settings, check_choice, parse_choice
+from sb3_dpi.dpi.policies import MlpPolicy
+from sb3_dpi.world_model.critic import Critic, CriticOptions
 from sb3_dpi.world_model.ensemble import SystemFunction, WorldModel
 from sb3_dpi.world_model.experts import EXPERTS, Expert
+from sb3_dpi.world_model.returns_critic import CRITICS
 
 DEFAULT_TEMPERATURE = 0.02
 FORMER_ARGUMENTS = {
@@ -45,6 +49,22 @@ FORMER_ARGUMENTS = {
 """From former arguments to what is written instead."""
 
 
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """
+    Refuse numbers that are out of range.
+
+    :param given: arguments by name
+    :raises ValueError: that names argument and value
+    """
+    for name in ("buffer_size", "batch_size", "policy_delay"):
+        if given[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {given[name]}")
+    if given["gradient_steps"] < -1:
+        raise ValueError(f"gradient_steps must be at least -1, got {given['gradient_steps']}")
+    if not given["update_to_data"] > 0.0:
+        raise ValueError(f"update_to_data must be above 0, got {given['update_to_data']}")
+
+
 def known_functions(
     world_model: WorldModel, action_space: spaces.Space
 ) -> tuple[SystemFunction | None, SystemFunction | None]:
@@ -79,6 +99,29 @@ def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:
         return expert
     kind, options = parse_choice("expert", expert, tuple(EXPERTS))
     return as_settings(f"expert {kind!r}", EXPERTS[kind], options)
+
+
+def make_critic(policy: MlpPolicy, options: CriticOptions) -> Critic:
+    """
+    The critic that is meant, of a shape that fits a policy.
+
+    :param policy: its networks are of the same kind, and it makes or shares what they read
+    :param options: which critic, and how it learns
+    :return: what closes a plan
+    :raises ValueError: if the kind is unknown
+    """
+    check_choice("critic", options.kind, tuple(CRITICS))
+    shared = policy.share_features_extractor
+    return CRITICS[options.kind](
+        policy.state_dim,
+        policy.actor.action_dim,
+        policy.net_arch["qf"],
+        options.learning_rate,
+        options.real_fraction,
+        policy.activation_fn,
+        policy.actor.features if shared else policy.make_features(),
+        shared,
+    )
 
 
 def first_temperature(ent_coef: str | float) -> float:

@@ -14,14 +14,22 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_dpi.common.choices import as_settings, check_choice
+from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
-from sb3_dpi.dpi.arguments import FORMER_ARGUMENTS, first_temperature, known_functions, make_expert
+from sb3_dpi.dpi.arguments import (
+    FORMER_ARGUMENTS,
+    check_arguments,
+    first_temperature,
+    known_functions,
+    make_critic,
+    make_expert,
+)
 from sb3_dpi.dpi.collector import BlockCollector
 from sb3_dpi.dpi.diagnostics import critic_r_squared, foresight, policy_change, progress
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
@@ -36,7 +44,6 @@ from sb3_dpi.world_model.experts import Expert
 from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.imagination import Imagination, Windows, make_windows, rollouts
-from sb3_dpi.world_model.returns_critic import CRITICS
 from sb3_dpi.world_model.types import returns_to_go, stretch_ends
 
 RECENT = 5000
@@ -160,27 +167,10 @@ class DPI(SavedModel, BlockCollector):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        device = "cpu" if device == "auto" else device
         super().__init__(
-            policy,
-            env,
-            learning_rate,
-            buffer_size,
-            learning_starts,  # type: ignore[arg-type]  # None follows the preset, as do the next ones
-            batch_size,
-            tau,  # type: ignore[arg-type]
-            gamma,  # type: ignore[arg-type]
-            train_freq,  # type: ignore[arg-type]
-            gradient_steps,
-            action_noise,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device="cpu" if device == "auto" else device,
+            **arguments_of_base(locals(), OffPolicyAlgorithm),
             support_multi_env=True,
-            seed=seed,
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
@@ -200,10 +190,7 @@ class DPI(SavedModel, BlockCollector):
         self.preset_: Preset | None = None
         self.log_temperature: float | None = None
         self.rate_factor = 1.0
-        self.n_iterations = 0
-        self.n_episodes = 0
-        self.time_limit = 0
-        self.steps_since_training = 0
+        self.n_iterations = self.n_episodes = self.time_limit = self.steps_since_training = 0
         if _init_setup_model:
             self._setup_model()
 
@@ -211,8 +198,11 @@ class DPI(SavedModel, BlockCollector):
 
     def _setup_model(self) -> None:
         self._check_saved_format()
-        self._read_settings()
-        self._check_arguments()
+        check_arguments(vars(self))
+        self.world_model = as_settings("world_model", WorldModel, self.world_model)
+        self.critic_options = as_settings("critic", CriticOptions, self.critic_options)
+        self.imagination = as_settings("imagination", Imagination, self.imagination)
+        self._resolve(FIRST)
         if self.preset_ is not None:  # arguments may be changed on loading
             gamma = self.preset_.gamma if self.gamma is None else self.gamma
             self.preset_ = replace(self._resolve(self.preset_.kind), gamma=gamma)
@@ -223,11 +213,7 @@ class DPI(SavedModel, BlockCollector):
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
         self.ensemble.known_reward, self.ensemble.known_end = known_functions(options, self.action_space)
-        given, hidden = self.critic_options, self.policy.net_arch["qf"]
-        critic_class = CRITICS[given.kind]
-        self.critic = critic_class(dx, du, hidden, given.learning_rate, given.real_fraction, self.policy.activation_fn).to(
-            self.device
-        )
+        self.critic = make_critic(self.policy, self.critic_options).to(self.device)
         self.actor = self.policy.actor
         if self.log_temperature is None:
             self.log_temperature = math.log(first_temperature(self.ent_coef))
@@ -235,25 +221,9 @@ class DPI(SavedModel, BlockCollector):
         self._warm_up_correlation = np.zeros((self.n_envs, 1))
         self._episode_steps = np.zeros(self.n_envs, dtype=int)
 
-    def _read_settings(self) -> None:
-        self.world_model = as_settings("world_model", WorldModel, self.world_model)
-        self.critic_options = as_settings("critic", CriticOptions, self.critic_options)
-        self.imagination = as_settings("imagination", Imagination, self.imagination)
-
     def _convert_train_freq(self) -> None:
         if self.train_freq is not None:
             super()._convert_train_freq()
-
-    def _check_arguments(self) -> None:
-        check_choice("critic", self.critic_options.kind, tuple(CRITICS))
-        for name in ("buffer_size", "batch_size", "policy_delay"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.gradient_steps < -1:
-            raise ValueError(f"gradient_steps must be at least -1, got {self.gradient_steps}")
-        if not self.update_to_data > 0.0:
-            raise ValueError(f"update_to_data must be above 0, got {self.update_to_data}")
-        self._resolve(FIRST)
 
     def _resolve(self, kind: str) -> Preset:
         """A preset with all that was given in place of its own numbers."""
@@ -322,7 +292,7 @@ class DPI(SavedModel, BlockCollector):
         :param gradient_steps: of the policy
         :param batch_size: of the critic
         """
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)  # but for its own update, see imitate
         self._update_learning_rates()
         told = (self.ensemble, self.critic, self.policy.actor, self.memory, self.steps_since_training)
         measured = foresight(*told, self.imagination.horizon, self.discount) if self.n_iterations > 0 else {}
@@ -357,7 +327,7 @@ class DPI(SavedModel, BlockCollector):
         change = self.ensemble.observe(memory.take(memory.newest(len(memory) if fresh else self.steps_since_training)))
         if not fresh:
             for actor in (self.policy.actor, self.policy.averaged):
-                actor.network.rescale_inputs(change.scale, change.shift)
+                actor.rescale_states(change.scale, change.shift)
             self.critic.rescale_states(change.scale, change.shift)
         rewards = memory.take(memory.newest(2 * RECENT)).rewards
         ratio = self.critic.follow_rewards(rewards, self._realised_returns(memory.newest(RECENT)))
@@ -365,7 +335,7 @@ class DPI(SavedModel, BlockCollector):
             assert self.log_temperature is not None
             self.log_temperature += math.log(ratio)
         seen = self.policy.units_through(self._vec_normalize_env, self.ensemble.state_mean, self.ensemble.state_std)
-        self.policy.set_standardization(*seen)
+        self.policy.set_standardization(*seen, self.critic)
 
     def _realised_returns(self, rows: IntArray) -> FloatArray:
         memory = self.memory
@@ -435,7 +405,10 @@ class DPI(SavedModel, BlockCollector):
         :param batch_size: of each
         :return: what the updates did
         """
-        return self.critic.learn(data, n_updates, batch_size, self._learner(), self._rng)
+        self.critic.train()
+        update = self.critic.learn(data, n_updates, batch_size, self._learner(), self._rng)
+        self.critic.eval()
+        return update
 
     def improve_expert(self, windows: Windows) -> Plan:
         """
@@ -454,17 +427,18 @@ class DPI(SavedModel, BlockCollector):
         :param expert: its plan
         :return: the gradient that was followed
         """
-        gradient = expert.gradient(self.policy.actor, self.temperature, self._rng)
-        flat = self.policy.actor.network.flat
-        flat.grad = -gradient.direction
-        th.nn.utils.clip_grad_norm_([flat], self.numbers.max_grad_norm)
+        actor = self.policy.actor
+        self.policy.set_training_mode(True)
+        gradient = expert.gradient(actor, self.temperature, self._rng)
+        self.policy.set_training_mode(False)
+        actor.set_gradients(gradient.direction)
+        th.nn.utils.clip_grad_norm_(actor.learned, self.numbers.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
         self.policy.follow(min(max(self.numbers.polyak, AVERAGED_SHARE / self._n_updates), 1.0))
         if isinstance(self.ent_coef, str):
             assert self.log_temperature is not None
-            du = self.policy.actor.action_dim
-            target = -0.5 * du if self.target_entropy == "auto" else float(self.target_entropy)
+            target = -0.5 * actor.action_dim if self.target_entropy == "auto" else float(self.target_entropy)
             rate = self.lr_schedule(self._current_progress_remaining)
             # more entropy than wanted: exploring pays less from now on
             moved = self.log_temperature - rate * (gradient.entropy - target)

@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -16,6 +17,7 @@ from sb3_dpi.common.planner_state import is_vector_space
 from sb3_dpi.common.policies import STATE_KEY
 from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.backends import mlp_forward
+from sb3_dpi.world_model.mlp import follow
 
 
 def n_numbers(space: spaces.Space) -> int:
@@ -52,8 +54,44 @@ def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
     return named  # type: ignore[return-value]
 
 
+class ExtractedFeatures(nn.Module):
+    """
+    What an extractor finds in standardised states: it reads the observations behind them.
+
+    :param extractor: of the observation space
+    :param vectors: that make up an observation, as from ``vector_spaces``
+    """
+
+    obs_mean: th.Tensor
+    obs_std: th.Tensor
+
+    def __init__(self, extractor: BaseFeaturesExtractor, vectors: dict[str, spaces.Box]):
+        super().__init__()
+        self.extractor, self.features_dim = extractor, extractor.features_dim
+        self.shapes = {key: space.shape for key, space in vectors.items()}
+        self.sizes = [n_numbers(space) for space in vectors.values()]
+        self.register_buffer("obs_mean", th.zeros(sum(self.sizes), dtype=th.float64))
+        self.register_buffer("obs_std", th.ones(sum(self.sizes), dtype=th.float64))
+
+    def forward(self, states: th.Tensor) -> th.Tensor:
+        """
+        Extract features.
+
+        :param states: standardised, ``[n, dx]``
+        :return: ``[n, features_dim]``
+        """
+        parts = (states.double() * self.obs_std + self.obs_mean).float().split(self.sizes, dim=1)
+        obs = {key: part.reshape(-1, *shape) for (key, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return self.extractor(obs[""] if "" in obs else obs)
+
+
 class MlpPolicy(BasePolicy):
     """Squashed Gaussian policy of standardised vector observations; it acts by the Polyak average of what was learned lately.
+
+    An extractor of the user's reads observations as ``predict`` is given them, but for what lies beyond ten standard
+    deviations of all that was seen; imagined states are shown to it in the same units. As in SAC, policy and critic each have
+    one, and the critic's slow copy another. Policy and critic are in train mode while they themselves are updated, as batch
+    normalisation and dropout must know, and in eval mode where they act, plan, imagine or judge.
 
     :param observation_space: Box
     :param action_space: bounded Box
@@ -62,10 +100,15 @@ class MlpPolicy(BasePolicy):
     :param net_arch: widths of the hidden layers, of the policy alone or as ``dict(pi=[...], qf=[...])`` with the critic's; two
         of one width have compiled loops
     :param activation_fn: of the hidden layers; hardswish has compiled loops
+    :param features_extractor_class: of what policy and critic read; ``FlattenExtractor`` and ``CombinedExtractor`` leave
+        vectors as they are, which are then read standardised, and have compiled loops
+    :param features_extractor_kwargs: for it
+    :param share_features_extractor: whether the critic reads the policy's features, which it does not change
     :param optimizer_class: of the policy
     :param optimizer_kwargs: for it, beside the learning rate
     :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
     :param std_bounds: smallest and largest standard deviation; equal ones fix it
+    :raises ValueError: if an argument has no meaning for vectors, or is out of range
     """
 
     obs_mean: th.Tensor
@@ -79,6 +122,9 @@ class MlpPolicy(BasePolicy):
         use_sde: bool = False,
         net_arch: Sequence[int] | dict[str, Sequence[int]] = (64, 64),
         activation_fn: type[nn.Module] = nn.Hardswish,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         log_std_init: float = -0.7,
@@ -87,6 +133,8 @@ class MlpPolicy(BasePolicy):
         super().__init__(
             observation_space,
             action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
@@ -98,16 +146,42 @@ class MlpPolicy(BasePolicy):
         self.activation_fn, self.log_std_init, self.std_bounds = activation_fn, log_std_init, tuple(std_bounds)
         if not 0.0 < std_bounds[0] <= std_bounds[1]:
             raise ValueError(f"std_bounds must be positive and not fall, got {tuple(std_bounds)}")
+        self.share_features_extractor = share_features_extractor
         self.vectors = vector_spaces(observation_space)
         state_dim = sum(n_numbers(space) for space in self.vectors.values())
-        smallest, largest = std_bounds
-        self.actor = SquashedGaussian(
-            state_dim, int(np.prod(action_space.shape)), self.net_arch["pi"], log_std_init, (smallest, largest), activation_fn
-        )
+        sizes = state_dim, int(np.prod(action_space.shape)), self.net_arch["pi"]
+        bounds = std_bounds[0], std_bounds[1]
+        self.actor = SquashedGaussian(*sizes, log_std_init, bounds, activation_fn, self.make_features())
         self.averaged = copy.deepcopy(self.actor).requires_grad_(False)
         self.register_buffer("obs_mean", th.zeros(state_dim, dtype=th.float64))
         self.register_buffer("obs_std", th.ones(state_dim, dtype=th.float64))
-        self.optimizer = optimizer_class([self.actor.network.flat], lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = optimizer_class(self.actor.learned, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def make_features(self) -> ExtractedFeatures | None:
+        """
+        Make what a network reads of states.
+
+        :return: None where it reads them as they are
+        :raises ValueError: if the extractor is one of images
+        """
+        if issubclass(self.features_extractor_class, NatureCNN):
+            raise ValueError(
+                f"{self.features_extractor_class.__name__} reads images, and DPI learns a model of vectors: leave "
+                "features_extractor_class out, or give one that reads vectors"
+            )
+        extractor = self.make_features_extractor()
+        if type(extractor) in (FlattenExtractor, CombinedExtractor):
+            return None
+        return ExtractedFeatures(extractor, self.vectors)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the policy in either training or evaluation mode.
+
+        :param mode: True while it is updated; the average, which is never updated but follows, stays in evaluation mode
+        """
+        super().set_training_mode(mode)
+        self.averaged.eval()
 
     @property
     def state_dim(self) -> int:
@@ -115,9 +189,12 @@ class MlpPolicy(BasePolicy):
         return len(self.obs_mean)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = dict(net_arch=self.net_arch, activation_fn=self.activation_fn, log_std_init=self.log_std_init)
-        own.update(std_bounds=self.std_bounds, optimizer_class=self.optimizer_class, optimizer_kwargs=self.optimizer_kwargs)
-        return {"observation_space": self.observation_space, "action_space": self.action_space, "lr_schedule": _no_rate, **own}
+        own = (
+            *("net_arch", "activation_fn", "log_std_init", "std_bounds", "optimizer_class", "optimizer_kwargs"),
+            *("features_extractor_class", "features_extractor_kwargs", "share_features_extractor"),
+        )
+        given = {name: getattr(self, name) for name in ("observation_space", "action_space", *own)}
+        return {**given, "lr_schedule": _no_rate}
 
     def standardize(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -146,14 +223,13 @@ class MlpPolicy(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
 
-    @th.no_grad()
     def follow(self, share: float) -> None:
         """
         Let the Polyak average follow the policy that learns.
 
         :param share: how far, 1: all the way
         """
-        self.averaged.network.flat.lerp_(self.actor.network.flat, share)
+        follow(self.averaged, self.actor, share)
 
     def units_through(self, normalizer: VecNormalize | None, mean: th.Tensor, std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -170,15 +246,18 @@ class MlpPolicy(BasePolicy):
         seen = [self.join(normalizer.normalize_obs(self.split(center + step)))[0] for step in (0.0, spread)]
         return th.as_tensor(seen[0], device=mean.device), th.as_tensor(seen[1] - seen[0], device=mean.device)
 
-    def set_standardization(self, mean: th.Tensor, std: th.Tensor) -> None:
+    def set_standardization(self, mean: th.Tensor, std: th.Tensor, critic: nn.Module) -> None:
         """
-        Read observations in new units; the network must have been told already.
+        Read observations in new units; networks that read states must have been told already.
 
         :param mean: ``[dx]``
         :param std: ``[dx]``, positive
+        :param critic: whose extractors must know as well
         """
-        self.obs_mean.copy_(mean)
-        self.obs_std.copy_(std)
+        for module in (*self.modules(), *critic.modules()):
+            if isinstance(module, MlpPolicy | ExtractedFeatures):
+                module.obs_mean.copy_(mean)
+                module.obs_std.copy_(std)
 
     def join(self, obs: Any) -> np.ndarray:
         """
@@ -224,13 +303,15 @@ class MlpPolicy(BasePolicy):
         ]
         center, scale, du = mean.cpu().numpy().copy(), std.cpu().numpy().copy(), chosen.action_dim
 
+        in_numpy = chosen.features is None and isinstance(chosen.network.activation, nn.Hardswish)
+
         def torch_forward(seen: np.ndarray) -> np.ndarray:
             with th.no_grad():
-                return chosen.network(th.as_tensor(seen, device=self.device))[0].cpu().numpy()
+                return chosen.outputs(th.as_tensor(seen, device=self.device)).cpu().numpy()
 
         def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             seen = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
-            hidden = mlp_forward(layers, seen) if isinstance(chosen.network.activation, nn.Hardswish) else torch_forward(seen)
+            hidden = mlp_forward(layers, seen) if in_numpy else torch_forward(seen)
             before, raw = hidden[:, :du], hidden[:, du:]
             log_std = chosen.log_std_low + 0.5 * (chosen.log_std_high - chosen.log_std_low) * (np.tanh(raw) + 1.0)
             return before, np.exp(log_std)
@@ -239,7 +320,27 @@ class MlpPolicy(BasePolicy):
 
 
 class MultiInputPolicy(MlpPolicy):
-    """The same for a dictionary of vectors."""
+    """
+    The same for a dictionary of vectors.
+
+    :param observation_space: dictionary of Boxes
+    :param action_space: bounded Box
+    :param lr_schedule: learning rate schedule
+    :param features_extractor_class: of what policy and critic read
+    :param kwargs: as for ``MlpPolicy``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
 
 
 def _no_rate(_: float) -> float:

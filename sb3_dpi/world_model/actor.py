@@ -40,6 +40,8 @@ class SquashedGaussian(nn.Module):
     :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
     :param std_bounds: smallest and largest standard deviation; equal ones fix it
     :param activation_fn: of the hidden layers; hardswish has compiled loops
+    :param features: what the network reads of states, a module from ``[n, dx]`` to ``[n, features_dim]`` that says
+        ``features_dim``; None: the states. Its units are its own: it does not follow those of states
     """
 
     def __init__(
@@ -50,11 +52,14 @@ class SquashedGaussian(nn.Module):
         log_std_init: float = -0.7,
         std_bounds: tuple[float, float] = (0.05, 1.5),
         activation_fn: type[nn.Module] = nn.Hardswish,
+        features: nn.Module | None = None,
     ):
         super().__init__()
         self.action_dim = action_dim
+        self.features = features
         self.log_std_low, self.log_std_high = (math.log(bound) for bound in std_bounds)
-        self.network = StackedMLP(1, (state_dim, *hidden, 2 * action_dim), last_gain=0.1, activation_fn=activation_fn)
+        sizes = (state_dim if features is None else int(features.features_dim), *hidden, 2 * action_dim)  # type: ignore[arg-type]
+        self.network = StackedMLP(1, sizes, last_gain=0.1, activation_fn=activation_fn)
         middle, half = 0.5 * (self.log_std_high + self.log_std_low), 0.5 * (self.log_std_high - self.log_std_low)
         share = float(np.clip((log_std_init - middle) / half, -0.99, 0.99)) if half > 0.0 else 0.0
         with th.no_grad():
@@ -67,10 +72,59 @@ class SquashedGaussian(nn.Module):
         :param states: standardised, ``[..., n, dx]``
         :return: both ``[..., n, du]``
         """
-        outputs = self.network(states.reshape(-1, states.shape[-1]))[0]
+        outputs = self.outputs(states.reshape(-1, states.shape[-1]))
         outputs = outputs.view(*states.shape[:-1], outputs.shape[-1])
         mean, raw = outputs[..., : self.action_dim], outputs[..., self.action_dim :]
         return mean, log_std_of(raw, self.log_std_low, self.log_std_high)
+
+    def outputs(self, states: th.Tensor) -> th.Tensor:
+        """
+        What the network says.
+
+        :param states: standardised, ``[n, dx]``
+        :return: mean before tanh and raw log standard deviation, ``[n, 2 du]``
+        """
+        return self.network(states if self.features is None else self.features(states))[0]
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled jobs can stand in for torch."""
+        return self.features is None and self.network.is_compiled
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """Parameters that imitation changes."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def gradient(self, objective: th.Tensor) -> th.Tensor:
+        """
+        Differentiate by all that is learned.
+
+        :param objective: scalar
+        :return: behind each other, ``[1, P]``
+        """
+        slopes = th.autograd.grad(objective, self.learned, materialize_grads=True)
+        return th.cat([slope.reshape(1, -1) for slope in slopes], dim=1)
+
+    def set_gradients(self, direction: th.Tensor) -> None:
+        """
+        Tell an optimizer which way is up.
+
+        :param direction: as from ``gradient``, ``[1, P]``
+        """
+        parts = (-direction).split([parameter.numel() for parameter in self.learned], dim=1)
+        for parameter, part in zip(self.learned, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def rescale_states(self, scale: th.Tensor, shift: th.Tensor) -> None:
+        """
+        Follow a change of the states' units.
+
+        :param scale: as in ``UnitsChange``
+        :param shift: as in ``UnitsChange``
+        """
+        if self.features is None:
+            self.network.rescale_inputs(scale, shift)
 
     def arrays(self) -> PolicyArrays:
         """

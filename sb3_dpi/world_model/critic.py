@@ -11,11 +11,13 @@ by what has been realised: critics that believe their own optimism ended otherwi
 Shapes: ``K`` updates of ``B`` rows, states ``[n, dx]``, actions ``[n, du]``.
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch as th
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from sb3_dpi.trajopt.types import FloatArray
@@ -23,7 +25,7 @@ from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.backends import CriticBatches, adam_of, array_of, update_critic
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.imagination import Batch, real_batch
-from sb3_dpi.world_model.mlp import StackedMLP
+from sb3_dpi.world_model.mlp import StackedMLP, follow
 from sb3_dpi.world_model.types import Memory
 
 REALISED_QUANTILE = 0.999
@@ -137,6 +139,8 @@ class Critic(nn.Module):
     :param learning_rate: of Adam; usual: 3e-4 to 1e-3
     :param real_fraction: share of real rows in a minibatch; usual: .1 to 1
     :param activation_fn: of the hidden layers; hardswish has compiled loops
+    :param features: what the networks read of states, as in ``SquashedGaussian``; None: the states
+    :param shares_features: whether somebody else teaches ``features``, which are then read as they are
     """
 
     uses_actions = True
@@ -153,18 +157,61 @@ class Critic(nn.Module):
         learning_rate: float = 1e-3,
         real_fraction: float = 0.2,
         activation_fn: type[nn.Module] = nn.Hardswish,
+        features: nn.Module | None = None,
+        shares_features: bool = False,
     ):
         super().__init__()
-        sizes = (state_dim + action_dim * self.uses_actions, *hidden, 1)
+        n_read = state_dim if features is None else int(features.features_dim)  # type: ignore[arg-type]
+        sizes = (n_read + action_dim * self.uses_actions, *hidden, 1)
         self.networks = StackedMLP(2, sizes, True, 0.1, activation_fn)
         self.targets = StackedMLP(2, sizes, True, 0.1, activation_fn)
         self.targets.load_state_dict(self.networks.state_dict())
         self.targets.requires_grad_(False)
+        self.features, self.shares_features = features, shares_features
+        self.slow_features = None if features is None else copy.deepcopy(features).requires_grad_(False)
         self.real_fraction = real_fraction
         self.register_buffer("unit", th.ones((), dtype=th.float64))
         self.register_buffer("worst", th.tensor(-np.inf, dtype=th.float64))  # of targets, in rewards
         self.register_buffer("best", th.tensor(np.inf, dtype=th.float64))
-        self.optimizer = th.optim.Adam([self.networks.flat], lr=learning_rate)
+        own = [] if features is None or shares_features else [part for part in features.parameters() if part.requires_grad]
+        self.optimizer = th.optim.Adam([self.networks.flat, *own], lr=learning_rate)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Critic":
+        """
+        Let layers such as dropout know whether their own parameters are being learned.
+
+        :param mode: False: the critic only judges
+        :return: itself
+        """
+        super().train(mode)
+        if self.slow_features is not None:
+            self.slow_features.eval()
+        if self.features is not None and self.shares_features:
+            self.features.eval()
+        return self
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled jobs can stand in for torch."""
+        return self.features is None and self.networks.is_compiled
+
+    def read(self, states: th.Tensor, actions: th.Tensor | None = None, slow: bool = False) -> th.Tensor:
+        """
+        What the networks are shown.
+
+        :param states: standardised, ``[n, dx]``
+        :param actions: ``[n, du]``, where the networks read them
+        :param slow: whether it is shown to the slow copies
+        :return: ``[n, n_in]``
+        """
+        features = self.slow_features if slow else self.features
+        if features is not None and self.shares_features and not slow:
+            fixed = {name: parameter.detach() for name, parameter in features.named_parameters()}
+            states = functional_call(features, fixed, (states,))
+        elif features is not None:
+            states = features(states)
+        return states if actions is None or not self.uses_actions else th.cat([states, actions], dim=-1)
 
     def forward(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
@@ -174,7 +221,7 @@ class Critic(nn.Module):
         :param actions: ``[n, du]``
         :return: in units of value, ``[n]``
         """
-        return self.networks(th.cat([states, actions], dim=-1) if self.uses_actions else states).mean(0)[:, 0]
+        return self.networks(self.read(states, actions)).mean(0)[:, 0]
 
     def rescale_states(self, scale: th.Tensor, shift: th.Tensor) -> None:
         """
@@ -184,7 +231,8 @@ class Critic(nn.Module):
         :param shift: as in ``UnitsChange``
         """
         for networks in (self.networks, self.targets):
-            networks.rescale_inputs(scale, shift)
+            if self.features is None:
+                networks.rescale_inputs(scale, shift)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -248,7 +296,7 @@ class Critic(nn.Module):
         """
         One step of Adam on the Huber loss, and of the slow copies.
 
-        :param inputs: ``[B, n_in]``
+        :param inputs: as from ``read``, ``[B, n_in]``
         :param targets: in units of value, ``[B]``
         :param tau: by how much the slow copies follow
         :return: the loss
@@ -259,8 +307,9 @@ class Critic(nn.Module):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        with th.no_grad():
-            self.targets.flat.lerp_(self.networks.flat, tau)
+        follow(self.targets, self.networks, tau)
+        if self.features is not None and self.slow_features is not None:
+            follow(self.slow_features, self.features, tau)
         return 0.5 * float(loss.detach())
 
 
@@ -301,14 +350,13 @@ class SoftTwinQ(Critic):
         :param learner: the policy
         :return: what the updates did
         """
-        actor = learner.actor
-        if self.networks.is_compiled and actor.network.is_compiled:
+        if self.is_compiled and learner.actor.is_compiled:
             return self._update_compiled(batches, noise, learner)
         loss_sum, target = 0.0, th.zeros(())
         for k in range(len(noise)):
             batch = Batch(*(getattr(batches, name)[k] for name in vars(batches)))
             target = self._targets(batch, th.as_tensor(noise[k], device=batch.states.device), learner)
-            loss_sum += self.descend(th.cat([batch.states, batch.actions], dim=1), target, learner.tau)
+            loss_sum += self.descend(self.read(batch.states, batch.actions), target, learner.tau)
         return CriticUpdate(loss_sum / max(len(noise), 1), float(target.mean()))
 
     def _update_compiled(self, batches: Batch, noise: np.ndarray, learner: Learner) -> CriticUpdate:
@@ -321,6 +369,6 @@ class SoftTwinQ(Critic):
     @th.no_grad()
     def _targets(self, batch: Batch, noise: th.Tensor, learner: Learner) -> th.Tensor:
         actions, log_probs = learner.actor.sample(batch.next_states, noise)
-        values = self.targets(th.cat([batch.next_states, actions], dim=1))[..., 0].amin(0)
+        values = self.targets(self.read(batch.next_states, actions, slow=True))[..., 0].amin(0)
         bounded = self.bound(values) - learner.temperature * log_probs
         return batch.rewards + learner.gamma * batch.survival * bounded

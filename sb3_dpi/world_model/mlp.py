@@ -29,6 +29,20 @@ def count_parameters(sizes: Sequence[int]) -> int:
     return sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes))
 
 
+@th.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, share: float) -> None:
+    """Let a slow copy follow: parameters by a share, what else there is, such as statistics of batches, all the way.
+
+    :param slow: the copy
+    :param fast: what learns
+    :param share: 1: all the way
+    """
+    for copied, learned in zip(slow.parameters(), fast.parameters(), strict=True):
+        copied.lerp_(learned, share)
+    for kept, counted in zip(slow.buffers(), fast.buffers(), strict=True):
+        kept.copy_(counted)
+
+
 class StackedMLP(nn.Module):
     """E multilayer perceptrons with hardswish, side by side.
 

@@ -54,7 +54,8 @@ class ReturnsV(Critic):
         """
         rows = data.memory.newest(LATEST)
         steps, ends = data.memory.take(rows), stretch_ends(data.memory, rows)
-        values = self.bound(self.targets(data.ensemble.standardize(steps.next_states))[..., 0].mean(0))
+        following = self.read(data.ensemble.standardize(steps.next_states), slow=True)
+        values = self.bound(self.targets(following)[..., 0].mean(0))
         ahead = values.cpu().numpy().astype(np.float64)
         returns = lambda_returns(steps.rewards / float(self.unit), ahead, steps.terminated, ends, learner.gamma)
         self._states = data.ensemble.standardize(steps.states)
@@ -75,7 +76,7 @@ class ReturnsV(Critic):
         """
         loss = 0.0
         for rows in rng.integers(len(self._returns), size=(n_updates, batch_size)):
-            loss += self.descend(self._states[rows], self._returns[rows], learner.tau) / n_updates
+            loss += self.descend(self.read(self._states[rows]), self._returns[rows], learner.tau) / n_updates
         return CriticUpdate(loss, float(self._returns.mean()))
 
 

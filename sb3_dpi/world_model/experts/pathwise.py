@@ -91,14 +91,13 @@ def pathwise_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGrad
     :return: the direction to ascend
     """
     actor, ensemble = problem.actor, problem.ensemble
-    networks = (actor.network, ensemble.networks, ensemble.termination, problem.critic.networks)
+    networks = (actor, ensemble.networks, ensemble.termination, problem.critic)
     plain = ensemble.known_reward is None and ensemble.known_end is None and problem.windows.horizon > 0
     if plain and all(network.is_compiled for network in networks):
         return _compiled_gradient(problem, noise)
     draws = th.as_tensor(noise, device=problem.windows.states.device)
     objective, entropy = window_objective(problem, draws)
-    (direction,) = th.autograd.grad(objective, [actor.network.flat])
-    return PolicyGradient(direction, float(objective.detach()), float(entropy.detach()))
+    return PolicyGradient(actor.gradient(objective), float(objective.detach()), float(entropy.detach()))
 
 
 def _compiled_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGradient:

@@ -33,7 +33,7 @@ class PolicyGradient:
     """What a policy should ascend."""
 
     direction: th.Tensor
-    """as ``network.flat`` of the policy, ``[1, P]``"""
+    """all that the policy learns behind each other, of a plain one its ``network.flat``, ``[1, P]``"""
     objective: float
     """return of a window, in units of value"""
     entropy: float
@@ -95,8 +95,7 @@ class PlanTargets:
         likelihood = -(0.5 * misfit + log_std).sum(-1)
         gain = part.importance * self.beta * likelihood - part.discounts * temperature * log_probs
         objective = gain.sum(0).mean()
-        (direction,) = th.autograd.grad(objective, [actor.network.flat])
-        return PolicyGradient(direction, self.objective, -float(log_probs.detach().mean()), self.divergence)
+        return PolicyGradient(actor.gradient(objective), self.objective, -float(log_probs.detach().mean()), self.divergence)
 
     def _part(self, rng: np.random.Generator) -> "PlanTargets":
         """All of it, or windows (particles of them) drawn at random, the same of every member."""
