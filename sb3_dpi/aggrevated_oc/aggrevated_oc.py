@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 
 from sb3_dpi.aggrevated_oc.calibration import Calibration, calibrate
 from sb3_dpi.aggrevated_oc.surrogate import Samples, Surrogate
-from sb3_dpi.common.choices import as_schedule
+from sb3_dpi.common.choices import arguments_of_base, as_schedule
 from sb3_dpi.common.critic import (
     ReturnScale,
     actor_parameters,
@@ -174,27 +174,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        super().__init__(
-            policy=policy,
-            env=env,
-            learning_rate=learning_rate,
-            horizon=horizon,
-            n_conditions=n_conditions,
-            samples_per_condition=samples_per_condition,
-            conditions=conditions,
-            replay=replay,
-            gamma=gamma,
-            dynamics=dynamics,
-            cost=cost,
-            min_std=min_std,
-            noise_correlation=noise_correlation,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(**arguments_of_base(locals(), LocalPlanningAlgorithm))
         self.gae_lambda = gae_lambda
         self.plan_lambda = plan_lambda
         self.trust_region = as_schedule("trust_region", trust_region)

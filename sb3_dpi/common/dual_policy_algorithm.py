@@ -6,6 +6,7 @@ import numpy as np
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
+from sb3_dpi.common.choices import arguments_of_base
 from sb3_dpi.common.collector import TrajectoryCollector
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
@@ -85,23 +86,7 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         seed: int | None = None,
         device: Any = "auto",
     ):
-        super().__init__(
-            policy=policy,
-            env=env,
-            learning_rate=learning_rate,
-            horizon=horizon,
-            n_conditions=n_conditions,
-            samples_per_condition=samples_per_condition,
-            conditions=conditions,
-            gamma=gamma,
-            noise_correlation=noise_correlation,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(**arguments_of_base(locals(), TrajectoryCollector))
         self.replay = replay
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__

@@ -84,7 +84,7 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
         self.features = RandomFourierFeatures(n_inputs, n_features)
         self.register_buffer("obs_mean", th.zeros(n_inputs))
         self.register_buffer("obs_std", th.ones(n_inputs))
-        self.register_buffer("is_fitted", th.zeros((), dtype=th.bool))
+        self.register_buffer("is_fitted", th.zeros(()))  # one once it is; averages of state_dicts know no bool
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """Evaluate the features.
@@ -107,4 +107,4 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
         self.obs_std.copy_(th.where(std > 1e-6, std, 1.0))
         standard = ((flat - self.obs_mean) / self.obs_std).cpu().numpy()
         self.features.bandwidth.fill_(median_bandwidth(standard) if self.fixed_bandwidth is None else self.fixed_bandwidth)
-        self.is_fitted.fill_(True)
+        self.is_fitted.fill_(1.0)

@@ -33,7 +33,7 @@ class StandardizedExtractor(FlattenExtractor):
         super().__init__(observation_space)
         self.register_buffer("obs_mean", th.zeros(self.features_dim))
         self.register_buffer("obs_std", th.ones(self.features_dim))
-        self.register_buffer("is_set", th.zeros((), dtype=th.bool))
+        self.register_buffer("is_set", th.zeros(()))  # one once they are; averages of state_dicts know no bool
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """Standardise.
@@ -112,7 +112,7 @@ class StandardizedPolicy(ActorCriticPolicy):
                 assert isinstance(extractor, StandardizedExtractor)
                 extractor.obs_mean.copy_(new_mean)
                 extractor.obs_std.copy_(new_std)
-                extractor.is_set.fill_(True)
+                extractor.is_set.fill_(1.0)
 
 
 class BoundedGaussianPolicy(StandardizedPolicy):

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.choices import as_schedule
+from sb3_dpi.common.choices import arguments_of_base, as_schedule
 from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
@@ -125,6 +125,8 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     renamed_arguments: ClassVar[dict[str, str]] = RENAMED
+    early_reset_: EarlyReset | None = None
+    """the settings that the last ``learn`` took"""
 
     def __init__(
         self,
@@ -160,43 +162,22 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,  # type: ignore[arg-type]  # None until the number of environments is known
-            gamma=gamma,  # type: ignore[arg-type]  # None follows time limits
-            gae_lambda=gae_lambda,
+            **arguments_of_base(locals(), OnPolicyAlgorithm),
             ent_coef=0.0,
             vf_coef=0.0,
             max_grad_norm=np.inf,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            device=device,
-            seed=seed,
-            _init_setup_model=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            _init_setup_model=False,
         )
-        self.batch_size = batch_size
         self.window_length = window_length
-        self.path_regularization = path_regularization
-        self.n_critic_updates = n_critic_updates
+        self.path_regularization, self.alpha_regularization = path_regularization, alpha_regularization
+        self.n_critic_updates, self.batch_size = n_critic_updates, batch_size
         self.held_out_values = held_out_values
-        self.alpha_regularization = alpha_regularization
-        self.gradient = gradient
+        self.gradient, self.step_rule = gradient, step_rule
         self.target_kl = None if target_kl is None else as_schedule("target_kl", target_kl)
-        self.step_rule = step_rule
         self.cg_damping = cg_damping
         self.early_reset = early_reset
-        self.early_reset_: EarlyReset | None = None
-        """the settings that the last ``learn`` took"""
-        self.min_std = min_std
-        self.max_std = max_std
+        self.min_std, self.max_std = min_std, max_std
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
         # what is learned beside the networks, it survives saving
@@ -204,8 +185,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         self.return_rms = RunningMeanStd(epsilon=1e-4)
         self.largest_advantage = 0.0
         self.initial_observations: Any = None
-        self.time_limit = 0
-        self.saw_failure = False
+        self.time_limit, self.saw_failure = 0, False
         if _init_setup_model:
             self._setup_model()
 

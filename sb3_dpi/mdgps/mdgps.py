@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
+from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice, parse_choice
 from sb3_dpi.common.collector import Sampler
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
@@ -146,27 +146,7 @@ class MDGPS(LocalPlanningAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        super().__init__(
-            policy=policy,
-            env=env,
-            learning_rate=learning_rate,
-            horizon=horizon,
-            n_conditions=n_conditions,
-            samples_per_condition=samples_per_condition,
-            conditions=conditions,
-            replay=replay,
-            gamma=gamma,
-            dynamics=dynamics,
-            linearization=linearization,
-            cost=cost,
-            min_std=min_std,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(**arguments_of_base(locals(), LocalPlanningAlgorithm))
         self.sampling = sampling
         self.initial_controller = initial_controller
         self.kl_step = as_schedule("kl_step", kl_step)
