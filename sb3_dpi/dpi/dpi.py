@@ -113,7 +113,7 @@ class DPI(SavedModel, BlockCollector):
     :param update_to_data: Trades time for samples: multiplies the steps of model, critic and policy; usual: .25 to 2
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, those of ``MlpPolicy``
     :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
         debug messages
     :param seed: Seed for the pseudo random generators
