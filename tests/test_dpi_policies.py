@@ -99,6 +99,21 @@ def extracting(extractor: type[BaseFeaturesExtractor], **kwargs: Any) -> DPI:
     return make(policy_kwargs=policy_kwargs, **kwargs)
 
 
+class Nothing(BaseCallback):
+    """Stops nothing."""
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def collect(model: DPI) -> None:
+    """A block of real steps, without learning."""
+    callback = Nothing()
+    callback.init_callback(model)
+    assert model.env is not None
+    model.collect_rollouts(model.env, callback, model._next_block(), model.replay_buffer)
+
+
 def copies(module: nn.Module) -> dict[str, th.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -205,7 +220,7 @@ def test_functions_stay_where_units_change() -> None:
             return [*(array.numpy() for array in actor(states)), (critic(states, action) * critic.unit).numpy()]
 
     before, old = values(), ensemble.state_mean.clone()
-    model.collect_rollouts(model.env, _Nothing().into(model), model._next_block(), model.replay_buffer)  # type: ignore[arg-type]
+    collect(model)
     model._follow_units()
     assert not th.equal(ensemble.state_mean, old)
     for one, two in zip(before, values(), strict=True):
@@ -254,17 +269,6 @@ def test_image_extractors_are_refused_with_what_to_do() -> None:
 # ---------------------------------------------------------------------- batch normalisation and dropout
 
 
-class _Nothing(BaseCallback):
-    """Counts nothing, stops nothing."""
-
-    def into(self, model: DPI) -> "_Nothing":
-        self.init_callback(model)
-        return self
-
-    def _on_step(self) -> bool:
-        return True
-
-
 def statistics(model: DPI) -> list[th.Tensor]:
     return [part.running_mean.clone() for part in _norms(model)]  # type: ignore[union-attr]
 
@@ -283,9 +287,9 @@ def test_statistics_of_batches_change_in_updates_and_nowhere_else(policy: Any) -
     assert all(not th.equal(one, two) for one, two in zip(fresh, statistics(model), strict=True))
     learner, average, critic, slow = _norms(model)
     for one, two in ((learner, average), (critic, slow)):
-        assert th.equal(one.running_var, two.running_var) and th.equal(one.num_batches_tracked, two.num_batches_tracked)  # type: ignore[arg-type]
+        assert all(th.equal(kept, counted) for kept, counted in zip(one.buffers(), two.buffers(), strict=True))
     before = copies(model.policy), copies(model.critic)
-    model.collect_rollouts(model.env, _Nothing().into(model), model._next_block(), model.replay_buffer)  # type: ignore[arg-type]
+    collect(model)
     model.predict(STATES, deterministic=True)
     windows, data = model.imagine(2)
     model.improve_expert(windows[0])
