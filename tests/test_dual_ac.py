@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from sb3_dpi import DualAC
 from sb3_dpi.common.early_resets import EarlyReset
 from sb3_dpi.dual_ac import dual_ac
+from sb3_dpi.dual_ac.conditional_mean import conditional_mean
 from sb3_dpi.dual_ac.dual_ac import DEFAULT_KL, INITIAL_STATES
 from sb3_dpi.dual_ac.policies import MlpPolicy, limit_noise
 from sb3_dpi.dual_ac.windows import NOTHING
@@ -373,23 +374,27 @@ def test_one_inner_step_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("eta", [5.0, math.inf])
-def test_dual_weights_are_used(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dual_weights_are_those_of_the_expected_delta(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(alpha_regularization=eta).learn(STEPS)
-    seen: list[np.ndarray] = []
+    seen: list[Any] = []
     advantages = model._advantages
 
-    def spy(batch: Any, values: np.ndarray, delta: np.ndarray, weights: np.ndarray) -> Any:
-        seen.extend([delta.ravel(), weights.ravel()])
-        return advantages(batch, values, delta, weights)
+    def spy(batch: Any, values: np.ndarray, weights: np.ndarray) -> Any:
+        seen.extend([batch, values, weights.ravel()])
+        return advantages(batch, values, weights)
 
+    features = model._features(model._recall())  # of V before it is solved anew
     monkeypatch.setattr(model, "_advantages", spy)
     model.train()
-    delta, weights = seen
+    batch, values, weights = seen
     if math.isinf(eta):
         np.testing.assert_array_equal(weights, 1.0)
     else:
-        expected = 1.0 + np.maximum(delta, 0.0) / (5.0 * delta.std())
-        np.testing.assert_allclose(weights, expected / expected.mean())
+        delta = batch.deltas(values, model.discount)
+        expected = conditional_mean(delta, features, batch.lengths).ravel()
+        alpha = 1.0 + np.maximum(expected, 0.0) / (5.0 * delta.std())
+        np.testing.assert_allclose(weights, alpha / alpha.mean())
+        assert np.ptp(weights) > 0.0
 
 
 @pytest.mark.parametrize("held_out", [True, False])

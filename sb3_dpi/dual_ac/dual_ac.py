@@ -26,7 +26,16 @@ from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.actor import improve
 from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
 from sb3_dpi.dual_ac.batch import Batch
-from sb3_dpi.dual_ac.critic import InnerSolve, ValueProblem, descend, solve_in_closed_form, take, value_is_linear
+from sb3_dpi.dual_ac.conditional_mean import conditional_mean
+from sb3_dpi.dual_ac.critic import (
+    InnerSolve,
+    ValueProblem,
+    descend,
+    solve_in_closed_form,
+    take,
+    value_features,
+    value_is_linear,
+)
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
 from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
@@ -117,7 +126,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     :raises ValueError: if an argument is out of range or unknown
     """
 
-    algorithm_version: ClassVar[int] = 2
+    algorithm_version: ClassVar[int] = 3
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "RBFPolicy": RBFPolicy,
@@ -326,14 +335,15 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.rollout_buffer.gamma = self.discount
         batch = self._recall()  # of pi_{t-1}, the behaviour policy pi_b
-        values = self._values(batch)
+        values, features = self._values(batch), self._features(batch)  # V_{t-1}, which owes nothing to this rollout
         targets = batch.path_returns(values, self.discount, self.gae_lambda)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
-        weights = dual_weights(batch.deltas(values, self.discount), self.alpha_regularization)  # alpha_{t-1}
+        weights = self._weights(batch, values, features)  # alpha_{t-1}
         solve = self._solve_values(batch, targets, weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
-        judge = values if self.held_out_values else self._values(batch)
-        delta = batch.deltas(judge, self.discount)  # Eq. 8
-        weights = dual_weights(delta, self.alpha_regularization)  # alpha_t, Eq. 14 and 15
-        advantages, weights = self._advantages(batch, judge, delta, weights)  # Eq. 10 and 11
+        judge = values
+        if not self.held_out_values:
+            judge = self._values(batch)
+            weights = self._weights(batch, judge, features)  # alpha_t, Eq. 14 and 15
+        advantages, weights = self._advantages(batch, judge, weights)  # Eq. 10 and 11
         step = self._improve_policy(batch, advantages, weights)  # pi_t, Eq. 16 and 17
         self._n_updates += 1
         self._report(explained_variance(values[: targets.size], targets.reshape(-1)), solve, step)
@@ -397,6 +407,20 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
             standard = self.policy.predict_values(batch.observations).reshape(-1).double().cpu().numpy()
         return mean + std * standard
 
+    def _features(self, batch: Batch) -> FloatArray:
+        """What V is linear in, of the states that windows start from."""
+        with th.no_grad():
+            states = take(batch.observations, slice(0, batch.rewards.size))
+            return value_features(self.policy, states).cpu().numpy()
+
+    def _weights(self, batch: Batch, values: FloatArray, features: FloatArray) -> FloatArray:
+        """alpha of each state, from ``E[delta | s]`` (Eq. 8)."""
+        if np.isinf(self.alpha_regularization):
+            return np.ones(batch.shape)
+        delta = batch.deltas(values, self.discount)
+        expected = conditional_mean(delta, features, batch.lengths)
+        return dual_weights(expected, float(delta.std()), self.alpha_regularization)
+
     def _solve_values(self, batch: Batch, targets: FloatArray, weights: FloatArray) -> InnerSolve:
         self._rescale_values(targets)
         mean, std = self._scale()
@@ -432,11 +456,10 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
             layer.weight.mul_(old_std / std)
             layer.bias.copy_((old_std * layer.bias + old_mean - mean) / std)
 
-    def _advantages(
-        self, batch: Batch, values: FloatArray, delta: FloatArray, weights: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
+    def _advantages(self, batch: Batch, values: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What multiplies ``grad log pi`` of each step, and the weight of its state, both ``[T * N]``."""
         if self.gradient == "literal":
+            delta = batch.deltas(values, self.discount)
             advantages = windows.literal_gradient_weights(delta, weights, batch.lengths)
             return advantages.reshape(-1), np.ones(advantages.size)
         differences = batch.temporal_differences(values, self.discount)
