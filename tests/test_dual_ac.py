@@ -14,6 +14,7 @@ from algorithms import small_dual_ac as small
 from dummy_envs import DictPointMass, ImagePointMass, Matrix, PointMass, counters, limited, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from sb3_dpi import DualAC
 from sb3_dpi.common.early_resets import EarlyReset
 from sb3_dpi.dual_ac import dual_ac
+from sb3_dpi.dual_ac.conditional_mean import conditional_mean
 from sb3_dpi.dual_ac.dual_ac import DEFAULT_KL, INITIAL_STATES
 from sb3_dpi.dual_ac.policies import MlpPolicy, limit_noise
 from sb3_dpi.dual_ac.windows import NOTHING
@@ -65,7 +67,7 @@ def counted() -> tuple[DualAC, Any]:
     model = small(counters(), n_steps=10, window_length=4, gamma=0.5)
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(40)
-    return model, model._recall()
+    return model, model._batch
 
 
 def test_true_next_observations() -> None:
@@ -116,7 +118,7 @@ def test_long_episodes_are_left(after: int) -> None:
     model = small(counters(), n_steps=10, early_reset={"after": after, "spread": False}, gamma=0.5)
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(80)
-    batch, left = model._recall(), after > 0
+    batch, left = model._batch, after > 0
     assert batch.ends[:, 3].tolist() == [False] * 4 + [left] + [False] * 4 + [True]
     assert model.rollout_buffer.episode_starts[:, 3].tolist() == [0.0] * 5 + [float(left)] + [0.0] * 4
     np.testing.assert_array_equal(batch.observations[int(batch.following[4, 3])], [3.0, 0.0, 15.0])
@@ -373,48 +375,70 @@ def test_one_inner_step_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("eta", [5.0, math.inf])
-def test_dual_weights_are_used(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small(alpha_regularization=eta).learn(STEPS)
-    seen: list[np.ndarray] = []
-    advantages = model._advantages
-
-    def spy(batch: Any, values: np.ndarray, delta: np.ndarray, weights: np.ndarray) -> Any:
-        seen.extend([delta.ravel(), weights.ravel()])
-        return advantages(batch, values, delta, weights)
-
-    monkeypatch.setattr(model, "_advantages", spy)
-    model.train()
-    delta, weights = seen
+def test_dual_weights_are_those_of_the_expected_delta(eta: float) -> None:
+    model = small(alpha_regularization=eta, window_length=3).learn(2 * STEPS)
+    batch, values = model._batch, model._values(model._batch)
+    weights = model._judge(batch, values).weights
     if math.isinf(eta):
         np.testing.assert_array_equal(weights, 1.0)
     else:
-        expected = 1.0 + np.maximum(delta, 0.0) / (5.0 * delta.std())
-        np.testing.assert_allclose(weights, expected / expected.mean())
+        delta = batch.deltas(values, model.discount)
+        expected = conditional_mean(delta, model._features, batch.lengths)
+        alpha = 1.0 + np.maximum(expected, 0.0) / (5.0 * delta.std())
+        np.testing.assert_allclose(weights, alpha / alpha.mean())
+        assert np.ptp(weights) > 0.0
 
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_values_that_judge_a_rollout_have_not_seen_it(held_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(held_out_values=held_out).learn(STEPS)
-    seen: list[np.ndarray] = []
-    advantages = model._advantages
+    judged: list[np.ndarray] = []
+    judge = model._judge
 
-    def spy(batch: Any, values: np.ndarray, *rest: Any) -> Any:
-        seen.append(values)
-        return advantages(batch, values, *rest)
+    def spy(batch: Any, values: np.ndarray) -> Any:
+        judged.append(values)
+        return judge(batch, values)
 
-    monkeypatch.setattr(model, "_advantages", spy)
-    batch = model._recall()
-    before = model._values(batch)
-    model.train()
-    after = model._values(batch)
-    assert np.abs(after - before).max() > 1e-3
-    np.testing.assert_allclose(seen[0], before if held_out else after, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(model, "_judge", spy)
+    model.learn(STEPS, reset_num_timesteps=False)
+    before, after = model.rollout_buffer.values.reshape(-1), model._values(model._batch)
+    np.testing.assert_allclose(judged[0][:STEPS], before, rtol=1e-5, atol=1e-6)
+    assert np.abs(after[:STEPS] - before).max() > 1e-3
+    assert len(judged) == (1 if held_out else 2)
+    if not held_out:
+        np.testing.assert_allclose(judged[1], after, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["causal", "literal"])
+def test_the_buffer_holds_what_the_update_uses(gradient: str) -> None:
+    """As callbacks see it at a rollout's end; what they make of it counts."""
+    seen: dict[str, np.ndarray] = {}
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            buffer = self.model.rollout_buffer
+            seen.update({name: getattr(buffer, name).copy() for name in ("values", "returns", "advantages", "log_probs")})
+            buffer.advantages[:] = 0.0
+
+    model = small(gradient=gradient)
+    model.learn(STEPS, callback=Look())
+    assert scalars(model)["train/advantage_std"] == 0.0
+    assert all(array.shape == (STEPS, 1) and np.ptp(array) > 0.0 for name, array in seen.items() if name != "values")
+    batch, n = model._batch, STEPS
+    values = np.append(seen["values"].reshape(-1), np.zeros(len(model._values(batch)) - n))
+    assert np.all(values == 0.0), "V before the first returns"
+    expected = batch.path_returns(values, model.discount, model.gae_lambda)
+    np.testing.assert_allclose(seen["returns"], expected, rtol=1e-5)
+    np.testing.assert_allclose(seen["advantages"], model._judge(batch, values).advantages, rtol=1e-4, atol=1e-5)
 
 
 def test_without_the_game_v_is_a_regression() -> None:
     """And with it, V moves against what alpha weighs."""
     plain, game = (small(policy="RBFPolicy", path_regularization=eta).learn(STEPS) for eta in (math.inf, 0.01))
-    shared = [np.array(model._values(model._recall())[:STEPS]) for model in (plain, game)]
+    shared = [np.array(model._values(model._batch)[:STEPS]) for model in (plain, game)]
     assert np.abs(shared[0] - shared[1]).max() > 1e-3
 
 

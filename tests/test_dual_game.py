@@ -117,20 +117,20 @@ def test_alpha_maximises_the_regularised_game(mu_weight: float) -> None:
 
     found = minimize(loss, np.ones(8), bounds=[(0.0, None)] * 8, options={"ftol": 1e-14, "gtol": 1e-10}).x
     expected = (found + mu_weight) / np.mean(found + mu_weight)
-    np.testing.assert_allclose(dual_weights(delta, eta, mu_weight), expected, atol=1e-4)
+    np.testing.assert_allclose(dual_weights(delta, float(delta.std()), eta, mu_weight), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("mu_weight", [0.0, 0.5])
 @pytest.mark.parametrize("delta", [np.zeros((2, 3)), -np.arange(6.0), np.ones(4)], ids=["zero", "negative", "equal"])
 def test_nothing_to_weigh_by(delta: np.ndarray, mu_weight: float) -> None:
-    weights = dual_weights(delta, 5.0, mu_weight)
+    weights = dual_weights(delta, float(delta.std()), 5.0, mu_weight)
     np.testing.assert_array_equal(weights, np.ones_like(delta))
 
 
 def test_weights_do_not_depend_on_units() -> None:
     delta = np.random.default_rng(0).normal(size=(5, 4))
-    weights = dual_weights(delta, 5.0, 1.0)
-    np.testing.assert_allclose(dual_weights(1000.0 * delta, 5.0, 1.0), weights)
+    weights = dual_weights(delta, float(delta.std()), 5.0, 1.0)
+    np.testing.assert_allclose(dual_weights(1000.0 * delta, 1000.0 * float(delta.std()), 5.0, 1.0), weights)
     assert weights.mean() == pytest.approx(1.0) and weights.min() > 0.0
 
 

@@ -12,6 +12,18 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a V makes of a rollout."""
+
+    weights: FloatArray
+    """alpha of the states that windows start from, mean one, ``[T, N]``"""
+    advantages: FloatArray
+    """what multiplies ``grad log pi`` of each step, ``[T, N]``"""
+    shares: FloatArray
+    """how much each step counts, mean one, ``[T, N]``"""
+
+
+@dataclass(frozen=True)
 class Batch:
     """A rollout, T steps of N environments, rows as in ``windows``."""
 

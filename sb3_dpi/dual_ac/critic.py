@@ -166,7 +166,8 @@ def solve_in_closed_form(policy: ActorCriticPolicy, problem: ValueProblem) -> In
     n, eta = len(problem.targets), problem.path_regularization
     share = np.array([1.0, 0.0]) if np.isinf(eta) else np.array([eta, 1.0]) / max(eta, 1.0)
     with th.no_grad():
-        every, initial = (_features(policy, obs) for obs in (problem.observations, problem.initial_observations))
+        seen = (problem.observations, problem.initial_observations)
+        every, initial = (_with_one(value_features(policy, observations)) for observations in seen)
         start, end = every[:n], every[problem.end_rows]
         weights, discounts, targets = (x.double() for x in (problem.weights / n, problem.discounts, problem.targets))
         slope = (1.0 - (weights * discounts).sum()) * initial.mean(0) + (weights * discounts) @ end - weights @ start
@@ -180,9 +181,16 @@ def solve_in_closed_form(policy: ActorCriticPolicy, problem: ValueProblem) -> In
     return InnerSolve(1, float(loss), 0.0)
 
 
-def _features(policy: ActorCriticPolicy, observations: Any) -> th.Tensor:
-    """What the last value layer reads, and a one."""
-    latent = policy.mlp_extractor.forward_critic(
-        super(ActorCriticPolicy, policy).extract_features(observations, policy.vf_features_extractor)
-    )
-    return th.cat([latent, th.ones_like(latent[:, :1])], 1).double()
+def value_features(policy: ActorCriticPolicy, observations: Any) -> th.Tensor:
+    """Evaluate what V is linear in.
+
+    :param policy: with a value function
+    :param observations: tensor or dictionary of tensors, ``[n, ...]``
+    :return: what its last layer reads, ``[n, F]``, float64
+    """
+    extracted = super(ActorCriticPolicy, policy).extract_features(observations, policy.vf_features_extractor)
+    return policy.mlp_extractor.forward_critic(extracted).double()
+
+
+def _with_one(features: th.Tensor) -> th.Tensor:
+    return th.cat([features, th.ones_like(features[:, :1])], 1)

@@ -25,8 +25,17 @@ from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.actor import improve
 from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
-from sb3_dpi.dual_ac.batch import Batch
-from sb3_dpi.dual_ac.critic import InnerSolve, ValueProblem, descend, solve_in_closed_form, take, value_is_linear
+from sb3_dpi.dual_ac.batch import Batch, Judgement
+from sb3_dpi.dual_ac.conditional_mean import conditional_mean
+from sb3_dpi.dual_ac.critic import (
+    InnerSolve,
+    ValueProblem,
+    descend,
+    solve_in_closed_form,
+    take,
+    value_features,
+    value_is_linear,
+)
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
 from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
@@ -117,7 +126,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     :raises ValueError: if an argument is out of range or unknown
     """
 
-    algorithm_version: ClassVar[int] = 2
+    algorithm_version: ClassVar[int] = 3
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "RBFPolicy": RBFPolicy,
@@ -203,7 +212,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         self._reset_rng = self._rng.spawn(1)[0]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "_reset_rng", "_endings"]
+        return [*super()._excluded_save_params(), "_rng", "_reset_rng", "_endings", "_batch", "_judgement", "_features"]
 
     # ------------------------------------------------------------------ sampling
 
@@ -229,7 +238,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
         statistics = KeptStatistics(self._vec_normalize_env)
-        unknown = th.zeros(env.num_envs)  # values and log-probabilities are computed at once, afterwards
+        unknown = th.zeros(env.num_envs)  # all values and log-probabilities are computed at once, at the end
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
@@ -255,9 +264,24 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
                 unknown,
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        self._evaluate_rollout(rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _evaluate_rollout(self, buffer: RolloutBuffer) -> None:
+        """Fill in what V, of before the rollout, and the policy say of it."""
+        buffer.gamma = self.discount
+        batch = self._batch = self._recall()
+        values, n = self._values(batch), buffer.rewards.size
+        self._features = self._linear_features(batch)  # they owe nothing to the actions of this rollout
+        self._judgement = self._judge(batch, values)
+        buffer.values = values[:n].reshape(batch.shape).astype(np.float32)
+        buffer.returns = batch.path_returns(values, self.discount, self.gae_lambda).astype(np.float32)
+        buffer.advantages = self._judgement.advantages.astype(np.float32)
+        with th.no_grad():
+            distribution = self.policy.get_distribution(take(batch.observations, slice(0, n)))
+            buffer.log_probs = distribution.log_prob(batch.actions).reshape(batch.shape).cpu().numpy()
 
     @property
     def discount(self) -> float:
@@ -304,19 +328,15 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         """One iteration of Algorithm 1: V-step, alpha-step and pi-step on the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        self.rollout_buffer.gamma = self.discount
-        batch = self._recall()  # of pi_{t-1}, the behaviour policy pi_b
-        values = self._values(batch)
-        targets = batch.path_returns(values, self.discount, self.gae_lambda)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
-        weights = dual_weights(batch.deltas(values, self.discount), self.alpha_regularization)  # alpha_{t-1}
-        solve = self._solve_values(batch, targets, weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
-        judge = values if self.held_out_values else self._values(batch)
-        delta = batch.deltas(judge, self.discount)  # Eq. 8
-        weights = dual_weights(delta, self.alpha_regularization)  # alpha_t, Eq. 14 and 15
-        advantages, weights = self._advantages(batch, judge, delta, weights)  # Eq. 10 and 11
-        step = self._improve_policy(batch, advantages, weights)  # pi_t, Eq. 16 and 17
+        batch, judgement = self._batch, self._judgement  # of pi_{t-1}, the behaviour policy pi_b; alpha_{t-1}, by V_{t-1}
+        targets = self.rollout_buffer.returns.astype(np.float64)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
+        solve = self._solve_values(batch, targets, judgement.weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
+        if not self.held_out_values:
+            judgement = self._judge(batch, self._values(batch))  # alpha_t, Eq. 14 and 15, and Eq. 10 and 11 by the new V
+            self.rollout_buffer.advantages = judgement.advantages.astype(np.float32)
+        step = self._improve_policy(batch, self.rollout_buffer.advantages, judgement.shares)  # pi_t, Eq. 16 and 17
         self._n_updates += 1
-        self._report(explained_variance(values[: targets.size], targets.reshape(-1)), solve, step)
+        self._report(explained_variance(self.rollout_buffer.values.reshape(-1), targets.reshape(-1)), solve, step)
 
     def _recall(self) -> Batch:
         """The rollout as it happened: the true next observations behind those of the buffer."""
@@ -377,6 +397,25 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
             standard = self.policy.predict_values(batch.observations).reshape(-1).double().cpu().numpy()
         return mean + std * standard
 
+    def _linear_features(self, batch: Batch) -> FloatArray:
+        """What V is linear in, of the states that windows start from."""
+        with th.no_grad():
+            return value_features(self.policy, take(batch.observations, slice(0, batch.rewards.size))).cpu().numpy()
+
+    def _judge(self, batch: Batch, values: FloatArray) -> Judgement:
+        """Weigh states by alpha, which takes ``E[delta | s]`` (Eq. 8), and judge their actions."""
+        delta, weights = batch.deltas(values, self.discount), np.ones(batch.shape)
+        if not np.isinf(self.alpha_regularization):
+            expected = conditional_mean(delta, self._features, batch.lengths)
+            weights = dual_weights(expected, float(delta.std()), self.alpha_regularization)
+        if self.gradient == "literal":
+            return Judgement(weights, windows.literal_gradient_weights(delta, weights, batch.lengths), np.ones(batch.shape))
+        differences = batch.temporal_differences(values, self.discount)
+        advantages, covered = windows.causal_gradient_weights(differences, weights, batch.ends, batch.lengths, self.discount)
+        if self.gradient == "averaged":
+            covered = np.ones_like(covered)
+        return Judgement(weights, advantages, covered / covered.mean())
+
     def _solve_values(self, batch: Batch, targets: FloatArray, weights: FloatArray) -> InnerSolve:
         self._rescale_values(targets)
         mean, std = self._scale()
@@ -412,19 +451,6 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
             layer.weight.mul_(old_std / std)
             layer.bias.copy_((old_std * layer.bias + old_mean - mean) / std)
 
-    def _advantages(
-        self, batch: Batch, values: FloatArray, delta: FloatArray, weights: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """What multiplies ``grad log pi`` of each step, and the weight of its state, both ``[T * N]``."""
-        if self.gradient == "literal":
-            advantages = windows.literal_gradient_weights(delta, weights, batch.lengths)
-            return advantages.reshape(-1), np.ones(advantages.size)
-        differences = batch.temporal_differences(values, self.discount)
-        advantages, covered = windows.causal_gradient_weights(differences, weights, batch.ends, batch.lengths, self.discount)
-        if self.gradient == "averaged":
-            covered = np.ones_like(covered)
-        return advantages.reshape(-1), (covered / covered.mean()).reshape(-1)
-
     def _kl_bound(self, spread: float) -> float:
         """zeta: a normalised step would spend its whole KL on noise where next to nothing is left to gain."""
         left = self._current_progress_remaining
@@ -437,8 +463,9 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         share = spread / (STILL_LARGE * self.largest_advantage)
         return bound * min(max(share**2, SMALLEST_STEP), 1.0)
 
-    def _improve_policy(self, batch: Batch, advantages: FloatArray, weights: FloatArray) -> tuple[NaturalGradientStep, float]:
+    def _improve_policy(self, batch: Batch, advantages: np.ndarray, shares: FloatArray) -> tuple[NaturalGradientStep, float]:
         """The step, and the advantages' standard deviation."""
+        advantages, weights = advantages.reshape(-1).astype(np.float64), shares.reshape(-1)
         advantages = advantages - np.average(advantages, weights=weights)
         spread = float(np.sqrt(np.average(advantages**2, weights=weights)))
         factors = th.as_tensor(weights * advantages / max(spread, 1e-12), dtype=th.float32, device=self.device)

@@ -37,20 +37,20 @@ def lagrangian(
     return (1.0 - continues) * (initial_weights * initial).sum() + (weights * (returns + discounts * end - start)).sum()
 
 
-def dual_weights(delta: FloatArray, alpha_regularization: float, mu_weight: float = 1.0) -> FloatArray:
+def dual_weights(delta: FloatArray, spread: float, alpha_regularization: float, mu_weight: float = 1.0) -> FloatArray:
     """Weigh states by alpha in closed form (Theorem 6).
 
-    ``max_{alpha >= 0} E[alpha delta] - eta_alpha std(delta) / 2 E[alpha^2]`` has the solution
-    ``alpha = max(0, delta) / (eta_alpha std(delta))``; with the share of the initial distribution a state weighs
+    ``max_{alpha >= 0} E[alpha delta] - eta_alpha spread / 2 E[alpha^2]`` has the solution
+    ``alpha = max(0, delta) / (eta_alpha spread)``; with the share of the initial distribution a state weighs
     ``alpha + eta_mu``.
 
-    :param delta: E[R + d V(s') - V(s) | s] or samples of it, any shape
-    :param alpha_regularization: eta_alpha, in units of the standard deviation of delta, positive; infinite: all states weigh
-        the same
+    :param delta: E[R + d V(s') - V(s) | s], any shape. Samples of it will not do: their maximum with 0 has another mean, and
+        a weight that knows the actions biases their gradient
+    :param spread: standard deviation of the samples of delta
+    :param alpha_regularization: eta_alpha, in units of ``spread``, positive; infinite: all states weigh the same
     :param mu_weight: eta_mu, at least 0
     :return: weights of the same shape whose mean is one
     """
-    spread = float(delta.std())
     alpha = np.maximum(delta, 0.0) / (alpha_regularization * spread) if spread > 0.0 else np.zeros_like(delta)
     weights = alpha + mu_weight
     mean = float(weights.mean())
