@@ -420,20 +420,11 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         self._rescale_values(targets)
         mean, std = self._scale()
         returns, discounts, end_rows = batch.windows(self.discount)
-
-        def tensor(array: np.ndarray) -> th.Tensor:
-            return th.as_tensor(array.reshape(-1).astype(np.float32), device=self.device)
-
-        problem = ValueProblem(
-            batch.observations,
-            obs_as_tensor(self.initial_observations, self.device),
-            tensor((targets - mean) / std),
-            th.as_tensor(end_rows.reshape(-1), device=self.device),
-            tensor(returns / std),
-            tensor(discounts),
-            tensor(weights),
-            self.path_regularization,
-        )
+        samples = np.stack([(targets - mean) / std, returns / std, discounts, weights]).reshape(4, -1).astype(np.float32)
+        initial = obs_as_tensor(self.initial_observations, self.device)
+        ends = th.as_tensor(end_rows.reshape(-1), device=self.device)
+        target, earned, kept, alpha = th.as_tensor(samples, device=self.device)
+        problem = ValueProblem(batch.observations, initial, target, ends, earned, kept, alpha, self.path_regularization)
         if self.n_critic_updates > 0 and value_is_linear(self.policy):
             return solve_in_closed_form(self.policy, problem)
         return descend(self.policy, problem, TOLERANCE, self.n_critic_updates, self.batch_size, self._rng)
