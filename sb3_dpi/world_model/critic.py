@@ -174,7 +174,8 @@ class Critic(nn.Module):
         :param actions: ``[n, du]``
         :return: in units of value, ``[n]``
         """
-        return self.networks(th.cat([states, actions], dim=-1) if self.uses_actions else states).mean(0)[:, 0]
+        values: th.Tensor = self.networks(th.cat([states, actions], dim=-1) if self.uses_actions else states)
+        return values.mean(0)[:, 0]
 
     def rescale_states(self, scale: th.Tensor, shift: th.Tensor) -> None:
         """
