@@ -18,7 +18,7 @@ from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.backends import mlp_forward
 
 
-def n_numbers(space: spaces.Space) -> int:
+def n_numbers(space: spaces.Space[Any]) -> int:
     """
     Size of a vector.
 
@@ -28,7 +28,7 @@ def n_numbers(space: spaces.Space) -> int:
     return int(np.prod(space.shape or ()))
 
 
-def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
+def vector_spaces(observation_space: spaces.Space[Any]) -> dict[str, spaces.Box]:
     """
     The vectors that make up an observation.
 
@@ -73,7 +73,7 @@ class MlpPolicy(BasePolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         use_sde: bool = False,
@@ -144,7 +144,7 @@ class MlpPolicy(BasePolicy):
         return th.tanh(before).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
+        return self.forward(observation, deterministic)
 
     @th.no_grad()
     def follow(self, share: float) -> None:
@@ -226,7 +226,8 @@ class MlpPolicy(BasePolicy):
 
         def torch_forward(seen: np.ndarray) -> np.ndarray:
             with th.no_grad():
-                return chosen.network(th.as_tensor(seen, device=self.device))[0].cpu().numpy()
+                hidden: np.ndarray = chosen.network(th.as_tensor(seen, device=self.device))[0].cpu().numpy()
+            return hidden
 
         def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             seen = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
