@@ -45,7 +45,7 @@ bench: $(VENV)/installed-demo ## time one iteration against raw env.step
 	$(BIN)/python benchmarks/iteration.py
 
 clean: ## delete .venv and caches, keep results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
