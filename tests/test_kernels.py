@@ -47,16 +47,27 @@ def load_without_numba(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.fixture(params=["numpy", "loops", "plain loops"])
+def lqr_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> kernels.Pass:
+    """The pass in numpy, in loops as they are used, and in the same loops as plain Python."""
+    if request.param == "numpy":
+        return kernels.pass_numpy
+    loops: kernels.Pass = (kernels if request.param == "loops" else load_without_numba(monkeypatch)).pass_loops
+    return loops
+
+
 @pytest.mark.parametrize(("n_conditions", "horizon", "dx", "du"), [(1, 1, 1, 1), (3, 5, 4, 2), (2, 4, 2, 2), (2, 6, 7, 3)])
 @pytest.mark.parametrize("discount", [1.0, 0.9])
-def test_loops_equal_numpy(n_conditions: int, horizon: int, dx: int, du: int, discount: float) -> None:
+def test_loops_equal_numpy(
+    n_conditions: int, horizon: int, dx: int, du: int, discount: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = random_arguments(np.random.default_rng(0), n_conditions, horizon, dx, du)
     result = kernels.pass_loops(*arguments, discount)
+    assert_same(load_without_numba(monkeypatch).pass_loops(*arguments, discount), result)
     assert np.all(result[4] < 0)
     assert_same(kernels.pass_numpy(*arguments, discount), result)
 
 
-@pytest.mark.compiled
 def test_loops_equal_numpy_at_full_size() -> None:
     rng = np.random.default_rng(1)
     for _ in range(5):
@@ -64,12 +75,11 @@ def test_loops_equal_numpy_at_full_size() -> None:
         assert_same(kernels.pass_numpy(*arguments, 0.99), kernels.pass_loops(*arguments, 0.99))
 
 
-@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
 @pytest.mark.parametrize("discount", [1.0, 0.8])
-def test_pass_is_the_lqr_of_the_penalised_cost(name: str, discount: float) -> None:
+def test_pass_is_the_lqr_of_the_penalised_cost(lqr_pass: kernels.Pass, discount: float) -> None:
     arguments = random_arguments(np.random.default_rng(2), 2, 6, 4, 2)
     F, f, noise, C, c, mean0, cov0, eta = arguments
-    K, k, S, kl, _ = getattr(kernels, name)(*arguments, discount)
+    K, k, S, kl, _ = lqr_pass(*arguments, discount)
     # -log N(w; 0, I) costs eta per nat: LQR adds eta to Cww, and its entropy has the temperature eta
     shifted = C.copy()
     shifted[..., 4:, 4:] += eta[..., None, None] * np.eye(2)
@@ -84,26 +94,24 @@ def test_pass_is_the_lqr_of_the_penalised_cost(name: str, discount: float) -> No
     np.testing.assert_allclose(kl, controller_kl(controller, reference, marginals), rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
-def test_failures_name_the_time_step_and_spare_other_conditions(name: str) -> None:
+def test_failures_name_the_time_step_and_spare_other_conditions(lqr_pass: kernels.Pass) -> None:
     arguments = random_arguments(np.random.default_rng(3), 4, 5, 3, 2)
     alone = [array[:1].copy() for array in arguments]
     arguments[3][1, 3, -1, -1] = -1e6
     arguments[3][2, 2] = np.inf
     arguments[3][3, 0, -1, -1] = -1e9
-    result = getattr(kernels, name)(*arguments, 1.0)
+    result = lqr_pass(*arguments, 1.0)
     assert result[4].tolist() == [-1, 3, 2, 0]
-    for mixed, single in zip(result[:4], getattr(kernels, name)(*alone, 1.0)[:4], strict=True):
+    for mixed, single in zip(result[:4], lqr_pass(*alone, 1.0)[:4], strict=True):
         np.testing.assert_allclose(mixed[0], single[0], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
-def test_overflow_of_the_state_is_not_hidden(name: str) -> None:
+def test_overflow_of_the_state_is_not_hidden(lqr_pass: kernels.Pass) -> None:
     arguments = random_arguments(np.random.default_rng(4), 2, 8, 2, 1)
     arguments[0][1, :, :, :2] = 1e60 * np.eye(2)
     arguments[3][1], arguments[4][1, 1:] = 0.0, 0.0
     arguments[3][1, -1, 0, 2] = arguments[3][1, -1, 2, 0] = 1.0
-    kl, failed = getattr(kernels, name)(*arguments, 1.0)[3:]
+    kl, failed = lqr_pass(*arguments, 1.0)[3:]
     assert np.isfinite(kl[0]).all() and failed[0] == -1
     assert failed[1] >= 0 or not np.isfinite(kl[1]).all()
 

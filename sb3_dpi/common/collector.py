@@ -311,7 +311,7 @@ class TrajectoryCollector(OnPolicyAlgorithm):
 
     def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
         low, high = self._unit_bounds  # arrays of the actions' type: np.clip with numbers takes three times as long
-        clipped = np.minimum(np.maximum(actions, low), high)
+        clipped: np.ndarray = np.minimum(np.maximum(actions, low), high)
         if self._acts_in_unit_bounds:
             return clipped
         return self.policy.unscale_action(clipped.reshape(-1, *self.action_space.shape))  # type: ignore[misc]

@@ -160,7 +160,7 @@ class ResetLayer(VecEnv):
 
         :return: first observations
         """
-        observations = _map(np.array, self._base.reset())
+        observations: VecEnvObs = _map(np.array, self._base.reset())
         self.reset_infos = list(getattr(self._base, "reset_infos", self.reset_infos))
         if self._handed_out is not None:
             # who uses the seeds replaces the list: they serve once
@@ -329,7 +329,7 @@ class ResetLayer(VecEnv):
         """
         return self._base.seed(seed)
 
-    def set_options(self, options: list[dict] | dict | None = None) -> None:
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
         """
         Set the options of the next reset of the environments beneath.
 

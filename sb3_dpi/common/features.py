@@ -5,6 +5,7 @@
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -73,7 +74,7 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
     obs_std: th.Tensor
     is_fitted: th.Tensor
 
-    def __init__(self, observation_space: spaces.Space, n_features: int = 100, bandwidth: float | None = None):
+    def __init__(self, observation_space: spaces.Space[Any], n_features: int = 100, bandwidth: float | None = None):
         if n_features < 1 or (bandwidth is not None and bandwidth <= 0.0):
             raise ValueError(
                 f"Random features need n_features of at least 1 and a positive bandwidth, got {n_features} and {bandwidth}"
@@ -92,7 +93,8 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
         :param observations: ``[b, ...]``
         :return: ``[b, n]``
         """
-        return self.features((observations.flatten(1) - self.obs_mean) / self.obs_std)
+        features: th.Tensor = self.features((observations.flatten(1) - self.obs_mean) / self.obs_std)
+        return features
 
     def fit(self, observations: th.Tensor) -> None:
         """Set scale and bandwidth by observations; only the first call does something.

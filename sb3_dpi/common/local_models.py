@@ -199,7 +199,7 @@ def planned_lengths(trajectories: Trajectories, min_samples: int) -> np.ndarray:
     :raises ValueError: if no condition has a step left
     """
     enough = trajectories.alive.sum(1) >= min_samples
-    lengths = np.where(enough.all(-1), enough.shape[-1], np.argmin(enough, -1))
+    lengths: np.ndarray = np.where(enough.all(-1), enough.shape[-1], np.argmin(enough, -1))
     if not np.any(lengths > 0):
         raise ValueError(
             f"No time step has the {min_samples} living samples that a fit needs: raise samples_per_condition or lower "

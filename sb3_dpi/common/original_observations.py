@@ -44,8 +44,9 @@ def original_obs(env: VecEnv, normalizer: VecNormalize | None, obs: Any) -> Obse
     :param obs: what ``env`` returned, ``[n_envs, ...]`` or a dictionary of such
     :return: not normalised, of the same structure
     """
+    original: Observations = obs
     if normalizer is None:
-        return obs
+        return original
     original = normalizer.get_original_obs()
     wrapper: Any = env
     while wrapper is not normalizer:  # SB3 puts the transposition of images around VecNormalize

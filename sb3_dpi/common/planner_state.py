@@ -1,6 +1,7 @@
 """What the planner sees: a vector taken from the environment's observation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -11,7 +12,7 @@ from sb3_dpi.common.trajectories import Observations
 from sb3_dpi.trajopt.types import FloatArray
 
 
-def is_vector_space(space: spaces.Space) -> bool:
+def is_vector_space(space: spaces.Space[Any]) -> bool:
     """Whether a space holds numbers that a linear model can use.
 
     :param space: a space or subspace
@@ -20,7 +21,7 @@ def is_vector_space(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space) and not is_image_space(space, check_channels=False)
 
 
-def make_state_view(observation_space: spaces.Space) -> tuple[Callable[[Observations], FloatArray], int]:
+def make_state_view(observation_space: spaces.Space[Any]) -> tuple[Callable[[Observations], FloatArray], int]:
     """Choose the planner's state: ``"state"`` where there is one, else the vector keys, else the observation itself.
 
     :param observation_space: the environment's observation space

@@ -29,7 +29,7 @@ class StandardizedExtractor(FlattenExtractor):
     obs_std: th.Tensor
     is_set: th.Tensor
 
-    def __init__(self, observation_space: spaces.Space):
+    def __init__(self, observation_space: spaces.Space[Any]):
         super().__init__(observation_space)
         self.register_buffer("obs_mean", th.zeros(self.features_dim))
         self.register_buffer("obs_std", th.ones(self.features_dim))
@@ -62,8 +62,8 @@ class StandardizedPolicy(ActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         log_std_init: float = math.log(0.5),
         features_extractor_class: type[BaseFeaturesExtractor] = StandardizedExtractor,
@@ -131,7 +131,8 @@ class BoundedGaussianPolicy(StandardizedPolicy):
         :return: ``[n, du]``, in units of the bounds, not clipped
         """
         features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
-        return self.action_net(self.mlp_extractor.forward_actor(features))
+        mean: th.Tensor = self.action_net(self.mlp_extractor.forward_actor(features))
+        return mean
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
         """Convert a numpy observation; a missing ``"state"`` is filled with zeros, for the policy never reads it.
@@ -157,7 +158,7 @@ class StatelessImageExtractor(NatureCNN):
     :raises ValueError: if the policy may see anything but one image
     """
 
-    def __init__(self, observation_space: spaces.Space, **kwargs: Any):
+    def __init__(self, observation_space: spaces.Space[Any], **kwargs: Any):
         image, key = observation_space, None
         if isinstance(observation_space, spaces.Dict):
             visible = [name for name in observation_space.spaces if name != STATE_KEY]
@@ -190,8 +191,8 @@ class BoundedGaussianCnnPolicy(BoundedGaussianPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = StatelessImageExtractor,
         **kwargs: Any,
@@ -229,7 +230,7 @@ class BoundedGaussianMultiInputPolicy(BoundedGaussianPolicy):
     def __init__(
         self,
         observation_space: spaces.Dict,
-        action_space: spaces.Space,
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = StatelessCombinedExtractor,
         **kwargs: Any,

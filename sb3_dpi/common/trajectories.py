@@ -134,8 +134,8 @@ class TrajectoryBuffer(RolloutBuffer):
     def __init__(
         self,
         buffer_size: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         device: th.device | str = "auto",
         gae_lambda: float = 1,
         gamma: float = 0.99,

@@ -66,7 +66,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 
 def known_functions(
-    world_model: WorldModel, action_space: spaces.Space
+    world_model: WorldModel, action_space: spaces.Space[Any]
 ) -> tuple[SystemFunction | None, SystemFunction | None]:
     """
     Known rewards and ends, of actions in units of the bounds.
@@ -80,7 +80,8 @@ def known_functions(
 
     def env_units(actions: th.Tensor) -> th.Tensor:
         low, high = th.as_tensor(bounds, device=actions.device)
-        return low + 0.5 * (actions + 1.0) * (high - low)
+        scaled: th.Tensor = low + 0.5 * (actions + 1.0) * (high - low)
+        return scaled
 
     cost, end = world_model.cost_fn, world_model.termination_fn
     reward = None if cost is None else lambda state, action, following: -cost(state, env_units(action), following)

@@ -209,7 +209,8 @@ class BlockCollector(LeavesEpisodes, OffPolicyAlgorithm):
             self._warm_up_correlation = self._rng.choice(WARM_UP_CORRELATIONS, size=(self.n_envs, 1))
         rho = self._warm_up_correlation
         self._noise = rho * self._noise + np.sqrt(1.0 - rho**2) * fresh
-        return 2.0 * ndtr(self._noise) - 1.0
+        actions: FloatArray = 2.0 * ndtr(self._noise) - 1.0
+        return actions
 
     def _store_transition(
         self,

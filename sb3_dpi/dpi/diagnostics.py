@@ -59,7 +59,8 @@ def window_correlation(
 
     def value(states: th.Tensor) -> FloatArray:
         actions, _ = actor.sample(states, states.new_zeros(len(states), actor.action_dim))
-        return critic(states, actions).cpu().numpy().astype(np.float64)
+        values: FloatArray = critic(states, actions).cpu().numpy().astype(np.float64)
+        return values
 
     imagined = ensemble.standardize(steps[0].states)
     baseline = value(imagined)

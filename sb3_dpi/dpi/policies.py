@@ -20,7 +20,7 @@ from sb3_dpi.world_model.backends import mlp_forward
 from sb3_dpi.world_model.mlp import follow
 
 
-def n_numbers(space: spaces.Space) -> int:
+def n_numbers(space: spaces.Space[Any]) -> int:
     """
     Size of a vector.
 
@@ -30,7 +30,7 @@ def n_numbers(space: spaces.Space) -> int:
     return int(np.prod(space.shape or ()))
 
 
-def vector_spaces(observation_space: spaces.Space) -> dict[str, spaces.Box]:
+def vector_spaces(observation_space: spaces.Space[Any]) -> dict[str, spaces.Box]:
     """
     The vectors that make up an observation.
 
@@ -82,7 +82,8 @@ class ExtractedFeatures(nn.Module):
         """
         parts = (states.double() * self.obs_std + self.obs_mean).float().split(self.sizes, dim=1)
         obs = {key: part.reshape(-1, *shape) for (key, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return self.extractor(obs[""] if "" in obs else obs)
+        features: th.Tensor = self.extractor(obs[""] if "" in obs else obs)
+        return features
 
 
 class MlpPolicy(BasePolicy):
@@ -116,7 +117,7 @@ class MlpPolicy(BasePolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         use_sde: bool = False,
@@ -221,7 +222,7 @@ class MlpPolicy(BasePolicy):
         return th.tanh(before).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
+        return self.forward(observation, deterministic)
 
     def follow(self, share: float) -> None:
         """
@@ -307,7 +308,8 @@ class MlpPolicy(BasePolicy):
 
         def torch_forward(seen: np.ndarray) -> np.ndarray:
             with th.no_grad():
-                return chosen.outputs(th.as_tensor(seen, device=self.device)).cpu().numpy()
+                hidden: np.ndarray = chosen.outputs(th.as_tensor(seen, device=self.device)).cpu().numpy()
+            return hidden
 
         def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             seen = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
@@ -332,7 +334,7 @@ class MultiInputPolicy(MlpPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,

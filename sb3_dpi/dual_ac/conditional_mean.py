@@ -64,9 +64,9 @@ class Moments:
         :param constants: ``[R]``
         :return: sums of squares, ``[R]``
         """
-        quadratic = np.einsum("rf,fg,rg->r", slopes, self.xx, slopes)
+        quadratic: FloatArray = np.einsum("rf,fg,rg->r", slopes, self.xx, slopes)
         linear = 2.0 * (constants * (slopes @ self.x - self.y) - slopes @ self.xy)
-        return self.yy + linear + quadratic + self.n * constants**2
+        return quadratic + linear + self.n * constants**2 + self.yy
 
 
 def parts_of(lengths: IntArray) -> tuple[IntArray, np.ndarray]:
@@ -117,7 +117,8 @@ def _standardized(features: FloatArray) -> FloatArray:
     """Those that vary: the others explain nothing."""
     spread = features.std(0)
     varies = spread > 1e-9 * np.abs(features).max(0, initial=0.0)
-    return (features[:, varies] - features[:, varies].mean(0)) / spread[varies]
+    standardized: FloatArray = (features[:, varies] - features[:, varies].mean(0)) / spread[varies]
+    return standardized
 
 
 def _sum(moments: dict[int, Moments], without: set[int]) -> Moments:

@@ -109,7 +109,8 @@ def objective(policy: ActorCriticPolicy, problem: ValueProblem, rows: th.Tensor,
     mu = th.full_like(first, 1.0 / len(first))
     weights = problem.weights[rows] / problem.weights[rows].sum().clamp(min=1e-9)
     game = lagrangian(first, mu, start, end, problem.returns[rows], problem.discounts[rows], weights)
-    return (game + eta * ((problem.targets[rows] - start) ** 2).mean()) / max(eta, 1.0)
+    loss: th.Tensor = (game + eta * ((problem.targets[rows] - start) ** 2).mean()) / max(eta, 1.0)
+    return loss
 
 
 def descend(

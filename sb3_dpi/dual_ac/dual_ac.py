@@ -320,7 +320,8 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         actions = actions.reshape(-1, *self.action_space.shape)
         if self.policy.squash_output:
             return self.policy.unscale_action(np.clip(actions, -1.0, 1.0))
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        clipped: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
+        return clipped
 
     # ------------------------------------------------------------------ learning
 

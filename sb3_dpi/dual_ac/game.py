@@ -34,7 +34,9 @@ def lagrangian(
     :return: L, ``[]``, in units of the rewards' sum
     """
     continues = (weights * discounts).sum() / weights.sum()
-    return (1.0 - continues) * (initial_weights * initial).sum() + (weights * (returns + discounts * end - start)).sum()
+    at_start = (1.0 - continues) * (initial_weights * initial).sum()
+    value: Vector = at_start + (weights * (returns + discounts * end - start)).sum()
+    return value
 
 
 def dual_weights(delta: FloatArray, spread: float, alpha_regularization: float, mu_weight: float = 1.0) -> FloatArray:

@@ -28,8 +28,8 @@ class MlpPolicy(StandardizedPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         log_std_init: float | None = None,
         **kwargs: Any,
@@ -53,8 +53,8 @@ class RBFPolicy(MlpPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = RandomFourierExtractor,
@@ -82,8 +82,8 @@ class CnnPolicy(MlpPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
         **kwargs: Any,
@@ -106,7 +106,7 @@ class MultiInputPolicy(MlpPolicy):
     def __init__(
         self,
         observation_space: spaces.Dict,
-        action_space: spaces.Space,
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
         **kwargs: Any,
@@ -116,7 +116,7 @@ class MultiInputPolicy(MlpPolicy):
         )
 
 
-def first_log_std(action_space: spaces.Space) -> float:
+def first_log_std(action_space: spaces.Space[Any]) -> float:
     """
     Noise to begin with: where there are many actions each has less.
 

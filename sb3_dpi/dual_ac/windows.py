@@ -49,7 +49,8 @@ def window_lengths(ends: np.ndarray, window_length: int) -> IntArray:
     :param window_length: the most steps of a window
     :return: ``[T, N]``, from 1 to ``window_length``
     """
-    return np.minimum(discounted_sums(np.ones(ends.shape), ends, 1.0).astype(int), window_length)
+    lengths: IntArray = np.minimum(discounted_sums(np.ones(ends.shape), ends, 1.0).astype(int), window_length)
+    return lengths
 
 
 def at_last_step(x: np.ndarray, lengths: IntArray) -> np.ndarray:

@@ -135,7 +135,8 @@ def _means(points: FloatArray, alive: FloatArray) -> FloatArray:
 
 
 def _evaluate(C: FloatArray, c: FloatArray, const: float, z: FloatArray) -> FloatArray:
-    return 0.5 * np.sum((z @ C) * z, -1) + z @ c + const
+    cost: FloatArray = 0.5 * np.sum((z @ C) * z, -1) + z @ c + const
+    return cost
 
 
 def _local_gradient(

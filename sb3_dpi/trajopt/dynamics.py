@@ -100,7 +100,8 @@ def _window_sum(array: FloatArray, width: int, axis: int) -> FloatArray:
     cumulative = np.concatenate([np.zeros_like(np.take(array, [0], axis)), np.cumsum(array, axis)], axis)
     steps = np.arange(horizon)
     upper, lower = np.minimum(steps + width + 1, horizon), np.maximum(steps - width, 0)
-    return np.take(cumulative, upper, axis) - np.take(cumulative, lower, axis)
+    sums: FloatArray = np.take(cumulative, upper, axis) - np.take(cumulative, lower, axis)
+    return sums
 
 
 def moments(points: FloatArray, weights: FloatArray) -> Moments:

@@ -123,7 +123,8 @@ def _forward_kl_numpy(
         sigma[:, t + 1] = symmetrize(A[:, t] @ sigma[:, t] @ np.swapaxes(A[:, t], -1, -2) + W[:, t])
     mean_shift = np.sum((matvec(K, mu) + k) ** 2, -1)
     spread = np.sum((K @ sigma) * K, (-1, -2))
-    return 0.5 * (np.trace(S, axis1=-2, axis2=-1) - du - log_det + spread + mean_shift)
+    kl: FloatArray = 0.5 * (np.trace(S, axis1=-2, axis2=-1) - du - log_det + spread + mean_shift)
+    return kl
 
 
 @_compiled

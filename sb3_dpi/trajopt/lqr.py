@@ -225,7 +225,8 @@ def expected_cost(cost: QuadraticCost, marginals: GaussianMarginals) -> FloatArr
     """
     mean = marginals.mean
     quadratic = np.sum(mean * matvec(cost.C, mean), -1) + np.sum(cost.C * marginals.cov, (-1, -2))
-    return 0.5 * quadratic + np.sum(cost.c * mean, -1) + cost.const
+    expected: FloatArray = 0.5 * quadratic + np.sum(cost.c * mean, -1) + cost.const
+    return expected
 
 
 def controller_kl(
@@ -250,4 +251,5 @@ def controller_kl(
     root = np.linalg.solve(lower, np.linalg.cholesky(controller.cov))
     log_det = 2.0 * np.sum(np.log(np.abs(np.diagonal(root, axis1=-2, axis2=-1))), -1)
     spread = np.sum((dK @ sigma) * dK, (-1, -2))
-    return 0.5 * (np.sum(root**2, (-1, -2)) - du - log_det + spread + np.sum(dk**2, -1))
+    kl: FloatArray = 0.5 * (np.sum(root**2, (-1, -2)) - du - log_det + spread + np.sum(dk**2, -1))
+    return kl

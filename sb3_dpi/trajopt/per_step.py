@@ -74,7 +74,8 @@ def _error(kl: FloatArray, bound: FloatArray, active: BoolArray, tolerance: floa
     """Largest distance of KL_t / epsilon_t from the middle of its interval, ``[M]``."""
     with np.errstate(invalid="ignore"):
         distance = np.abs(kl / bound - (1.0 - 0.5 * tolerance))
-    return np.max(np.where(active, np.where(np.isfinite(distance), distance, np.inf), 0.0), -1)
+    largest: FloatArray = np.max(np.where(active, np.where(np.isfinite(distance), distance, np.inf), 0.0), -1)
+    return largest
 
 
 def _sweep(
@@ -116,7 +117,8 @@ def _solve_scalar(curvature: FloatArray, moment: FloatArray, target: FloatArray)
             kl = 0.5 * np.sum(shrink - 1.0 - np.log(shrink) + moment / (curvature + eta) ** 2, -1)
         too_large = ~(kl <= target)
         low, high = np.where(too_large, middle, low), np.where(too_large, high, middle)
-    return np.log(floor + np.exp(high))
+    log_eta: FloatArray = np.log(floor + np.exp(high))
+    return log_eta
 
 
 def _enforce(problem: WhitenedProblem, bound: FloatArray, log_eta: FloatArray) -> tuple[FloatArray, PassResult, int]:

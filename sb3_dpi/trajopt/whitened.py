@@ -133,7 +133,7 @@ class WhitenedProblem:
     @property
     def horizon(self) -> int:
         """Number of time steps T."""
-        return self.F.shape[1]
+        return int(self.F.shape[1])
 
     def run(self, eta: FloatArray, conditions: IntArray | None = None) -> PassResult:
         """One backward and forward pass.
@@ -149,7 +149,8 @@ class WhitenedProblem:
     def scale(self) -> FloatArray:
         """Size of the cost of each condition, ``[M]``, at least the smallest normal number."""
         size = np.abs(self.C).max((1, 2, 3)) + np.abs(self.c).max((1, 2))
-        return np.maximum(size, np.finfo(np.float64).tiny * 1e20)
+        scale: FloatArray = np.maximum(size, np.finfo(np.float64).tiny * 1e20)
+        return scale
 
     def action_matters(self, K: FloatArray | None = None, k: FloatArray | None = None) -> BoolArray:
         """Whether the cost depends on the action at each time step, ``[M, T]``.

@@ -84,7 +84,8 @@ class SquashedGaussian(nn.Module):
         :param states: standardised, ``[n, dx]``
         :return: mean before tanh and raw log standard deviation, ``[n, 2 du]``
         """
-        return self.network(states if self.features is None else self.features(states))[0]
+        outputs: th.Tensor = self.network(states if self.features is None else self.features(states))[0]
+        return outputs
 
     @property
     def is_compiled(self) -> bool:

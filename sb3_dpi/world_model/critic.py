@@ -221,7 +221,8 @@ class Critic(nn.Module):
         :param actions: ``[n, du]``
         :return: in units of value, ``[n]``
         """
-        return self.networks(self.read(states, actions)).mean(0)[:, 0]
+        values: th.Tensor = self.networks(self.read(states, actions))
+        return values.mean(0)[:, 0]
 
     def rescale_states(self, scale: th.Tensor, shift: th.Tensor) -> None:
         """

@@ -110,7 +110,8 @@ def stretch_ends(memory: Memory, rows: IntArray) -> BoolArray:
     :return: whether the next entry of ``rows`` is not what came next, ``[n]``
     """
     following, same = memory.follows(rows)
-    return ~(same & (np.append(rows[1:], -1) == following))
+    ends: BoolArray = ~(same & (np.append(rows[1:], -1) == following))
+    return ends
 
 
 def returns_to_go(data: Transitions, ends: BoolArray, gamma: float, mean_reward: float) -> FloatArray:

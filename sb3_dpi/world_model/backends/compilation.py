@@ -47,9 +47,8 @@ def kernel(function: Function) -> Function:
     """
     if not COMPILED:
         return function
-    compiled: Any
     try:
-        compiled = numba.njit(cache=True, **OPTIONS)(function)
+        compiled: Function = numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # a read-only installation, and no folder of the user's either
         compiled = numba.njit(**OPTIONS)(function)
     _kernels.append(compiled)

@@ -140,9 +140,9 @@ class _Imagination:
         :return: derivative by the policy's parameters, ``[P]``
         """
         network = self.policy.network
-        gradient = Stack(np.empty_like(network.flat), network.sizes)
-        self.acting.by_parameters(self.by_output[:, None], gradient)
-        return gradient.flat[0]
+        gradient = np.empty_like(network.flat)
+        self.acting.by_parameters(self.by_output[:, None], Stack(gradient, network.sizes))
+        return gradient.reshape(-1)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller looks whether the gradient is finite

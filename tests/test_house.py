@@ -1,0 +1,95 @@
+"""What reads well: short functions, short files, short lines of prose. Lines of code are ruff's to measure."""
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FUNCTION_LINES, FILE_LINES, PROSE_COLUMNS = 60, 500, 127
+PACKAGE = sorted((ROOT / "sb3_dpi").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
+
+STILL_TOO_LONG = {
+    "CHANGELOG.md",
+    "README.md",
+    "docs/aggrevated_oc.md",
+    "docs/cartpole.md",
+    "docs/compare.md",
+    "docs/developing.md",
+    "docs/dpi.md",
+    "docs/dual_ac.md",
+    "docs/guide.md",
+    "docs/index.md",
+    "docs/mdgps.md",
+    "docs/trajopt.md",
+    "docs/zoo.md",
+    "results/README.md",
+    "sb3_dpi/compare/report.py",
+    "tests/test_dpi.py",
+    "tests/test_dual_ac.py",
+    "tests/test_early_resets.py",
+    "tests/test_natural_gradient.py",
+    "tests/test_report.py",
+    "tests/test_run.py",
+    "tests/test_store.py",
+    "tests/test_zoo.py",
+}
+"""Files that are yet to be shortened: nothing in them is measured"""
+
+
+def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """:return: lines from the first of the signature to the last of the body, without the docstring"""
+    first = node.body[0]
+    docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0  # type: ignore[operator]
+    return node.end_lineno - node.lineno + 1 - docstring  # type: ignore[operator]
+
+
+def long_functions(source: str) -> Iterator[str]:
+    """:return: functions of too many lines, methods and inner ones included"""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and function_lines(node) > FUNCTION_LINES:
+            yield f"{node.name} has {function_lines(node)} lines"
+
+
+def long_files(source: str) -> Iterator[str]:
+    """:return: the number of lines, where these are too many"""
+    if (n_lines := len(source.splitlines())) > FILE_LINES:
+        yield f"{n_lines} lines"
+
+
+def long_prose(page: str) -> Iterator[str]:
+    """:return: lines of Markdown that are too long, but for tables, listings, and what cannot be broken, such as a link"""
+    listing = False
+    for number, line in enumerate(page.splitlines(), 1):
+        listing ^= line.lstrip().startswith("```")
+        breakable = " " in line.strip().removeprefix("- ")
+        if len(line) > PROSE_COLUMNS and breakable and not listing and not line.lstrip().startswith("|"):
+            yield f"line {number} has {len(line)} columns"
+
+
+@pytest.mark.parametrize(
+    "find, paths",
+    [(long_functions, PACKAGE), (long_files, PACKAGE + TESTS), (long_prose, PAGES)],
+    ids=["functions", "files", "prose"],
+)
+def test_nothing_is_too_long(find: Callable[[str], Iterator[str]], paths: Sequence[Path]) -> None:
+    measured = [path for path in paths if path.relative_to(ROOT).as_posix() not in STILL_TOO_LONG]
+    assert [f"{path.relative_to(ROOT)}: {said}" for path in measured for said in find(path.read_text(encoding="utf-8"))] == []
+
+
+def test_what_is_found() -> None:
+    short = '"""Head."""\ndef f(\n    a,\n):\n    """Long.\n\n    Docstring."""\n' + "    a += 1\n" * FUNCTION_LINES
+    assert not [*long_functions(short)]
+    assert [*long_functions(short + "    return a\n")] == ["f has 61 lines"]
+    assert not [*long_files("\n" * FILE_LINES)] and [*long_files("\n" * 501)] == ["501 lines"]
+    wide = "word " * 30
+    assert [*long_prose(f"| {wide} |\n```\n{wide}\n```\n{wide}\nshort\n{'x' * 200}\n")] == ["line 5 has 150 columns"]
+
+
+def test_everything_is_measured() -> None:
+    """The lists of files are not empty, and what is left out is there."""
+    assert len(PACKAGE) > 50 and len(TESTS) > 50 and ROOT / "README.md" in PAGES
+    assert not [name for name in STILL_TOO_LONG if not (ROOT / name).is_file()]
