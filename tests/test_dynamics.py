@@ -280,3 +280,38 @@ def test_standardizer_keeps_constant_variables_and_ignores_dead_points() -> None
     np.testing.assert_allclose(scale.apply(living).std(0), [1.0, 0.0], atol=1e-12)
     empty = Standardizer.fit(points, np.zeros((2, 50, 4)))
     np.testing.assert_array_equal(empty.std, 1.0)
+
+
+def test_nearest_prior_of_points_at_the_centre_itself_is_their_plain_mean() -> None:
+    pool = np.array([[0.5, 1.0], [0.5, 3.0], [9.0, 100.0]])
+    prior = nearest_prior(np.array([[[[0.5, 0.0]]]]), np.ones((1, 1, 1)), pool, 1, 2, 1.0, 1.0)
+    np.testing.assert_allclose(prior.mean[0, 0], [0.5, 2.0])
+    np.testing.assert_allclose(prior.cov[0, 0], [[0.0, 0.0], [0.0, 1.0]], atol=1e-15)
+
+
+def test_thinning_keeps_an_even_selection() -> None:
+    """Of eleven points six: the three most recent, and of the eight older ones every eight thirds."""
+    assert thin_pool(np.arange(11.0)[:, None], 6)[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 5.0, 8.0]
+    assert thin_pool(np.arange(7.0)[:, None], 3)[:, 0].tolist() == [0.0, 1.0, 4.0]
+    assert thin_pool(np.arange(4.0)[:, None], 5)[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_large_pools_keep_four_thousand_points() -> None:
+    rng = np.random.default_rng(19)
+    points, pool = rng.normal(size=(1, 2, 3, 2)), rng.normal(size=(9000, 2))
+    given = nearest_prior(points, np.ones((1, 2, 3)), pool, 1, 50, 1.0, 1.0, max_pool=4000)
+    default = nearest_prior(points, np.ones((1, 2, 3)), pool, 1, 50, 1.0, 1.0)
+    np.testing.assert_array_equal(default.cov, given.cov)
+
+
+@pytest.mark.parametrize(("level", "spread", "constant"), [(0.0, 1e-10, True), (0.0, 1e-8, False), (1e6, 1e-5, True)])
+def test_what_varies_by_rounding_alone_is_constant(level: float, spread: float, constant: bool) -> None:
+    points = level + spread * np.array([[-1.0], [1.0]])
+    std = float(Standardizer.fit(points, np.ones(2)).std[0])
+    assert std == (1.0 if constant else pytest.approx(spread))
+
+
+def test_conditioning_with_a_ridge() -> None:
+    cov = np.array([[2.0, 1.0], [1.0, 3.0]])
+    coef, bias, residual = condition_gaussian(np.array([1.0, 5.0]), cov, 1, 0.5)
+    assert coef.item() == pytest.approx(0.4) and bias.item() == pytest.approx(4.6) and residual.item() == pytest.approx(2.6)

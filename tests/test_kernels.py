@@ -119,3 +119,11 @@ def test_numpy_is_used_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_loops_are_used_with_numba() -> None:
     assert kernels.lqr_pass is (kernels.pass_loops if kernels.COMPILED else kernels.pass_numpy)
     assert kernels.COMPILED == hasattr(kernels.pass_loops, "py_func")
+
+
+@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
+def test_a_singular_curvature_has_no_minimiser(name: str) -> None:
+    """Qww + eta I must be positive definite, not only semi-definite: here it is 1 - 1 at the second of three time steps."""
+    arguments = random_arguments(np.random.default_rng(6), 2, 3, 1, 1)
+    arguments[0][0, 1], arguments[3][0, 1], arguments[7][0, 1] = 0.0, [[0.0, 0.0], [0.0, -1.0]], 1.0
+    assert getattr(kernels, name)(*arguments, 1.0)[4].tolist() == [1, -1]

@@ -7,9 +7,11 @@ import pytest
 from problems import Problem, dense_expected_cost, hard, pick, random_pd, well_conditioned
 from scipy.optimize import minimize
 
+from sb3_dpi.trajopt.kernels import PassResult
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
 from sb3_dpi.trajopt.lqr import controller_kl, expected_cost, forward_marginals, lqr_backward
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
+from sb3_dpi.trajopt.whitened import WhitenedProblem
 
 TOLERANCE = 1e-6
 """relative, for rounding in the recomputed KL"""
@@ -393,3 +395,28 @@ def test_algorithm_2_is_mirror_descent(per_time_step: bool) -> None:
     assert np.all(np.diff(costs) < 0)
     assert costs[0] > 2.0 * optimum
     assert optimum < costs[-1] < 1.01 * optimum
+
+
+@pytest.mark.parametrize("per_time_step", [False, True])
+@pytest.mark.parametrize("factor", [None, 1e-6, 3.0])
+def test_passes_and_recoveries_are_counted(factor: float | None, per_time_step: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[int] = []
+    original = WhitenedProblem.run
+
+    def counting(self: WhitenedProblem, *args: np.ndarray) -> PassResult:
+        result = original(self, *args)
+        failures.append(int(np.sum(result[4] >= 0)))
+        return result
+
+    problem = indefinite(7)
+    solved = solve_kl_constrained(*problem.parts, 1.0)
+    eta = None if factor is None else factor * solved.eta
+    monkeypatch.setattr(WhitenedProblem, "run", counting)
+    epsilon = 1.0 / problem.dynamics.f.shape[1] if per_time_step else 1.0
+    if per_time_step and eta is not None:
+        eta = np.broadcast_to(eta[:, None], (1, 7))
+    solution = solve_kl_constrained(*problem.parts, epsilon, eta=eta, per_time_step=per_time_step)
+    assert solution.n_passes == len(failures)
+    if not per_time_step or factor is None:
+        assert solution.n_recoveries == sum(failures)
+    assert factor != 1e-6 or sum(failures) > 0
