@@ -1,7 +1,7 @@
 """Mutation testing: change the package's mathematics one place at a time, and see whether the tests notice.
 
     python benchmarks/mutation.py run SESSION [--packages trajopt] [--modules gmm lqr] [--minutes 60] [--survivors]
-    python benchmarks/mutation.py report SESSION [--csv survivors.csv]
+    python benchmarks/mutation.py report SESSION [--csv results/mutation/survivors.csv]
 
 ``mutation.toml`` says what is changed and which tests look at it. SESSION is a database of cosmic-ray, which its own reports
 read; a run that was stopped goes on where it was. No file is changed: tests are collected once, each mutant is a fork that
@@ -13,6 +13,7 @@ What is changed outside functions is imported anew. Compilation is off: tests se
 import argparse
 import contextlib
 import csv
+import functools
 import gc
 import hashlib
 import importlib
@@ -22,16 +23,11 @@ import itertools
 import json
 import math
 import os
-import resource
-import select
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -40,30 +36,19 @@ import tomllib
 try:
     from cosmic_ray.work_db import WorkDB, use_db
     from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
-    from mutants import Places, describe, find_code, find_mutants, mutate, order
+    from forked_tests import ChangedModule, Watch, collect, functions_below, in_fork
+    from mutants import FunctionKey, Places, describe, find_code, find_mutants, mutate, order
 except ImportError as error:
     raise SystemExit(f"{error}. Install cosmic-ray: pip install 'cosmic-ray>=8,<9'") from error
 
 ROOT = Path(__file__).resolve().parent.parent
-PRELOADED = "gymnasium mujoco numba numpy sb3_contrib scipy.linalg scipy.signal scipy.stats stable_baselines3 torch".split()
-"""What takes seconds to import and is never changed."""
-PYTEST = [
-    "-q",
-    "-m",
-    "not slow and not compiled",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:cov",
-    "-p",
-    "no:faulthandler",
-    "--tb=native",
-    "--assert=plain",
-]
-SLACK = 10.0
-"""How much longer than before tests may compute until their mutant counts as caught, and seconds on top of that."""
-WAITING = 40.0
-"""How much longer than computing a mutant may wait for the processor."""
+NAMES = ("file", "operator", "was", "became")
+"""What a survivor is known by."""
+
+
+def configuration() -> dict[str, Any]:
+    """:return: what ``mutation.toml`` says"""
+    return tomllib.loads((ROOT / "benchmarks/mutation.toml").read_text())
 
 
 @dataclass
@@ -87,111 +72,6 @@ class Baseline:
         """:return: the first of these tests that take so long together, at least one"""
         spent = itertools.accumulate(self.seconds[test] for test in tests)
         return [test for i, (test, until) in enumerate(zip(tests, spent, strict=True)) if i == 0 or until <= seconds]
-
-
-class Watch:
-    """A pytest plug-in that runs what it is told in place of the tests, and sees how they do.
-
-    :param loop: what to do with the collected session
-    """
-
-    def __init__(self, loop: "Callable[[Watch, pytest.Session], None]") -> None:
-        self.loop = loop
-        self.failed: str | None = None
-
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Take the place of pytest's loop."""
-        self.loop(self, session)
-        return True
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember the first test that failed."""
-        if report.failed and self.failed is None:
-            self.failed = report.nodeid
-
-    def run(self, items: Sequence[pytest.Item], around: Callable[[str], Any] = contextlib.nullcontext) -> None:
-        """Run tests until one fails.
-
-        :param items: the tests
-        :param around: a context for each
-        """
-        for i, item in enumerate(items):
-            following = items[i + 1] if i + 1 < len(items) else None
-            with around(item.nodeid):
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if self.failed:
-                return
-
-
-class ChangedModule(importlib.machinery.SourceFileLoader):
-    """Import a file with another source; its own finder.
-
-    :param name: of the module
-    :param path: of the file
-    :param source: to take instead
-    """
-
-    def __init__(self, name: str, path: str, source: str) -> None:
-        super().__init__(name, path)
-        self.source = source
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """:return: the changed module, None for all others"""
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
-
-    def get_code(self, fullname: str) -> CodeType:
-        """:return: code of the changed source"""
-        return compile(self.source, self.path, "exec")
-
-
-def in_fork(work: Callable[[], str], seconds: float | None = None) -> str:
-    """
-    Do something in a fork.
-
-    :param work: returns what to hand back
-    :param seconds: of computing at most; None for no limit
-    :return: what it handed back, or ``"out of time"`` or ``"died"``
-    """
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(read)
-            if seconds is not None:
-                resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-            with os.fdopen(write, "w") as pipe:
-                pipe.write(work())
-        finally:
-            os._exit(0)
-    os.close(write)
-    answer, deadline = b"", None if seconds is None else time.monotonic() + WAITING * seconds
-    while select.select([read], [], [], None if deadline is None else max(deadline - time.monotonic(), 0.0))[0]:
-        part = os.read(read, 1 << 16)
-        if not part:
-            break
-        answer += part
-    else:
-        os.kill(pid, signal.SIGKILL)
-    os.close(read)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        return "out of time" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "died"
-    return answer.decode() or "died"
-
-
-def collect(tests: Iterable[str], loop: Callable[[Watch, pytest.Session], None]) -> Watch:
-    """
-    Let pytest collect tests.
-
-    :param tests: files or names of tests
-    :param loop: what to do with them
-    :return: what was seen
-    """
-    watch = Watch(loop)
-    status = pytest.main([*PYTEST, *tests], plugins=[watch])
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and watch.failed is None:
-        watch.failed = f"pytest: {pytest.ExitCode(status).name}"
-    return watch
 
 
 def measure(tests: list[str], modules: list[str]) -> Baseline:
@@ -238,7 +118,7 @@ class Session:
     """
 
     def __init__(self, path: Path, package: str, only: list[str] | None = None) -> None:
-        self.config = tomllib.loads((ROOT / "benchmarks/mutation.toml").read_text())
+        self.config = configuration()
         chosen = self.config["packages"][package]
         self.package, self.path = package, path
         self.modules = [f"sb3_dpi/{package}/{module}.py" for module in chosen["modules"]]
@@ -285,15 +165,7 @@ class Session:
         return str(item.mutations[0].module_path)
 
 
-def test_function(watch: Watch, mutated: CodeType, functions: list[FunctionType], items: list[pytest.Item]) -> str:
-    """:return: the test that notices a changed function, ``"-"`` for none; leaves this process changed"""
-    for function in functions:
-        function.__code__ = mutated
-    watch.run(items)
-    return watch.failed or "-"
-
-
-def test_import(module: str, source: str, tests: list[str]) -> str:
+def notice_import(module: str, source: str, tests: list[str]) -> str:
     """:return: the test that notices a changed file, ``"-"`` for none; leaves this process changed"""
     name = module.removesuffix(".py").replace("/", ".")
     sys.meta_path.insert(0, ChangedModule(name, str(ROOT / module), source))
@@ -305,70 +177,87 @@ def test_import(module: str, source: str, tests: list[str]) -> str:
     return collect(sorted({test.split("::")[0] for test in tests}), loop).failed or "-"
 
 
-def test_mutants(session: Session, baseline: Baseline, db: WorkDB, deadline: float, quick: float) -> None:
-    """
-    Test those that have no result yet.
+@dataclass(frozen=True)
+class Judge:
+    """Finds out whether the tests notice a mutant.
 
-    :param session: its package is not imported
+    :param session: of what package
     :param baseline: what the tests do
     :param db: gets the results
-    :param deadline: when to stop
     :param quick: seconds of tests for a mutant, infinite for all that see it
+    :param deadline: when to stop
     """
-    pending = [item for item in db.pending_work_items if session.module_of(item) in session.wanted]
-    pending.sort(key=lambda item: order(session.config["seed"], item.job_id))
-    inside = [item for item in pending if item.mutations[0].start_pos[0] in session.places[session.module_of(item)].functions]
-    outside = [item for item in pending if item not in inside]
 
-    def limit(tests: list[str]) -> float:
-        return SLACK * (1.0 + sum(baseline.seconds[test] for test in tests))
+    session: Session
+    baseline: Baseline
+    db: WorkDB
+    quick: float
+    deadline: float
 
-    def judge(item: WorkItem, work: Callable[[str, list[str]], str]) -> None:
-        mutation, module = item.mutations[0], session.module_of(item)
-        source = mutate(session.sources[module], mutation)
-        every = baseline.covering(mutation, session.places[module])
-        tests = baseline.within(every, quick)
-        noticed = in_fork(lambda: work(source, tests), limit(tests)) if tests else "-"
+    def judge(self, item: WorkItem, notice: Callable[[str, list[str]], str]) -> None:
+        """
+        Test one mutant.
+
+        :param item: the mutant
+        :param notice: names the test that notices a changed source, in a fork
+        """
+        mutation, module = item.mutations[0], self.session.module_of(item)
+        source = mutate(self.session.sources[module], mutation)
+        every = self.baseline.covering(mutation, self.session.places[module])
+        tests = self.baseline.within(every, self.quick)
+        seconds = self.session.config["slack"] * (1.0 + sum(self.baseline.seconds[test] for test in tests))
+        noticed = in_fork(lambda: notice(source, tests), seconds) if tests else "-"
         outcome = TestOutcome.SURVIVED if noticed == "-" else TestOutcome.KILLED
         output, left = noticed if tests else "no test passes here", noticed == "-" and tests != every
         if not left:
-            db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, output, outcome, None))
+            self.db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, output, outcome, None))
         word = "left" if left else outcome.value
         print(f"{word:9} {item.job_id} line {mutation.start_pos[0]}: {output}", file=sys.__stderr__, flush=True)
 
-    def loop(watch: Watch, collected: pytest.Session) -> None:
-        by_name = {item.nodeid: item for item in collected.items}
-        functions: dict[tuple[str, str, int], list[FunctionType]] = {}
-        for thing in gc.get_objects():
-            if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(ROOT / "sb3_dpi")):
-                code = thing.__code__
-                functions.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), []).append(thing)
-        gc.freeze()  # forks share what none of them collects
-        for item in inside:
-            if time.monotonic() > deadline:
-                return
-            module = session.module_of(item)
-            key = session.places[module].functions[item.mutations[0].start_pos[0]]
-            path = str(ROOT / module)
+    def functions(self, items: list[WorkItem]) -> None:
+        """
+        Test mutants of functions, with the package imported and the tests collected once.
 
-            def work(source: str, tests: list[str], path: str = path, key: tuple[str, int] = key) -> str:
-                mutated = find_code(compile(source, path, "exec"), key)
-                assert mutated is not None
-                return test_function(watch, mutated, functions[(path, *key)], [by_name[test] for test in tests])
+        :param items: the mutants
+        """
 
-            judge(item, work)
+        def loop(watch: Watch, collected: pytest.Session) -> None:
+            by_name = {item.nodeid: item for item in collected.items}
+            functions = functions_below(ROOT / "sb3_dpi")
+            gc.freeze()  # forks share what none of them collects
+            for item in items:
+                if time.monotonic() > self.deadline:
+                    return
+                module = self.session.module_of(item)
+                key = self.session.places[module].functions[item.mutations[0].start_pos[0]]
+                path = str(ROOT / module)
 
-    def warm() -> str:
-        collect(session.tests, loop)
-        return "done"
+                def notice(source: str, tests: list[str], path: str = path, key: FunctionKey = key) -> str:
+                    mutated = find_code(compile(source, path, "exec"), key)
+                    assert mutated is not None
+                    for function in functions[(path, *key)]:
+                        function.__code__ = mutated
+                    watch.run([by_name[test] for test in tests])
+                    return watch.failed or "-"
 
-    if inside:
+                self.judge(item, notice)
+
+        def warm() -> str:
+            collect(self.session.tests, loop)
+            return "done"
+
         in_fork(warm)
-    for item in outside:
-        if time.monotonic() > deadline:
-            return
-        module = session.module_of(item)
-        judge(item, lambda source, tests, module=module: test_import(module, source, tests))  # type: ignore[misc]
+
+    def imports(self, items: list[WorkItem]) -> None:
+        """
+        Test mutants of what runs at import, each in a process that imports the package anew.
+
+        :param items: the mutants
+        """
+        for item in items:
+            if time.monotonic() > self.deadline:
+                return
+            self.judge(item, functools.partial(notice_import, self.session.module_of(item)))
 
 
 def run(path: Path, packages: list[str], modules: list[str] | None, minutes: float, quick: float, survivors: bool) -> None:
@@ -385,18 +274,21 @@ def run(path: Path, packages: list[str], modules: list[str] | None, minutes: flo
     deadline = time.monotonic() + 60.0 * minutes
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.chdir(ROOT)
-    for name in PRELOADED:
+    for name in configuration()["preloaded"]:
         importlib.import_module(name)
-    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what pytest prints
     for package in packages:
         session = Session(path, package, modules)
         with use_db(path, WorkDB.Mode.create) as db:
             session.prepare(db)
             if survivors:
                 forget_survivors(db, session)
-            os.dup2(silence, 1)
-            baseline = session.baseline(survivors)
-            test_mutants(session, baseline, db, deadline, quick)
+            judge = Judge(session, session.baseline(survivors), db, quick, deadline)
+            pending = [item for item in db.pending_work_items if session.module_of(item) in session.wanted]
+            pending.sort(key=lambda item: order(session.config["seed"], item.job_id))
+            inside = [item.mutations[0].start_pos[0] in session.places[session.module_of(item)].functions for item in pending]
+            judge.functions([item for item, within in zip(pending, inside, strict=True) if within])
+            judge.imports([item for item, within in zip(pending, inside, strict=True) if not within])
 
 
 def forget_survivors(db: WorkDB, session: Session) -> None:
@@ -421,26 +313,35 @@ def report(path: Path, table: Path | None) -> None:
     Print the scores, and write the survivors.
 
     :param path: of the database
-    :param table: CSV file for the survivors
+    :param table: CSV file for the survivors; verdicts that stand in it are kept, and those of equivalent ones counted
     """
+    verdicts: dict[tuple[str, ...], str] = {}
+    if table is not None and table.exists():
+        with table.open(newline="") as file:
+            verdicts = {tuple(row[name] for name in NAMES): row["verdict"] for row in csv.DictReader(file)}
     counts: dict[str, list[int]] = {}
     rows = []
     with use_db(path, WorkDB.Mode.open) as db:
         results = dict(db.results)
         for item in sorted(db.work_items, key=lambda item: (str(item.mutations[0].module_path), item.mutations[0].start_pos)):
             package = str(item.mutations[0].module_path).split("/")[1]
-            count = counts.setdefault(package, [0, 0, 0])
+            count = counts.setdefault(package, [0, 0, 0, 0])
             count[0] += 1
-            if (result := results.get(item.job_id)) is not None:
-                count[1] += 1
-                count[2] += result.is_killed
-                if not result.is_killed:
-                    rows.append(describe(ROOT, item.mutations[0]))
-    for package, (n, tested, caught) in counts.items():
-        print(f"{package:14} {n:5} mutants, {tested:5} tested, {caught:5} caught ({100.0 * caught / max(tested, 1):.1f} %)")
+            if (result := results.get(item.job_id)) is None:
+                continue
+            count[1] += 1
+            count[2] += result.is_killed
+            if not result.is_killed:
+                row = describe(ROOT, item.mutations[0])
+                row["verdict"] = verdicts.get(tuple(str(row[name]) for name in NAMES), "")
+                count[3] += row["verdict"].startswith("equivalent")
+                rows.append(row)
+    for package, (n, tested, caught, same) in counts.items():
+        score = 100.0 * caught / max(tested - same, 1)
+        print(f"{package:14} {n:5} mutants, {tested:5} tested, {caught:5} caught, {same:4} equivalent: score {score:.1f} %")
     if table is not None:
         with table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["file", "line", "operator", "was", "became"])
+            writer = csv.DictWriter(file, ["file", "line", "operator", "was", "became", "verdict"], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -453,13 +354,15 @@ def main() -> None:
     running, reporting = commands.add_parser("run"), commands.add_parser("report")
     for command in (running, reporting):
         command.add_argument("session", type=Path)
-    known = list(tomllib.loads((ROOT / "benchmarks/mutation.toml").read_text())["packages"])
+    known = list(configuration()["packages"])
     running.add_argument("--packages", nargs="+", choices=known, default=known)
     running.add_argument("--modules", nargs="+", default=None, help="of the packages, as in mutation.toml")
     running.add_argument("--minutes", type=float, default=240.0, help="after which to stop; a later call goes on")
     running.add_argument("--quick", type=float, default=math.inf, help="seconds of tests for a mutant, by default all")
     running.add_argument("--survivors", action="store_true", help="test again what no test noticed")
-    reporting.add_argument("--csv", type=Path, default=None, help="where to write what no test noticed")
+    reporting.add_argument(
+        "--csv", type=Path, default=None, help="where to write what no test noticed, beside verdicts given before"
+    )
     arguments = parser.parse_args()
     path = arguments.session.resolve()
     if arguments.command == "report":
