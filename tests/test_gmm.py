@@ -382,3 +382,16 @@ def test_it_stops_where_the_likelihood_changes_by_less_than_the_tolerance(monkey
     passes.clear()
     fit_mixture(points, 1, np.random.default_rng(0), tolerance=0.01)
     assert len(passes) == 3, "0.015 to 0.02 is less than 0.01, 0 to 0.015 is not"
+
+
+def test_weights_of_points_are_those_of_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(20)
+    mixture, points, weights = random_mixture(rng, 3, 2), rng.normal(size=(50, 2)), rng.uniform(size=50)
+    whole = gmm._expectation(list(gmm._feature_blocks(points)), mixture, weights)
+    monkeypatch.setattr(gmm, "_BLOCK_BYTES", 8 * 6 * 15)
+    blocks = list(gmm._feature_blocks(points))
+    assert [block.shape[1] for block in blocks] == [15, 15, 15, 5]
+    parts = gmm._expectation(blocks, mixture, weights)
+    np.testing.assert_allclose(parts[0], whole[0])
+    for name, array in vars(whole[1]).items():
+        np.testing.assert_allclose(getattr(parts[1], name), array, rtol=1e-10)

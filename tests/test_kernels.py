@@ -127,3 +127,13 @@ def test_a_singular_curvature_has_no_minimiser(name: str) -> None:
     arguments = random_arguments(np.random.default_rng(6), 2, 3, 1, 1)
     arguments[0][0, 1], arguments[3][0, 1], arguments[7][0, 1] = 0.0, [[0.0, 0.0], [0.0, -1.0]], 1.0
     assert getattr(kernels, name)(*arguments, 1.0)[4].tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_unit_of_the_cost_does_not_matter(name: str, unit: float) -> None:
+    arguments = random_arguments(np.random.default_rng(7), 2, 4, 3, 2)
+    result = getattr(kernels, name)(*arguments, 0.9)
+    for i in (3, 4, 7):
+        arguments[i] = unit * arguments[i]
+    assert_same(result, getattr(kernels, name)(*arguments, 0.9))
