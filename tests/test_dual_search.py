@@ -29,6 +29,7 @@ def searching(n_conditions: int, log_start: float | None = 0.0) -> _DualSearch:
         (1.0, np.inf, 0.1, -np.inf, 0.25, 1.25),
         (1.0, np.inf, 900.0, -np.inf, 0.25, 51.0),
         (1.0, np.inf, np.inf, -np.inf, 4.0, 5.0),  # without a solution by the stride alone
+        (1.0, np.inf, np.inf, -np.inf, 0.25, 1.25),
         (-np.inf, 1.0, np.inf, -4.0, 0.25, -1.0),  # downwards by the power law
         (-np.inf, 1.0, np.inf, -900.0, 0.25, -49.0),
         (590.0, np.inf, np.inf, -np.inf, 50.0, 600.0),  # within what floats hold
@@ -111,3 +112,18 @@ def test_distance_from_the_middle_of_the_interval() -> None:
     np.testing.assert_allclose(per_step._error(kl, bound, active, 0.1), [0.0, 0.05])
     active[1, 2] = True
     assert per_step._error(kl, bound, active, 0.1)[1] == np.inf
+
+
+@pytest.mark.parametrize("max_passes", [1, 2, 3])
+def test_passes_are_no_more_than_asked_for(max_passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But those that enforce the bound in the end."""
+    search = searching(2)
+    search.max_passes, search.bound = max_passes, np.full(2, 1e-7)
+    evaluated, original = [], search._evaluate
+    monkeypatch.setattr(search, "_evaluate", lambda which: evaluated.append(len(which)) or original(which))
+    monkeypatch.setattr(search, "_settle", lambda which: None)
+    assert search.run().n_passes == len(evaluated) == max_passes
+    sweeps, sweep = [], per_step._sweep
+    monkeypatch.setattr(per_step, "_sweep", lambda *arguments: sweeps.append(1) or sweep(*arguments))
+    per_step.search_per_step(search.problem, np.full((2, 7), 1e-7), np.full((2, 7), 10.0), 0.1, max_passes)
+    assert len(sweeps) == max_passes - 1, "the first pass is at the start"

@@ -73,18 +73,19 @@ def test_fit_without_prior_is_least_squares() -> None:
         np.testing.assert_allclose(np.diag(found.cov[0, t]), residual / 30, rtol=1e-3)
 
 
-def test_posterior_equals_its_closed_form() -> None:
+@pytest.mark.parametrize("n", [1, 5])
+def test_posterior_equals_its_closed_form(n: int) -> None:
     rng = np.random.default_rng(3)
-    points, dim = rng.normal(size=(2, 5, 3, 4)), 4
+    points, dim = rng.normal(size=(2, n, 3, 4)), 4
     prior = NormalInverseWishart(rng.normal(size=(2, 3, dim)), random_pd(rng, (2, 3), dim), 2.0, 7.0)
-    mean, cov = posterior(moments(points, np.ones((2, 5, 3))), prior)
+    mean, cov = posterior(moments(points, np.ones((2, n, 3))), prior)
     for m, t in np.ndindex(2, 3):
         samples, mu0, phi = points[m, :, t], prior.mean[m, t], prior.cov[m, t]
         average = samples.mean(0)
         scatter = sum(np.outer(x - average, x - average) for x in samples)
-        between = 5 * 2.0 / (5 + 2.0) * np.outer(average - mu0, average - mu0)
-        np.testing.assert_allclose(mean[m, t], (5 * average + 2.0 * mu0) / 7.0, rtol=1e-10)
-        np.testing.assert_allclose(cov[m, t], (7.0 * phi + scatter + between) / 12.0, rtol=1e-9, atol=1e-12)
+        between = n * 2.0 / (n + 2.0) * np.outer(average - mu0, average - mu0)
+        np.testing.assert_allclose(mean[m, t], (n * average + 2.0 * mu0) / (n + 2.0), rtol=1e-10)
+        np.testing.assert_allclose(cov[m, t], (7.0 * phi + scatter + between) / (n + 7.0), rtol=1e-9, atol=1e-12)
 
 
 def test_posterior_without_data_is_the_prior_and_with_much_data_forgets_it() -> None:
@@ -315,3 +316,18 @@ def test_conditioning_with_a_ridge() -> None:
     cov = np.array([[2.0, 1.0], [1.0, 3.0]])
     coef, bias, residual = condition_gaussian(np.array([1.0, 5.0]), cov, 1, 0.5)
     assert coef.item() == pytest.approx(0.4) and bias.item() == pytest.approx(4.6) and residual.item() == pytest.approx(2.6)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_any_number_of_batch_axes(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(20)
+    points, weights = rng.normal(size=(*batch, 6, 4, 3)), rng.integers(0, 2, (*batch, 6, 4)).astype(float)
+    sums = moments(points, weights)
+    near = sums.windowed(1)
+    assert sums.count.shape == near.count.shape == (*batch, 4)
+    for index in np.ndindex(*batch):
+        np.testing.assert_allclose(sums.total[index], np.einsum("nt,ntd->td", weights[index], points[index]), atol=1e-12)
+        outer = np.einsum("nt,ntd,nte->tde", weights[index], points[index], points[index])
+        np.testing.assert_allclose(sums.outer[index], outer, atol=1e-12)
+        np.testing.assert_allclose(near.outer[index][0], outer[:2].sum(0), atol=1e-12)
+        np.testing.assert_allclose(near.outer[index][2], outer[1:4].sum(0), atol=1e-12)
