@@ -1,5 +1,7 @@
 """How the KL-constrained LQR finds its dual variables: the problem in whitened coordinates, and the rules of the search."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from problems import pick, well_conditioned
@@ -92,12 +94,14 @@ def test_whitened_problem_is_the_same_problem() -> None:
     np.testing.assert_array_equal(whitened.select(np.array([1])).cov0, problem.initial.cov[1:])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_dual_variable_of_a_step_gives_its_kl(seed: int) -> None:
+@pytest.mark.parametrize("unit", [1e-40, 1.0, 1e40])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_dual_variable_of_a_step_gives_its_kl(seed: int, unit: float) -> None:
     """KL(eta) = 1/2 sum_i (s_i - 1 - log s_i + m_i / (lambda_i + eta)^2), s_i = eta / (eta + lambda_i), from above."""
     rng = np.random.default_rng(seed)
     curvature = np.sort(rng.normal(size=(50, 3)) * 10.0 ** rng.uniform(-3, 3, (50, 1)), -1)
     moment, target = rng.uniform(size=(50, 3)) * 10.0 ** rng.uniform(-3, 3, (50, 1)), 10.0 ** rng.uniform(-3, 1, 50)
+    curvature, moment = unit * curvature, unit**2 * moment
     eta = np.exp(per_step._solve_scalar(curvature, moment, target))[:, None]
     assert np.all(eta[:, 0] > np.maximum(0.0, -curvature[:, 0]))
     share = eta / (eta + curvature)
@@ -127,3 +131,39 @@ def test_passes_are_no_more_than_asked_for(max_passes: int, monkeypatch: pytest.
     monkeypatch.setattr(per_step, "_sweep", lambda *arguments: sweeps.append(1) or sweep(*arguments))
     per_step.search_per_step(search.problem, np.full((2, 7), 1e-7), np.full((2, 7), 10.0), 0.1, max_passes)
     assert len(sweeps) == max_passes - 1, "the first pass is at the start"
+
+
+def concave_at_first(dual: float) -> tuple[WhitenedProblem, np.ndarray]:
+    """A problem whose only concave action is the first, and dual variables at which it has no solution."""
+    problem = well_conditioned(np.random.default_rng(20), batch=(2,))
+    C = problem.cost.C.copy()
+    C[:, 0, 4:, 4:] -= 50.0 * np.eye(2)
+    cost = replace(problem.cost, C=C)
+    whitened = WhitenedProblem.build(problem.dynamics, cost, problem.reference, problem.initial, 1.0)
+    assert whitened.run(np.full((2, 7), dual))[4].tolist() == [0, 0]
+    return whitened, np.full((2, 7), np.log(dual))
+
+
+def test_a_first_step_without_a_minimiser_is_recovered_from() -> None:
+    problem, log_eta = concave_at_first(0.1)
+    search = _DualSearch(problem, np.ones(2), log_eta, 100)
+    found = search.run()
+    assert found.converged.all() and found.n_recoveries > 0
+    np.testing.assert_array_less(found.kl.sum(-1), 1.0)
+    search = _DualSearch(problem, np.ones(2), log_eta, 100)
+    assert search._evaluate(np.arange(2)).tolist() == [np.inf, np.inf]
+    assert search.failed_at.tolist() == [0, 0] and search.n_recoveries == 2 and search.n_passes == 1
+
+
+def test_dual_variables_grow_until_every_bound_holds() -> None:
+    problem, log_eta = concave_at_first(0.1)
+    bound = np.full((2, 7), 0.05)
+    grown, result, n_passes = per_step._enforce(problem, bound, log_eta)
+    assert (result[4] < 0).all() and np.all(result[3] <= bound) and n_passes > 1
+    # all of a condition by the same factor, whose steps double from a thousandth on
+    np.testing.assert_allclose(grown - log_eta, (grown - log_eta)[:, :1].repeat(7, 1))
+    steps = 1e-3 * (2.0 ** np.arange(30) - 1.0)
+    assert np.all(np.min(np.abs((grown - log_eta)[:, :1] - steps), -1) < 1e-12)
+    again, _, n_passes = per_step._enforce(problem, bound, grown)
+    np.testing.assert_array_equal(again, grown)
+    assert n_passes == 1

@@ -121,7 +121,8 @@ def test_moments_add_scale_and_pool() -> None:
     for name in ("count", "total", "outer"):
         np.testing.assert_allclose(getattr(both, name), getattr(whole, name), atol=1e-12)
         np.testing.assert_allclose(getattr(whole.scaled(0.5), name), 0.5 * getattr(whole, name))
-        np.testing.assert_allclose(getattr(whole.pooled(), name)[0], getattr(whole, name).sum(0))
+        np.testing.assert_allclose(getattr(whole.pooled(), name), getattr(whole, name).sum(0)[None])
+        assert getattr(whole.pooled(), name).shape[:2] == (1, 3)
 
 
 def test_window_prior_is_the_gaussian_of_the_window() -> None:
@@ -331,3 +332,16 @@ def test_any_number_of_batch_axes(batch: tuple[int, ...]) -> None:
         np.testing.assert_allclose(sums.outer[index], outer, atol=1e-12)
         np.testing.assert_allclose(near.outer[index][0], outer[:2].sum(0), atol=1e-12)
         np.testing.assert_allclose(near.outer[index][2], outer[1:4].sum(0), atol=1e-12)
+    fitted = LinearGaussianFit(rng.normal(size=(*batch, 4, 2, 3)), rng.normal(size=(*batch, 4, 2)), np.ones((*batch, 4, 2, 2)))
+    predicted = fitted.predict(points)
+    for index in np.ndindex(*batch):
+        expected = np.einsum("tyx,ntx->nty", fitted.coef[index], points[index]) + fitted.bias[index]
+        np.testing.assert_allclose(predicted[index], expected, atol=1e-12)
+
+
+def test_a_sample_may_count_less_than_one() -> None:
+    """A quarter of a sample beside a prior worth half of one for the mean and one for the covariance."""
+    prior = NormalInverseWishart(np.array([[1.0]]), np.array([[[2.0]]]), 0.5, 1.0)
+    mean, cov = posterior(moments(np.array([[[4.0]]]), np.array([[0.25]])), prior)
+    assert mean.item() == pytest.approx((0.25 * 4.0 + 0.5 * 1.0) / 0.75)
+    assert cov.item() == pytest.approx((2.0 + 0.25 * 0.5 / 0.75 * 9.0) / 1.25)
