@@ -1,7 +1,9 @@
 """The changes that mutation testing makes: where they are, and the source that they give, by the operators of cosmic-ray."""
 
 import ast
+import functools
 import hashlib
+import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from types import CodeType
 from typing import Any
 
 from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
+from cosmic_ray.mutating import MutationVisitor
 from cosmic_ray.plugins import get_operator, operator_names
 from cosmic_ray.work_item import MutationSpec, WorkItem
 
@@ -51,6 +53,11 @@ def find_mutants(root: Path, module: str, patterns: list[str]) -> Iterator[WorkI
                 yield WorkItem.single(job_name(mutation), mutation)
 
 
+@functools.lru_cache
+def _parsed(source: str) -> bytes:
+    return pickle.dumps(get_ast(source))
+
+
 def mutate(source: str, mutation: MutationSpec) -> str:
     """
     Make the change.
@@ -59,9 +66,12 @@ def mutate(source: str, mutation: MutationSpec) -> str:
     :param mutation: what to change
     :return: the changed source
     """
-    changed: str | None = mutate_code(source, get_operator(mutation.operator_name)(), mutation.occurrence)
-    assert changed is not None
-    return changed
+    visitor = MutationVisitor(mutation.occurrence, get_operator(mutation.operator_name)())
+    # cosmic-ray changes the tree itself, and to copy it is quicker than to parse the file again
+    changed = visitor.walk(pickle.loads(_parsed(source)))
+    assert visitor.mutation_applied
+    code: str = changed.get_code()
+    return code
 
 
 def annotation_spans(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
