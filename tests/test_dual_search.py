@@ -7,7 +7,7 @@ import pytest
 from problems import pick, well_conditioned
 
 from sb3_dpi.trajopt import per_step
-from sb3_dpi.trajopt.kl_lqr import _DualSearch
+from sb3_dpi.trajopt.kl_lqr import KLConstraintError, _DualSearch
 from sb3_dpi.trajopt.whitened import WhitenedProblem
 
 
@@ -167,3 +167,23 @@ def test_dual_variables_grow_until_every_bound_holds() -> None:
     again, _, n_passes = per_step._enforce(problem, bound, grown)
     np.testing.assert_array_equal(again, grown)
     assert n_passes == 1
+
+
+@pytest.mark.parametrize(("failed_at", "step"), [(-1, 0), (0, 0), (5, 5)])
+def test_the_error_names_where_no_dual_variable_helps(failed_at: int, step: int) -> None:
+    search = searching(3)
+    search.high[:] = 1.0
+    search.high[1], search.failed_at[1] = np.inf, failed_at
+    with pytest.raises(KLConstraintError, match=f"in condition 1 \\(failed at time step {step}\\)") as caught:
+        search._settle(np.arange(3))
+    assert (caught.value.condition, caught.value.time_step) == (1, step)
+
+
+def test_a_search_that_starts_at_the_solution_sweeps_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, bound = searching(2).problem, np.full((2, 7), 0.1)
+    found = per_step.search_per_step(problem, bound, np.full((2, 7), 10.0), 0.1, 100)
+    assert found.converged.all() and found.n_passes > 2
+    monkeypatch.setattr(per_step, "_sweep", None)
+    again = per_step.search_per_step(problem, bound, found.eta, 0.1, 100)
+    assert again.converged.all() and again.n_passes == 2, "one to see it, one to hand it out"
+    np.testing.assert_allclose(again.eta, found.eta)

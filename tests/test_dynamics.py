@@ -345,3 +345,9 @@ def test_a_sample_may_count_less_than_one() -> None:
     mean, cov = posterior(moments(np.array([[[4.0]]]), np.array([[0.25]])), prior)
     assert mean.item() == pytest.approx((0.25 * 4.0 + 0.5 * 1.0) / 0.75)
     assert cov.item() == pytest.approx((2.0 + 0.25 * 0.5 / 0.75 * 9.0) / 1.25)
+
+
+def test_nothing_seen_and_nothing_believed_is_finite() -> None:
+    prior = NormalInverseWishart(np.ones((1, 2)), np.eye(2)[None], 0.0, 0.0)
+    mean, cov = posterior(moments(np.ones((3, 1, 2)), np.zeros((3, 1))), prior)
+    assert np.isfinite(mean).all() and np.isfinite(cov).all()

@@ -395,3 +395,17 @@ def test_weights_of_points_are_those_of_their_block(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(parts[0], whole[0])
     for name, array in vars(whole[1]).items():
         np.testing.assert_allclose(getattr(parts[1], name), array, rtol=1e-10)
+
+
+def test_clusters_start_again_no_more_often_than_there_are_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one that is always lost would keep the others from settling."""
+    reseeded: list[int] = []
+
+    def in_vain(mixture: GaussianMixture, lost: np.ndarray, *rest: object) -> GaussianMixture:
+        reseeded.append(int(lost.sum()))
+        return mixture
+
+    monkeypatch.setattr(gmm, "_reseed", in_vain)
+    far = GaussianMixture(np.full(2, 0.5), np.array([[0.0, 0.0], [1e6, 0.0]]), np.repeat(np.eye(2)[None], 2, 0))
+    fit_mixture(np.random.default_rng(21).normal(size=(50, 2)), 2, np.random.default_rng(0), warm_start=far)
+    assert reseeded == [1, 1]

@@ -137,3 +137,11 @@ def test_the_unit_of_the_cost_does_not_matter(name: str, unit: float) -> None:
     for i in (3, 4, 7):
         arguments[i] = unit * arguments[i]
     assert_same(result, getattr(kernels, name)(*arguments, 0.9))
+
+
+@pytest.mark.parametrize("n", range(1, 14))
+def test_products_of_any_size(n: int) -> None:
+    rng = np.random.default_rng(n)
+    left, right, out = rng.normal(size=(2, n)), rng.normal(size=(n, 3)), rng.normal(size=(2, 3))
+    kernels._multiply(left, right, out)
+    np.testing.assert_allclose(out, left @ right, rtol=1e-12, atol=1e-12)

@@ -1,6 +1,7 @@
 """The KL-constrained LQR: bounds kept on hard problems, optimality, activity, warm starts, and what it refuses."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,10 +328,11 @@ def test_nan_is_refused_by_name(part: int, name: str, index: tuple[int, ...], st
     assert (caught.value.condition, caught.value.time_step) == (2, step)
 
 
-def test_a_reference_without_variance_is_refused() -> None:
+@pytest.mark.parametrize("without", [0.0, [[1.0, 2.0], [2.0, 1.0]]], ids=["none", "in one direction"])
+def test_a_reference_without_variance_is_refused(without: Any) -> None:
     problem = well_conditioned(np.random.default_rng(16), batch=(3,))
     cov = problem.reference.cov.copy()
-    cov[1, 4] = 0.0
+    cov[1, 4] = without
     with pytest.raises(
         KLConstraintError, match="reference's covariance is not positive definite in condition 1 at time step 4"
     ):

@@ -371,3 +371,11 @@ def test_a_cost_without_curvature_in_the_action_has_no_minimiser() -> None:
     C[-1, 4:] = C[-1, :, 4:] = 0.0
     with pytest.raises(NotPositiveDefiniteError, match="condition 0 at time step 6"):
         lqr_backward(problem.dynamics, QuadraticCost(C, problem.cost.c, problem.cost.const))
+
+
+def test_a_single_action_of_unknown_cost_has_no_minimiser() -> None:
+    problem = well_conditioned(np.random.default_rng(13), batch=(2,), du=1)
+    C = problem.cost.C.copy()
+    C[1, 3, -1, -1] = np.nan
+    with pytest.raises(NotPositiveDefiniteError, match="condition 1 at time step 3"):
+        lqr_backward(problem.dynamics, QuadraticCost(C, problem.cost.c, problem.cost.const))
