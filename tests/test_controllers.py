@@ -1,5 +1,7 @@
 """Initial controllers: that they hold a body where it is, explore as asked, and say what is wrong with their arguments."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,49 @@ def test_negative_gains_are_refused() -> None:
         pd_controller(np.zeros(4), 10, 2, position_gains=-1.0)
     with pytest.raises(ValueError, match="`gains` must be positive"):
         lqr_hold_controller(np.zeros(4), 10, 2, gains=np.array([1.0, 0.0]))
+
+
+def test_numbers_that_are_not_given() -> None:
+    x0 = np.array([0.3, -0.4])
+    held = lqr_hold_controller(x0, 5, 1)
+    same = lqr_hold_controller(x0, 5, 1, 1.0, 1.0, 0.5, 0.1, 1.0, 0.05, [0], [1])
+    pulled, alike = pd_controller(x0, 5, 1), pd_controller(x0, 5, 1, 1.0, 0.1, 0.1, [0], [1])
+    for one, two in ((held, same), (pulled, alike)):
+        for name, array in vars(one).items():
+            np.testing.assert_array_equal(getattr(two, name), array)
+
+
+def test_proportional_control_by_hand() -> None:
+    controller = pd_controller(np.array([1.0, 2.0, 3.0]), 2, 1, 4.0, 0.5, 0.3, positions=[2], velocities=[0])
+    np.testing.assert_allclose(controller.K, np.broadcast_to([[-2.0, 0.0, -4.0]], (2, 1, 3)))
+    np.testing.assert_allclose(controller.k, np.broadcast_to([2.0 * 1.0 + 4.0 * 3.0], (2, 1)))
+    np.testing.assert_allclose(controller.cov, 0.3)
+
+
+@pytest.mark.parametrize("make", [lqr_hold_controller, pd_controller])
+def test_limits_of_the_arguments(make: Any) -> None:
+    # a state of just two entries, and the last index that it has
+    assert make(np.zeros(2), 1, 1, positions=[1], velocities=[0]).K.shape == (1, 1, 2)
+    for options in ({"positions": [-1]}, {"positions": [2]}, {"velocities": [2]}, {"positions": [1], "velocities": [1]}):
+        with pytest.raises(ValueError, match="`positions`"):
+            make(np.zeros(2), 1, 1, **options)
+    for name, value in (("init_var", np.inf), ("init_var", np.nan), ("init_var", -1.0)):
+        with pytest.raises(ValueError, match="must be positive"):
+            make(np.zeros(2), 1, 1, **{name: value})
+    with pytest.raises(ValueError, match="`horizon` must be positive"):
+        make(np.zeros(2), 0, 1)
+    with pytest.raises(ValueError, match="x0 must have shape"):
+        make(np.zeros(()), 1, 1)
+
+
+def test_weights_may_be_zero() -> None:
+    lqr_hold_controller(np.zeros(2), 3, 1, stiffness_vel=0.0, final_weight=0.0)
+    assert not pd_controller(np.zeros(2), 3, 1, position_gains=0.0, velocity_gains_mult=0.0).K.any()
+    for make, name in (
+        (lqr_hold_controller, "stiffness_vel"),
+        (lqr_hold_controller, "final_weight"),
+        (pd_controller, "velocity_gains_mult"),
+    ):
+        for bad in (-1e-3, np.nan):
+            with pytest.raises(ValueError, match=f"`{name}` must not be negative"):
+                make(np.zeros(2), 3, 1, **{name: bad})  # type: ignore[operator]

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from problems import random_pd
 
-from sb3_dpi.trajopt.cost import anchor, fit_cost, fit_quadratic, project_psd, quadratic_features
+from sb3_dpi.trajopt.cost import (
+    _local_gradient,
+    _means,
+    anchor,
+    fit_cost,
+    fit_quadratic,
+    project_psd,
+    quadratic_features,
+)
 from sb3_dpi.trajopt.types import QuadraticCost
 
 SHAPE = (2, 40, 10)
@@ -149,3 +157,67 @@ def test_a_constant_cost_has_no_slope() -> None:
     cost = fit_cost(z, np.full(SHAPE, -3.0), np.ones(SHAPE), local_window=1)
     np.testing.assert_allclose(cost.C, 0.0, atol=1e-9)
     np.testing.assert_allclose(evaluate(cost, z), -3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [40, 8])
+def test_fit_is_the_minimum_of_the_penalised_squares(n: int) -> None:
+    """sum_i w_i (l_i - model)^2 + ridge sum_i w_i |coefficients but the constant|^2, as one least-squares problem."""
+    rng = np.random.default_rng(9)
+    z, costs, weights, ridge = rng.normal(size=(n, 3)), 5.0 + rng.normal(size=n), rng.uniform(0.5, 2.0, n), 0.3
+    features = quadratic_features(z, n == 40)
+    penalty = np.sqrt(ridge * weights.sum()) * np.eye(features.shape[1])[1:]
+    rows = np.concatenate([np.sqrt(weights)[:, None] * features, penalty])
+    values = np.concatenate([np.sqrt(weights) * costs, np.zeros(len(penalty))])
+    solution = np.linalg.lstsq(rows, values, rcond=None)[0]
+    C, c, const = fit_quadratic(z, costs, weights, ridge)
+    np.testing.assert_allclose(0.5 * np.sum((z @ C) * z, -1) + z @ c + const, features @ solution, rtol=1e-8)
+    np.testing.assert_allclose([const, *c], solution[:4], rtol=1e-8)
+
+
+def test_the_penalty_of_hardly_any_weight_is_that_of_one_sample() -> None:
+    rng = np.random.default_rng(10)
+    z, costs, weights = rng.normal(size=(40, 3)), rng.normal(size=40), np.full(40, 1e-3)
+    light, whole = fit_quadratic(z, costs, weights, 0.1), fit_quadratic(z, costs, np.ones(40), 0.1 / 0.04 / 1.0)
+    # 0.04 of weight in all: the same penalty is 25 times as large against the squares
+    for one, two in zip(light, whole, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "dz", "crossed"), [(20, 3, True), (19, 3, False), (12, 2, True), (11, 2, False), (2, 1, True)])
+def test_cross_terms_need_two_samples_a_coefficient(n: int, dz: int, crossed: bool) -> None:
+    """Or no more coefficients than squares alone have; dead samples do not count."""
+    rng = np.random.default_rng(11)
+    z, weights = rng.normal(size=(n + 30, dz)), np.repeat([1.0, 0.0], [n, 30])
+    C, _, _ = fit_quadratic(z, z[:, 0] * z[:, -1], weights, 1e-6)
+    if dz > 1:
+        assert (np.count_nonzero(C - np.diag(np.diag(C))) > 0) == crossed
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_local_gradient_is_a_regression_in_the_window(window: int) -> None:
+    """Shrunk by the ridge, in units of the points' variance, and by how few samples there are."""
+    rng = np.random.default_rng(12)
+    points, residual = rng.normal(size=(2, 6, 5, 3)), rng.normal(size=(2, 6, 5))
+    alive = (rng.uniform(size=(2, 6, 5)) < 0.7).astype(float)
+    alive[:, 0] = 1.0
+    mean, ridge = rng.normal(size=(2, 5, 3)), 0.2
+    gradient, offset = _local_gradient(points, residual, alive, mean, window, ridge)
+    for m, t in np.ndindex(2, 5):
+        steps = range(max(t - window, 0), min(t + window + 1, 5))
+        rows = [(points[m, n, s] - mean[m, s], residual[m, n, s]) for s in steps for n in range(6) if alive[m, n, s]]
+        deviations, left = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+        centred = deviations - deviations.mean(0)
+        slope = np.linalg.solve(centred.T @ centred / len(rows) + ridge * np.eye(3), centred.T @ left / len(rows))
+        slope *= len(rows) / (len(rows) + 3)
+        np.testing.assert_allclose(gradient[m, t], slope, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(offset[m, t], left.mean() - slope @ deviations.mean(0), rtol=1e-8, atol=1e-12)
+
+
+def test_a_step_without_samples_is_anchored_where_the_others_are() -> None:
+    rng = np.random.default_rng(13)
+    points, alive = rng.normal(size=(3, 4, 5, 2)), np.ones((3, 4, 5))
+    alive[1, :, 2:], alive[0, 1] = 0.0, 0.0
+    means = _means(points, alive)
+    np.testing.assert_allclose(means[0, 3], points[0, [0, 2, 3], 3].mean(0))
+    np.testing.assert_allclose(means[1, 1], points[1, :, 1].mean(0))
+    np.testing.assert_allclose(means[1, 3], np.concatenate([points[0, [0, 2, 3], 3], points[2, :, 3]]).mean(0))

@@ -19,3 +19,10 @@ def test_discount_for_time_limits() -> None:
     found = [discount_for_time_limit(steps, 0.995) for steps in (0, 1, 5, 40, 200, 1000)]
     assert found == [0.995, 0.5, 0.5, pytest.approx(15 / 16), pytest.approx(0.9875), 0.995]
     assert discount_for_time_limit(100, 0.999, share=0.1) == pytest.approx(0.9)
+
+
+def test_far_limits_and_none_leave_the_largest_discount_factor() -> None:
+    assert [discount_for_time_limit(steps) for steps in (0, 250, 10_000)] == [0.99, pytest.approx(0.99), 0.99]
+    assert discount_for_time_limit(249) < 0.99
+    assert discount_for_time_limit(10, share=1.0) == pytest.approx(0.9)
+    assert [discount_for_time_limit(steps, share=0.5) for steps in (4, 6)] == [0.5, pytest.approx(2.0 / 3.0)]

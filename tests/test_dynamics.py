@@ -73,18 +73,19 @@ def test_fit_without_prior_is_least_squares() -> None:
         np.testing.assert_allclose(np.diag(found.cov[0, t]), residual / 30, rtol=1e-3)
 
 
-def test_posterior_equals_its_closed_form() -> None:
+@pytest.mark.parametrize("n", [1, 5])
+def test_posterior_equals_its_closed_form(n: int) -> None:
     rng = np.random.default_rng(3)
-    points, dim = rng.normal(size=(2, 5, 3, 4)), 4
+    points, dim = rng.normal(size=(2, n, 3, 4)), 4
     prior = NormalInverseWishart(rng.normal(size=(2, 3, dim)), random_pd(rng, (2, 3), dim), 2.0, 7.0)
-    mean, cov = posterior(moments(points, np.ones((2, 5, 3))), prior)
+    mean, cov = posterior(moments(points, np.ones((2, n, 3))), prior)
     for m, t in np.ndindex(2, 3):
         samples, mu0, phi = points[m, :, t], prior.mean[m, t], prior.cov[m, t]
         average = samples.mean(0)
         scatter = sum(np.outer(x - average, x - average) for x in samples)
-        between = 5 * 2.0 / (5 + 2.0) * np.outer(average - mu0, average - mu0)
-        np.testing.assert_allclose(mean[m, t], (5 * average + 2.0 * mu0) / 7.0, rtol=1e-10)
-        np.testing.assert_allclose(cov[m, t], (7.0 * phi + scatter + between) / 12.0, rtol=1e-9, atol=1e-12)
+        between = n * 2.0 / (n + 2.0) * np.outer(average - mu0, average - mu0)
+        np.testing.assert_allclose(mean[m, t], (n * average + 2.0 * mu0) / (n + 2.0), rtol=1e-10)
+        np.testing.assert_allclose(cov[m, t], (7.0 * phi + scatter + between) / (n + 7.0), rtol=1e-9, atol=1e-12)
 
 
 def test_posterior_without_data_is_the_prior_and_with_much_data_forgets_it() -> None:
@@ -120,7 +121,8 @@ def test_moments_add_scale_and_pool() -> None:
     for name in ("count", "total", "outer"):
         np.testing.assert_allclose(getattr(both, name), getattr(whole, name), atol=1e-12)
         np.testing.assert_allclose(getattr(whole.scaled(0.5), name), 0.5 * getattr(whole, name))
-        np.testing.assert_allclose(getattr(whole.pooled(), name)[0], getattr(whole, name).sum(0))
+        np.testing.assert_allclose(getattr(whole.pooled(), name), getattr(whole, name).sum(0)[None])
+        assert getattr(whole.pooled(), name).shape[:2] == (1, 3)
 
 
 def test_window_prior_is_the_gaussian_of_the_window() -> None:
@@ -280,3 +282,72 @@ def test_standardizer_keeps_constant_variables_and_ignores_dead_points() -> None
     np.testing.assert_allclose(scale.apply(living).std(0), [1.0, 0.0], atol=1e-12)
     empty = Standardizer.fit(points, np.zeros((2, 50, 4)))
     np.testing.assert_array_equal(empty.std, 1.0)
+
+
+def test_nearest_prior_of_points_at_the_centre_itself_is_their_plain_mean() -> None:
+    pool = np.array([[0.5, 1.0], [0.5, 3.0], [9.0, 100.0]])
+    prior = nearest_prior(np.array([[[[0.5, 0.0]]]]), np.ones((1, 1, 1)), pool, 1, 2, 1.0, 1.0)
+    np.testing.assert_allclose(prior.mean[0, 0], [0.5, 2.0])
+    np.testing.assert_allclose(prior.cov[0, 0], [[0.0, 0.0], [0.0, 1.0]], atol=1e-15)
+
+
+def test_thinning_keeps_an_even_selection() -> None:
+    """Of eleven points six: the three most recent, and of the eight older ones every eight thirds."""
+    assert thin_pool(np.arange(11.0)[:, None], 6)[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 5.0, 8.0]
+    assert thin_pool(np.arange(7.0)[:, None], 3)[:, 0].tolist() == [0.0, 1.0, 4.0]
+    assert thin_pool(np.arange(4.0)[:, None], 5)[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_large_pools_keep_four_thousand_points() -> None:
+    rng = np.random.default_rng(19)
+    points, pool = rng.normal(size=(1, 2, 3, 2)), rng.normal(size=(9000, 2))
+    given = nearest_prior(points, np.ones((1, 2, 3)), pool, 1, 50, 1.0, 1.0, max_pool=4000)
+    default = nearest_prior(points, np.ones((1, 2, 3)), pool, 1, 50, 1.0, 1.0)
+    np.testing.assert_array_equal(default.cov, given.cov)
+
+
+@pytest.mark.parametrize(("level", "spread", "constant"), [(0.0, 1e-10, True), (0.0, 1e-8, False), (1e6, 1e-5, True)])
+def test_what_varies_by_rounding_alone_is_constant(level: float, spread: float, constant: bool) -> None:
+    points = level + spread * np.array([[-1.0], [1.0]])
+    std = float(Standardizer.fit(points, np.ones(2)).std[0])
+    assert std == (1.0 if constant else pytest.approx(spread))
+
+
+def test_conditioning_with_a_ridge() -> None:
+    cov = np.array([[2.0, 1.0], [1.0, 3.0]])
+    coef, bias, residual = condition_gaussian(np.array([1.0, 5.0]), cov, 1, 0.5)
+    assert coef.item() == pytest.approx(0.4) and bias.item() == pytest.approx(4.6) and residual.item() == pytest.approx(2.6)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_any_number_of_batch_axes(batch: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(20)
+    points, weights = rng.normal(size=(*batch, 6, 4, 3)), rng.integers(0, 2, (*batch, 6, 4)).astype(float)
+    sums = moments(points, weights)
+    near = sums.windowed(1)
+    assert sums.count.shape == near.count.shape == (*batch, 4)
+    for index in np.ndindex(*batch):
+        np.testing.assert_allclose(sums.total[index], np.einsum("nt,ntd->td", weights[index], points[index]), atol=1e-12)
+        outer = np.einsum("nt,ntd,nte->tde", weights[index], points[index], points[index])
+        np.testing.assert_allclose(sums.outer[index], outer, atol=1e-12)
+        np.testing.assert_allclose(near.outer[index][0], outer[:2].sum(0), atol=1e-12)
+        np.testing.assert_allclose(near.outer[index][2], outer[1:4].sum(0), atol=1e-12)
+    fitted = LinearGaussianFit(rng.normal(size=(*batch, 4, 2, 3)), rng.normal(size=(*batch, 4, 2)), np.ones((*batch, 4, 2, 2)))
+    predicted = fitted.predict(points)
+    for index in np.ndindex(*batch):
+        expected = np.einsum("tyx,ntx->nty", fitted.coef[index], points[index]) + fitted.bias[index]
+        np.testing.assert_allclose(predicted[index], expected, atol=1e-12)
+
+
+def test_a_sample_may_count_less_than_one() -> None:
+    """A quarter of a sample beside a prior worth half of one for the mean and one for the covariance."""
+    prior = NormalInverseWishart(np.array([[1.0]]), np.array([[[2.0]]]), 0.5, 1.0)
+    mean, cov = posterior(moments(np.array([[[4.0]]]), np.array([[0.25]])), prior)
+    assert mean.item() == pytest.approx((0.25 * 4.0 + 0.5 * 1.0) / 0.75)
+    assert cov.item() == pytest.approx((2.0 + 0.25 * 0.5 / 0.75 * 9.0) / 1.25)
+
+
+def test_nothing_seen_and_nothing_believed_is_finite() -> None:
+    prior = NormalInverseWishart(np.ones((1, 2)), np.eye(2)[None], 0.0, 0.0)
+    mean, cov = posterior(moments(np.ones((3, 1, 2)), np.zeros((3, 1))), prior)
+    assert np.isfinite(mean).all() and np.isfinite(cov).all()

@@ -1,5 +1,7 @@
 """Gaussian mixtures against closed forms, Monte Carlo and the inputs that break expectation-maximisation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -231,3 +233,179 @@ def test_prior_moments_agree_with_monte_carlo() -> None:
     prior = mixture_prior(mixture, np.zeros((1, 2)), np.zeros(1))
     np.testing.assert_allclose(prior.mean, draws.mean(0), atol=0.03)
     np.testing.assert_allclose(prior.cov, np.cov(draws.T), rtol=0.03, atol=0.05)
+
+
+def test_expectation_gives_densities_and_weighted_moments() -> None:
+    rng = np.random.default_rng(13)
+    mixture, points, weights = random_mixture(rng, 3, 2), rng.normal(size=(50, 2)), rng.uniform(0.5, 1.5, 50)
+    weights /= weights.sum()
+    log_densities, moments = gmm._expectation(list(gmm._feature_blocks(points)), mixture, weights)
+    joint = log_joint(mixture, points)
+    np.testing.assert_allclose(log_densities, np.logaddexp.reduce(joint, axis=-1), rtol=1e-9)
+    share = weights[:, None] * np.exp(joint - log_densities[:, None])
+    np.testing.assert_allclose(moments.mass, share.sum(0), rtol=1e-9)
+    np.testing.assert_allclose(moments.first, share.T @ points / share.sum(0)[:, None], rtol=1e-9)
+    second = np.einsum("nk,ni,nj->kij", share, points, points) / share.sum(0)[:, None, None]
+    np.testing.assert_allclose(moments.second, second, rtol=1e-9)
+
+
+def test_maximization_leaves_lost_clusters_where_they_were() -> None:
+    rng = np.random.default_rng(14)
+    before, moments = (
+        random_mixture(rng, 3, 2),
+        gmm._Moments(np.array([0.3, 0.0, 0.6]), rng.normal(size=(3, 2)), 9.0 * np.repeat(np.eye(2)[None], 3, 0)),
+    )
+    after = gmm._maximization(moments, before, np.array([False, True, False]), 0.5)
+    np.testing.assert_allclose(after.weights, [1 / 3, 0.0, 2 / 3])
+    np.testing.assert_allclose(after.means[[0, 2]], moments.first[[0, 2]])
+    for k in (0, 2):
+        np.testing.assert_allclose(after.covs[k], 9.5 * np.eye(2) - np.outer(moments.first[k], moments.first[k]))
+    np.testing.assert_array_equal(after.means[1], before.means[1])
+    np.testing.assert_array_equal(after.covs[1], before.covs[1])
+
+
+class Draws:
+    """Hands out what it was told to, and remembers the chances that it was given.
+
+    :param results: of ``choice``, one after the other
+    """
+
+    def __init__(self, results: list[Any]) -> None:
+        self.results, self.chances = list(results), []
+
+    def choice(self, n: int, size: int | None = None, p: np.ndarray | None = None) -> Any:
+        self.chances.append(p)
+        result = self.results.pop(0)
+        assert size in (None, np.size(result))
+        return result
+
+
+def test_first_centres_are_drawn_by_squared_distance() -> None:
+    """k-means++: then the centroids of the points nearest to each centre, and how far points lie from them."""
+    points, weights = np.array([[0.0], [1.0], [4.0], [6.0]]), np.array([0.1, 0.2, 0.3, 0.4])
+    rng = Draws([0, 3])
+    mixture = gmm._initial_mixture(points, weights, 2, rng, 0.01)  # type: ignore[arg-type]
+    first, second = rng.chances
+    np.testing.assert_allclose(first, weights)
+    by_distance = weights * np.array([0.0, 1.0, 16.0, 36.0])
+    np.testing.assert_allclose(second, by_distance / by_distance.sum())
+    # 0 and 1 are nearest to 0, 4 and 6 to 6
+    left, right = 0.2 / 0.3, (0.3 * 4 + 0.4 * 6) / 0.7
+    np.testing.assert_allclose(mixture.means[:, 0], [left, right])
+    spread = 0.1 * left**2 + 0.2 * (1 - left) ** 2 + 0.3 * (4 - right) ** 2 + 0.4 * (6 - right) ** 2
+    np.testing.assert_allclose(mixture.covs[:, 0, 0], spread + 0.01)
+    np.testing.assert_allclose(mixture.weights, np.array([0.3 + 0.25, 0.7 + 0.25]) / 1.5)
+
+
+def test_centres_without_points_stay_where_they_were_drawn() -> None:
+    points, weights = np.ones((3, 2)), np.full(3, 1 / 3)
+    with np.errstate(all="raise"):
+        mixture = gmm._initial_mixture(points, weights, 2, Draws([0, 1]), 0.1)  # type: ignore[arg-type]
+    np.testing.assert_allclose(mixture.means, 1.0)
+    np.testing.assert_allclose(mixture.covs, np.broadcast_to(0.1 * np.eye(2), (2, 2, 2)))
+    np.testing.assert_allclose(mixture.weights, np.array([1 + 1 / 3, 1 / 3]) / (1 + 2 / 3))
+
+
+def test_lost_clusters_move_to_points_that_are_explained_badly() -> None:
+    rng = np.random.default_rng(15)
+    mixture, points = random_mixture(rng, 3, 2), rng.normal(size=(4, 2))
+    weights, log_densities = np.array([0.1, 0.2, 0.3, 0.4]), np.array([-5.0, -1.0, -2.0, -1.0])
+    draws = Draws([[2]])
+    lost = np.array([False, True, False])
+    moved = gmm._reseed(mixture, lost, points, weights, log_densities, draws)  # type: ignore[arg-type]
+    np.testing.assert_allclose(draws.chances[0], np.array([0.4, 0.0, 0.3, 0.0]) / 0.7)
+    np.testing.assert_allclose(moved.means, [mixture.means[0], points[2], mixture.means[2]])
+    a, _, c = mixture.weights
+    np.testing.assert_allclose(moved.covs[1], (a * mixture.covs[0] + c * mixture.covs[2]) / (a + c))
+    np.testing.assert_allclose(moved.covs[[0, 2]], mixture.covs[[0, 2]])
+    np.testing.assert_allclose(moved.weights, np.array([a, 1 / 3, c]) / (a + 1 / 3 + c))
+
+
+def test_where_all_points_are_explained_alike_any_of_them_may_be_drawn() -> None:
+    mixture, weights = random_mixture(np.random.default_rng(16), 2, 1), np.array([0.25, 0.75])
+    draws = Draws([[1]])
+    gmm._reseed(mixture, np.array([True, False]), np.ones((2, 1)), weights, np.zeros(2), draws)  # type: ignore[arg-type]
+    np.testing.assert_allclose(draws.chances[0], weights)
+
+
+def test_clusters_that_win_no_point_at_all_divide_nothing_by_zero() -> None:
+    rng = np.random.default_rng(17)
+    points = rng.normal(size=(40, 2))
+    far = GaussianMixture(np.full(2, 0.5), np.array([[0.0, 0.0], [1e6, 0.0]]), np.repeat(np.eye(2)[None], 2, 0))
+    with np.errstate(divide="raise", invalid="raise"):
+        assert np.isfinite(fit_mixture(points, 2, rng, warm_start=far).means).all()
+
+
+@pytest.mark.parametrize(("level", "spread", "constant"), [(0.0, 1e-21, True), (0.0, 1e-19, False), (1e6, 1e-5, True)])
+def test_what_varies_by_rounding_alone_is_constant(level: float, spread: float, constant: bool) -> None:
+    mean, std = gmm._standardization(level + spread * np.array([[-1.0], [1.0]]), np.full(2, 0.5))
+    assert mean[0] == pytest.approx(level) and std[0] == (1.0 if constant else pytest.approx(spread))
+
+
+def test_limits_of_the_numbers() -> None:
+    rng = np.random.default_rng(18)
+    points = rng.normal(size=(60, 2))
+    fit_mixture(points, 1, rng, regularization=1e-10)
+    assert fit_mixture(points[:3], 3, rng).means.shape == (3, 2)
+    assert number_of_components(100, samples_per_cluster=1, max_clusters=1) == 1
+    with pytest.raises(ValueError, match="samples_per_cluster"):
+        number_of_components(100, samples_per_cluster=0)
+    for bad in (np.ones(59), np.full(60, np.nan), np.full(60, np.inf)):
+        with pytest.raises(ValueError, match="60 finite, non-negative numbers"):
+            fit_mixture(points, 1, rng, point_weights=bad)
+
+
+@pytest.mark.parametrize("n_iterations", [1, 2, 3])
+def test_iterations_are_no_more_than_asked_for(n_iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, original = [], gmm._expectation
+    monkeypatch.setattr(gmm, "_expectation", lambda *args: passes.append(1) or original(*args))
+    points = sample(random_mixture(np.random.default_rng(3), 4, 3, spread=2.0), 500, np.random.default_rng(3))
+    fit_mixture(points, 4, np.random.default_rng(0), max_iterations=n_iterations, tolerance=0.0)
+    assert len(passes) == n_iterations
+
+
+def test_it_stops_where_the_likelihood_changes_by_less_than_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to itself, and to one where it is small."""
+    likelihoods = iter([-100.0, -90.0, -89.2, -88.4, 0.0, 0.015, 0.02, 5.0])
+    passes, original = [], gmm._expectation
+
+    def scripted(blocks: Any, mixture: GaussianMixture, weights: np.ndarray) -> Any:
+        _, moments = original(blocks, mixture, weights)
+        passes.append(1)
+        return np.full(len(weights), next(likelihoods)), moments
+
+    monkeypatch.setattr(gmm, "_expectation", scripted)
+    points = np.random.default_rng(19).normal(size=(50, 2))
+    fit_mixture(points, 1, np.random.default_rng(0), tolerance=0.01)
+    assert len(passes) == 3, "90 to 89.2 is less than one in a hundred"
+    next(likelihoods)
+    passes.clear()
+    fit_mixture(points, 1, np.random.default_rng(0), tolerance=0.01)
+    assert len(passes) == 3, "0.015 to 0.02 is less than 0.01, 0 to 0.015 is not"
+
+
+def test_weights_of_points_are_those_of_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(20)
+    mixture, points, weights = random_mixture(rng, 3, 2), rng.normal(size=(50, 2)), rng.uniform(size=50)
+    whole = gmm._expectation(list(gmm._feature_blocks(points)), mixture, weights)
+    monkeypatch.setattr(gmm, "_BLOCK_BYTES", 8 * 6 * 15)
+    blocks = list(gmm._feature_blocks(points))
+    assert [block.shape[1] for block in blocks] == [15, 15, 15, 5]
+    parts = gmm._expectation(blocks, mixture, weights)
+    np.testing.assert_allclose(parts[0], whole[0])
+    for name, array in vars(whole[1]).items():
+        np.testing.assert_allclose(getattr(parts[1], name), array, rtol=1e-10)
+
+
+def test_clusters_start_again_no_more_often_than_there_are_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one that is always lost would keep the others from settling."""
+    reseeded: list[int] = []
+
+    def in_vain(mixture: GaussianMixture, lost: np.ndarray, *rest: object) -> GaussianMixture:
+        reseeded.append(int(lost.sum()))
+        return mixture
+
+    monkeypatch.setattr(gmm, "_reseed", in_vain)
+    far = GaussianMixture(np.full(2, 0.5), np.array([[0.0, 0.0], [1e6, 0.0]]), np.repeat(np.eye(2)[None], 2, 0))
+    fit_mixture(np.random.default_rng(21).normal(size=(50, 2)), 2, np.random.default_rng(0), warm_start=far)
+    assert reseeded == [1, 1]

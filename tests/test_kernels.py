@@ -127,3 +127,29 @@ def test_numpy_is_used_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_loops_are_used_with_numba() -> None:
     assert kernels.lqr_pass is (kernels.pass_loops if kernels.COMPILED else kernels.pass_numpy)
     assert kernels.COMPILED == hasattr(kernels.pass_loops, "py_func")
+
+
+@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
+def test_a_singular_curvature_has_no_minimiser(name: str) -> None:
+    """Qww + eta I must be positive definite, not only semi-definite: here it is 1 - 1 at the second of three time steps."""
+    arguments = random_arguments(np.random.default_rng(6), 2, 3, 1, 1)
+    arguments[0][0, 1], arguments[3][0, 1], arguments[7][0, 1] = 0.0, [[0.0, 0.0], [0.0, -1.0]], 1.0
+    assert getattr(kernels, name)(*arguments, 1.0)[4].tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_unit_of_the_cost_does_not_matter(name: str, unit: float) -> None:
+    arguments = random_arguments(np.random.default_rng(7), 2, 4, 3, 2)
+    result = getattr(kernels, name)(*arguments, 0.9)
+    for i in (3, 4, 7):
+        arguments[i] = unit * arguments[i]
+    assert_same(result, getattr(kernels, name)(*arguments, 0.9))
+
+
+@pytest.mark.parametrize("n", range(1, 14))
+def test_products_of_any_size(n: int) -> None:
+    rng = np.random.default_rng(n)
+    left, right, out = rng.normal(size=(2, n)), rng.normal(size=(n, 3)), rng.normal(size=(2, 3))
+    kernels._multiply(left, right, out)
+    np.testing.assert_allclose(out, left @ right, rtol=1e-12, atol=1e-12)

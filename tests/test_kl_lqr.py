@@ -1,15 +1,18 @@
 """The KL-constrained LQR: bounds kept on hard problems, optimality, activity, warm starts, and what it refuses."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from problems import Problem, dense_expected_cost, hard, pick, random_pd, well_conditioned
 from scipy.optimize import minimize
 
+from sb3_dpi.trajopt.kernels import PassResult
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
 from sb3_dpi.trajopt.lqr import controller_kl, expected_cost, forward_marginals, lqr_backward
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
+from sb3_dpi.trajopt.whitened import WhitenedProblem
 
 TOLERANCE = 1e-6
 """relative, for rounding in the recomputed KL"""
@@ -325,10 +328,11 @@ def test_nan_is_refused_by_name(part: int, name: str, index: tuple[int, ...], st
     assert (caught.value.condition, caught.value.time_step) == (2, step)
 
 
-def test_a_reference_without_variance_is_refused() -> None:
+@pytest.mark.parametrize("without", [0.0, [[1.0, 2.0], [2.0, 1.0]]], ids=["none", "in one direction"])
+def test_a_reference_without_variance_is_refused(without: Any) -> None:
     problem = well_conditioned(np.random.default_rng(16), batch=(3,))
     cov = problem.reference.cov.copy()
-    cov[1, 4] = 0.0
+    cov[1, 4] = without
     with pytest.raises(
         KLConstraintError, match="reference's covariance is not positive definite in condition 1 at time step 4"
     ):
@@ -393,3 +397,28 @@ def test_algorithm_2_is_mirror_descent(per_time_step: bool) -> None:
     assert np.all(np.diff(costs) < 0)
     assert costs[0] > 2.0 * optimum
     assert optimum < costs[-1] < 1.01 * optimum
+
+
+@pytest.mark.parametrize("per_time_step", [False, True])
+@pytest.mark.parametrize("factor", [None, 1e-6, 3.0])
+def test_passes_and_recoveries_are_counted(factor: float | None, per_time_step: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[int] = []
+    original = WhitenedProblem.run
+
+    def counting(self: WhitenedProblem, *args: np.ndarray) -> PassResult:
+        result = original(self, *args)
+        failures.append(int(np.sum(result[4] >= 0)))
+        return result
+
+    problem = indefinite(7)
+    solved = solve_kl_constrained(*problem.parts, 1.0)
+    eta = None if factor is None else factor * solved.eta
+    monkeypatch.setattr(WhitenedProblem, "run", counting)
+    epsilon = 1.0 / problem.dynamics.f.shape[1] if per_time_step else 1.0
+    if per_time_step and eta is not None:
+        eta = np.broadcast_to(eta[:, None], (1, 7))
+    solution = solve_kl_constrained(*problem.parts, epsilon, eta=eta, per_time_step=per_time_step)
+    assert solution.n_passes == len(failures)
+    if not per_time_step or factor != 1e-6:
+        assert solution.n_recoveries == sum(failures)
+    assert factor != 1e-6 or sum(failures) > 0

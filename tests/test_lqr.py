@@ -354,3 +354,28 @@ def test_evaluation_of_batches_of_problems() -> None:
         dynamics, cost, controller, _ = (pick(part, *index) for part in batched.parts)
         for whole, alone in zip(together, evaluate_controller(controller, dynamics, cost, 0.95), strict=True):
             assert_equal_parts(alone, pick(whole, *index), rtol=1e-10, atol=1e-12)
+
+
+def test_error_names_the_first_of_several_conditions() -> None:
+    problem = well_conditioned(np.random.default_rng(11), batch=(5,))
+    C = problem.cost.C.copy()
+    C[[1, 3], 4, -1, -1] = -1e6
+    with pytest.raises(NotPositiveDefiniteError) as caught:
+        lqr_backward(problem.dynamics, QuadraticCost(C, problem.cost.c, problem.cost.const))
+    assert (caught.value.condition, caught.value.time_step) == (1, 4)
+
+
+def test_a_cost_without_curvature_in_the_action_has_no_minimiser() -> None:
+    problem = well_conditioned(np.random.default_rng(12))
+    C = problem.cost.C.copy()
+    C[-1, 4:] = C[-1, :, 4:] = 0.0
+    with pytest.raises(NotPositiveDefiniteError, match="condition 0 at time step 6"):
+        lqr_backward(problem.dynamics, QuadraticCost(C, problem.cost.c, problem.cost.const))
+
+
+def test_a_single_action_of_unknown_cost_has_no_minimiser() -> None:
+    problem = well_conditioned(np.random.default_rng(13), batch=(2,), du=1)
+    C = problem.cost.C.copy()
+    C[1, 3, -1, -1] = np.nan
+    with pytest.raises(NotPositiveDefiniteError, match="condition 1 at time step 3"):
+        lqr_backward(problem.dynamics, QuadraticCost(C, problem.cost.c, problem.cost.const))

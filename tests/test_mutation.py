@@ -1,0 +1,116 @@
+"""Mutation testing finds what tests do not see, on a package of a few lines. Needs cosmic-ray."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cosmic_ray")
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+MODULE = """
+SIDES = 2
+LIMIT = 10
+
+
+def around(a: float, b: float | None = None) -> float:
+    other = a if b is None else b
+    return SIDES * (a + other)
+
+
+class Box:
+    @property
+    def volume(self) -> float:
+        volume = 1.0
+        for side in (2.0, 3.0):
+            volume = volume * side
+        return volume
+
+
+def endless(n: int) -> int:
+    while n < 3:
+        n = n + 1
+    return n
+"""
+TESTS = """
+from sb3_dpi.toy import shapes
+
+
+def test_around():
+    assert shapes.around(2.0, 3.0) == 10.0
+
+
+def test_volume():
+    assert shapes.Box().volume == 6.0
+
+
+def test_endless():
+    assert shapes.endless(0) == 3
+"""
+CONFIG = """
+seed = 0
+slack = 2.0
+preloaded = []
+operators = ["ReplaceBinaryOperator_(Add_Sub|Mul_Div)", ".*_Is_IsNot", "ZeroIterationForLoop", "NumberReplacer"]
+[packages.toy]
+sample = 0
+modules = ["shapes"]
+tests = ["toy"]
+"""
+
+
+def write(root: Path, tests: str) -> None:
+    for name, text in {
+        "sb3_dpi/__init__.py": "",
+        "sb3_dpi/toy/__init__.py": "",
+        "sb3_dpi/toy/shapes.py": MODULE,
+        "tests/test_toy.py": tests,
+        "benchmarks/mutation.toml": CONFIG,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    for name in ("mutation.py", "mutants.py", "forked_tests.py"):
+        shutil.copy(BENCHMARKS / name, root / "benchmarks" / name)
+
+
+def call(root: Path, *arguments: str) -> str:
+    command = [sys.executable, "benchmarks/mutation.py", *arguments]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, env=dict(os.environ))
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def survivors(root: Path) -> set[tuple[str, str]]:
+    with (root / "left.csv").open(newline="") as file:
+        return {(row["was"], row["became"].replace("  ", " ")) for row in csv.DictReader(file)}
+
+
+def test_survivors_are_what_tests_do_not_see(tmp_path: Path) -> None:
+    write(tmp_path, TESTS)
+    call(tmp_path, "run", "session.sqlite")
+    printed = call(tmp_path, "report", "session.sqlite", "--csv", "left.csv")
+    # nothing reads the limit
+    expected = {("LIMIT = 10", "LIMIT = 11"), ("LIMIT = 10", "LIMIT = 9")}
+    assert survivors(tmp_path) == expected
+    assert "20 mutants,    20 tested,    18 caught,    0 equivalent" in printed
+    # a verdict is kept and counted, and a new test is seen
+    table = tmp_path / "left.csv"
+    table.write_text(table.read_text().replace("LIMIT = 11,", "LIMIT = 11,equivalent: never read"))
+    write(tmp_path, TESTS + "\n\ndef test_limit():\n    assert shapes.around(shapes.LIMIT, 0) != 2 * 9\n")
+    call(tmp_path, "run", "session.sqlite", "--survivors")
+    printed = call(tmp_path, "report", "session.sqlite", "--csv", "left.csv")
+    assert survivors(tmp_path) == {("LIMIT = 10", "LIMIT = 11")}
+    assert "19 caught,    1 equivalent: score 100.0 %" in printed
+
+
+def test_sources_stay_those_of_the_session(tmp_path: Path) -> None:
+    write(tmp_path, TESTS)
+    call(tmp_path, "run", "session.sqlite", "--minutes", "0")
+    (tmp_path / "sb3_dpi/toy/shapes.py").write_text(MODULE + "\n")
+    command = [sys.executable, "benchmarks/mutation.py", "run", "session.sqlite"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0 and "begin another session" in result.stderr
