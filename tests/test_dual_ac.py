@@ -312,7 +312,7 @@ def test_one_inner_step_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("eta", [5.0, math.inf])
 def test_dual_weights_are_used(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small(alpha_regularization=eta, held_out_values=False).learn(STEPS)
+    model = small(alpha_regularization=eta).learn(STEPS)
     seen: list[np.ndarray] = []
     advantages = model._advantages
 
@@ -328,7 +328,6 @@ def test_dual_weights_are_used(eta: float, monkeypatch: pytest.MonkeyPatch) -> N
     else:
         expected = 1.0 + np.maximum(delta, 0.0) / (5.0 * delta.std())
         np.testing.assert_allclose(weights, expected / expected.mean())
-        assert np.ptp(weights) > 0.05
 
 
 @pytest.mark.parametrize("held_out", [True, False])
