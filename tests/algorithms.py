@@ -1,21 +1,43 @@
-"""The algorithms, in groups of which tests can ask what holds for all of them, as small as they can be."""
+"""The registry of algorithms, over which the tests of every concern run. A new class joins by one line of ``ALGORITHMS``."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from dummy_envs import CONDITIONS, HORIZON, SAMPLES, PointMass, limited, small_mdgps
+import torch as th
+from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, limited
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr
 
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi.common.collector import TrajectoryCollector
 from sb3_dpi.world_model.types import Transitions, stretch_ends
 
-Model = MDGPS | AggreVaTeDOC
-Make = Callable[..., Model]
+Model = Any
+"""Of any algorithm; what only some of them have is behind a fact of the registry"""
+
+# ---------------------------------------------------------------------- small models
+
+
+def small_mdgps(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MDGPS:
+    """:return: a model whose iteration takes ``ITERATION`` steps of all environments, and milliseconds"""
+    options: dict[str, Any] = {
+        "horizon": HORIZON,
+        "n_conditions": CONDITIONS,
+        "samples_per_condition": SAMPLES,
+        "replay": 0,
+        "imitation_steps": 5,
+        "policy_kwargs": {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return MDGPS(policy, PointMass() if env is None else env, **{**options, **kwargs})
 
 
 def small_aggrevated_oc(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> AggreVaTeDOC:
-    """:return: a model whose iteration takes ``ITERATION`` steps and milliseconds"""
+    """:return: likewise"""
     options: dict[str, Any] = {
         "horizon": HORIZON,
         "n_conditions": CONDITIONS,
@@ -30,26 +52,11 @@ def small_aggrevated_oc(env: Any = None, policy: Any = "MlpPolicy", **kwargs: An
     return AggreVaTeDOC(policy, PointMass() if env is None else env, **{**options, **kwargs})
 
 
-ALGORITHMS: dict[type[Model], Make] = {MDGPS: small_mdgps, AggreVaTeDOC: small_aggrevated_oc}
-
-every_class = pytest.mark.parametrize("algorithm", list(ALGORITHMS), ids=lambda algorithm: algorithm.__name__)
-"""For tests of ``algorithm``, the class"""
-
-every_algorithm = pytest.mark.parametrize(
-    "make", list(ALGORITHMS.values()), ids=[algorithm.__name__ for algorithm in ALGORITHMS]
-)
-"""For tests of ``make``, which builds a small model"""
-
-
-Stepwise = DPI | DualAC
-DPI_STEPS, DUAL_AC_STEPS = 40, 32
-
-
 def small_dpi(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DPI:
-    """:return: a model whose iteration takes milliseconds"""
+    """:return: likewise; the first iteration follows the warm-up, which takes as many steps"""
     options: dict[str, Any] = {
-        "train_freq": DPI_STEPS,
-        "learning_starts": DPI_STEPS,
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "learning_starts": ITERATION,
         "batch_size": 16,
         "imagination": {"n_windows": 10, "horizon": 2, "n_rollout_steps": 50},
         "update_to_data": 0.02,
@@ -60,7 +67,129 @@ def small_dpi(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DPI:
     }
     for name in ("imagination", "world_model", "policy_kwargs"):  # what is given joins what is small
         kwargs[name] = {**options[name], **kwargs.get(name, {})}
-    return DPI(policy, limited(12) if env is None else env, **{**options, **kwargs})
+    return DPI(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
+def small_dual_ac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DualAC:
+    """:return: likewise"""
+    options: dict[str, Any] = {
+        "n_steps": ITERATION // getattr(env, "num_envs", 1),
+        "batch_size": 20,
+        "n_critic_updates": 2,
+        "policy_kwargs": {"features_extractor_kwargs": {"n_features": 10}} if policy == "RBFPolicy" else {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return DualAC(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
+# ---------------------------------------------------------------------- the registry
+
+
+@dataclass(frozen=True)
+class Make:
+    """An algorithm: called, it makes a small model. The rest are facts by which tests differ."""
+
+    algorithm: type[Model]
+    small: Callable[..., Model]
+    from_conditions: bool = False
+    """samples trajectories that are aligned in time, from initial conditions, and plans on the vectors of the observation"""
+    squashes: bool = False
+    """actions keep within their bounds by a tanh; otherwise they are cut off"""
+    keeps_originals: bool = True
+    """learns from observations and rewards that VecNormalize has not touched"""
+    any_space: bool = False
+    """takes actions and observations of all kinds, images too"""
+
+    def __call__(self, env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Model:
+        return self.small(env, policy, **kwargs)
+
+    def __str__(self) -> str:
+        return self.algorithm.__name__
+
+
+ALGORITHMS = (
+    Make(MDGPS, small_mdgps, from_conditions=True),
+    Make(AggreVaTeDOC, small_aggrevated_oc, from_conditions=True),
+    Make(DPI, small_dpi, squashes=True),
+    Make(DualAC, small_dual_ac, keeps_originals=False, any_space=True),
+)
+
+
+def those(**facts: bool) -> tuple[Make, ...]:
+    """:return: the algorithms with these facts"""
+    return tuple(make for make in ALGORITHMS if all(getattr(make, name) == fact for name, fact in facts.items()))
+
+
+def every(**facts: bool) -> pytest.MarkDecorator:
+    """:return: for tests of ``make``, over the algorithms with these facts"""
+    return pytest.mark.parametrize("make", those(**facts), ids=str)
+
+
+every_algorithm = every()
+
+
+def called(*algorithms: type[Model]) -> tuple[Make, ...]:
+    """:return: these algorithms, for tables of what only they have"""
+    return tuple(make for make in ALGORITHMS if make.algorithm in algorithms)
+
+
+# ---------------------------------------------------------------------- what models have learned and done
+
+
+def modules(model: Model) -> list[th.nn.Module]:
+    """:return: all networks, those that are saved"""
+    names, _ = model._get_torch_save_params()
+    return [part for part in (recursive_getattr(model, name) for name in names) if isinstance(part, th.nn.Module)]
+
+
+def parameters(model: Model) -> float:
+    """:return: a number that changes if anything learned does"""
+    return float(sum(parameter.detach().double().sum() for module in modules(model) for parameter in module.parameters()))
+
+
+def iterations(model: Model) -> int:
+    """:return: how often the model has learned"""
+    return model.n_iterations if hasattr(model, "n_iterations") else model._n_updates
+
+
+def logged(model: Model, key: str) -> float:
+    """:return: a scalar of the last iteration"""
+    return float(model.logger.name_to_value[key])
+
+
+def buffer(model: Model) -> Any:
+    """:return: what observations are kept in"""
+    return model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else model.rollout_buffer
+
+
+def executed(model: Model) -> np.ndarray:
+    """:return: actions of the last iteration in units of the bounds, in the order of time, of one environment, ``[n, du]``"""
+    if isinstance(model, TrajectoryCollector):
+        actions = model.rollout_buffer.trajectories().executed_actions
+        return np.swapaxes(actions, 0, 1).reshape(-1, actions.shape[-1])  # trajectory i has condition i mod M
+    if isinstance(model, OffPolicyAlgorithm):
+        assert model.replay_buffer is not None
+        return model.replay_buffer.actions[max(model.replay_buffer.pos - ITERATION, 0) : model.replay_buffer.pos, 0]
+    return np.clip(model.rollout_buffer.actions.reshape(-1, model.rollout_buffer.actions.shape[-1]), -1.0, 1.0)
+
+
+def transitions(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """:return: states, actions in units of the bounds, next states and rewards that it learns from, ``[n, ...]``"""
+    if isinstance(model, TrajectoryCollector):
+        sampled = model.rollout_buffer.trajectories()
+        alive, states = sampled.alive, sampled.states
+        return states[:, :, :-1][alive], sampled.executed_actions[alive], states[:, :, 1:][alive], sampled.rewards[alive]
+    data, _ = kept(model)
+    return data.states, data.actions, data.next_states, data.rewards
+
+
+def check_transitions(model: Model) -> None:
+    """Every transition, those that end an episode included, obeys the point mass and its rewards."""
+    x, u, following, rewards = transitions(model)
+    assert len(x) > 0
+    np.testing.assert_allclose(following, x + 0.1 * np.stack([x[:, 1], 2.0 * u[:, 0]], -1), atol=2e-5)
+    np.testing.assert_allclose(rewards, -np.sum(x**2, -1) - 0.1 * u[:, 0] ** 2, atol=1e-4)
 
 
 def kept(model: DPI) -> tuple[Transitions, np.ndarray]:
@@ -69,41 +198,6 @@ def kept(model: DPI) -> tuple[Transitions, np.ndarray]:
     return model.memory.take(rows), stretch_ends(model.memory, rows)
 
 
-def block(model: DPI | DualAC) -> int:
-    """:return: steps of each environment between updates"""
-    if not isinstance(model, DPI):
-        return model.n_steps
-    return DPI_STEPS if model.preset_ is None else model._next_block().frequency
-
-
-def small_dual_ac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DualAC:
-    """:return: a model whose iteration takes milliseconds"""
-    options: dict[str, Any] = {
-        "n_steps": DUAL_AC_STEPS,
-        "batch_size": 16,
-        "n_critic_updates": 2,
-        "policy_kwargs": {"features_extractor_kwargs": {"n_features": 10}} if policy == "RBFPolicy" else {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-    }
-    return DualAC(policy, limited(12) if env is None else env, **{**options, **kwargs})
-
-
-every_stepwise_algorithm = pytest.mark.parametrize("make", [small_dpi, small_dual_ac], ids=["DPI", "DualAC"])
-"""Of those that sample step by step, as algorithms of Stable-Baselines3 do, and share no base of ours"""
-
-
-def parameters(model: Stepwise) -> float:
-    """:return: a number that changes if anything learned does"""
-    modules = (model.policy, model.ensemble, model.critic) if isinstance(model, DPI) else (model.policy,)
-    return float(sum(parameter.detach().double().sum() for module in modules for parameter in module.parameters()))
-
-
-def logged(model: Model | Stepwise, key: str) -> float:
-    """:return: a scalar of the last iteration"""
-    return float(model.logger.name_to_value[key])
-
-
-def planned(model: Model) -> np.ndarray:
+def planned(model: MDGPS | AggreVaTeDOC) -> np.ndarray:
     """:return: which samples of the last iteration are alive and planned for, ``[M, N, T]``"""
     return model._planned(model.rollout_buffer.trajectories())

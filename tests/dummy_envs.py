@@ -8,11 +8,9 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_dpi import MDGPS
-
 HORIZON, CONDITIONS, SAMPLES = 10, 2, 2
 ITERATION = HORIZON * CONDITIONS * SAMPLES
-"""Real steps of an iteration of ``small_mdgps`` without early termination."""
+"""Real steps of an iteration of every small model, of all environments together, where no episode ends early."""
 
 POINT_MASS_ID = "sb3_dpi_tests/PointMass-v0"
 POINT_MASS_LIMIT = 12
@@ -207,23 +205,3 @@ def normalized(env: VecEnv, mean: Sequence[float], var: Sequence[float], **kwarg
     statistics: Any = wrapped.obs_rms
     statistics.mean, statistics.var, statistics.count = np.array(mean), np.array(var), 1e9
     return wrapped
-
-
-def small_mdgps(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MDGPS:
-    """:return: a model whose iteration takes ``ITERATION`` steps and milliseconds"""
-    options: dict[str, Any] = {
-        "horizon": HORIZON,
-        "n_conditions": CONDITIONS,
-        "samples_per_condition": SAMPLES,
-        "replay": 0,
-        "imitation_steps": 5,
-        "policy_kwargs": {"net_arch": [8]},
-        "seed": 0,
-        "device": "cpu",
-    }
-    return MDGPS(policy, PointMass() if env is None else env, **{**options, **kwargs})
-
-
-def parameter_sum(model: MDGPS) -> float:
-    """:return: a number that changes if any parameter does"""
-    return float(sum(parameter.detach().double().sum() for parameter in model.policy.parameters()))

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import ITERATION, DictPointMass, PointMass, normalized, small_mdgps, vec_env
+from algorithms import small_mdgps
+from dummy_envs import ITERATION, DictPointMass, PointMass, normalized, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, Model, logged, planned, small_aggrevated_oc
-from dummy_envs import CONDITIONS, HORIZON, ITERATION, SAMPLES, PointMass, limited, parameter_sum, small_mdgps, vec_env
+from algorithms import Make, Model, logged, parameters, planned, small_aggrevated_oc, small_mdgps
+from dummy_envs import CONDITIONS, HORIZON, ITERATION, SAMPLES, PointMass, limited, vec_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -108,7 +108,7 @@ def test_aggregate_imitates_the_kept_iterations_too() -> None:
 
 
 def test_aggregate_without_kept_iterations_changes_nothing() -> None:
-    assert parameter_sum(small_aggrevated_oc(aggregate=True).learn(3 * ITERATION)) == parameter_sum(
+    assert parameters(small_aggrevated_oc(aggregate=True).learn(3 * ITERATION)) == parameters(
         small_aggrevated_oc().learn(3 * ITERATION)
     )
 
@@ -124,7 +124,7 @@ def test_aggregate_goes_on_after_loading(tmp_path: Path) -> None:
     for one in (model, loaded):
         one.set_random_seed(3)
         one.learn(ITERATION, reset_num_timesteps=False)
-    assert np.isfinite(parameter_sum(loaded)) and loaded.n_iterations == 4
+    assert np.isfinite(parameters(loaded)) and loaded.n_iterations == 4
     for n_conditions in (CONDITIONS + 1, CONDITIONS + 2):
         others = AggreVaTeDOC.load(tmp_path / "model", PointMass(), n_conditions=n_conditions)
         others.learn(1, reset_num_timesteps=False)
@@ -196,7 +196,7 @@ def test_schedules_may_end_at_zero() -> None:
     model = small_aggrevated_oc(**options).learn(2 * ITERATION)
     assert logged(model, "train/learning_rate") == 0.0 and logged(model, "train/kl_divergence_loss") == 0.0
     assert "trajopt/kl" not in model.logger.name_to_value, "a trust region of nothing leaves nothing to plan"
-    assert np.isfinite(parameter_sum(model))
+    assert np.isfinite(parameters(model))
 
 
 def test_schedules() -> None:
@@ -281,28 +281,6 @@ def test_what_is_logged_without_a_trust_region() -> None:
     assert logged(model, "trajopt/cost_local") == logged(model, "trajopt/cost_linearized")
 
 
-# ---------------------------------------------------------------------- what was learned survives
-
-
-@pytest.mark.parametrize("conditions", ["fresh", "continue"])
-def test_everything_learned_survives(tmp_path: Path, conditions: str) -> None:
-    model = small_aggrevated_oc(replay=2, conditions=conditions).learn(3 * ITERATION)
-    model.save(tmp_path / "model")
-    loaded = AggreVaTeDOC.load(tmp_path / "model", env=PointMass())
-    assert parameter_sum(loaded) == parameter_sum(model)
-    assert model.eta is not None and np.all(model.eta > 0.0)
-    np.testing.assert_array_equal(loaded.eta, model.eta)
-    assert tuple(loaded.evidence) == tuple(model.evidence) != (1.0, 0.0)
-    assert loaded.return_scale == model.return_scale and model.return_scale.mean < 0.0
-    assert (loaded.n_iterations, len(loaded.past)) == (3, 2)
-    for ours, theirs in zip(loaded.past, model.past, strict=True):
-        np.testing.assert_array_equal(ours.states, theirs.states)
-    ours, theirs = (one.policy.optimizer.state_dict()["state"] for one in (loaded, model))
-    assert len(theirs) > 0 and all(th.equal(ours[i]["exp_avg"], theirs[i]["exp_avg"]) for i in theirs)
-    observations = th.as_tensor(np.random.default_rng(0).normal(size=(20, 2)), dtype=th.float32)
-    assert th.equal(loaded.policy.predict_values(observations), model.policy.predict_values(observations))
-
-
 # ---------------------------------------------------------------------- tasks
 
 
@@ -321,11 +299,6 @@ def improvement(seed: int, iterations: int, limit: int = 20, make: Make = small_
     model = make(limited(limit), seed=seed, **{**task, **critic, **options})
     before = evaluated(model)
     return evaluated(model.learn(iterations * model.n_steps)) - before
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_it_learns_a_double_integrator(seed: int) -> None:
-    assert improvement(seed, 6, target_kl=0.1) > 10.0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -368,7 +341,7 @@ def test_known_cost_is_used() -> None:
 def test_deaths_in_the_first_step() -> None:
     """No state behind a step is left to learn a value of."""
     model = small_aggrevated_oc(PointMass(death=(1, 2))).learn(3 * 4)
-    assert model.n_iterations == 3 and np.isfinite(parameter_sum(model))
+    assert model.n_iterations == 3 and np.isfinite(parameters(model))
 
 
 def test_outcome_of_a_step_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,13 @@
 """Windows of episodes that go on: ``conditions`` "continue" and "mixed"."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from algorithms import small_aggrevated_oc
-from dummy_envs import CONDITIONS, HORIZON, ITERATION, SAMPLES, PointMass, limited, parameter_sum, vec_env
+from algorithms import Make, Model, every, parameters, small_aggrevated_oc
+from dummy_envs import CONDITIONS, HORIZON, ITERATION, SAMPLES, PointMass, limited, vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -14,9 +15,9 @@ from sb3_dpi import AggreVaTeDOC
 from sb3_dpi.common.trajectories import Trajectories
 
 
-def recorded(**options: Any) -> tuple[AggreVaTeDOC, list[Trajectories]]:
+def recorded(make: Callable[..., Model] = small_aggrevated_oc, **options: Any) -> tuple[Model, list[Trajectories]]:
     """A model and the trajectories of its iterations."""
-    model = small_aggrevated_oc(**{"conditions": "continue", **options})
+    model = make(**{"conditions": "continue", **options})
     seen: list[Trajectories] = []
     train = model.train
 
@@ -24,7 +25,7 @@ def recorded(**options: Any) -> tuple[AggreVaTeDOC, list[Trajectories]]:
         seen.append(model.rollout_buffer.trajectories())
         train()
 
-    model.train = watched  # type: ignore[method-assign]
+    model.train = watched
     return model, seen
 
 
@@ -35,9 +36,10 @@ def by_environment(trajectories: Trajectories, array: np.ndarray, n_envs: int) -
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_trajectories_follow_each_other(n_envs: int) -> None:
+@every(from_conditions=True)
+def test_trajectories_follow_each_other(make: Make, n_envs: int) -> None:
     env = vec_env(n_envs)
-    model, seen = recorded(env=env)
+    model, seen = recorded(make, env=env)
     model.learn(3 * ITERATION)
     windows = np.concatenate([by_environment(part, np.asarray(part.observations), n_envs) for part in seen])
     assert len(windows) == 3 * CONDITIONS * SAMPLES // n_envs
@@ -55,10 +57,11 @@ def test_trajectories_follow_each_other_under_vec_normalize() -> None:
     np.testing.assert_allclose(windows[1:, :, 0], windows[:-1, :, -1], atol=1e-6)
 
 
-def test_episodes_that_end_start_anew() -> None:
+@every(from_conditions=True)
+def test_episodes_that_end_start_anew(make: Make) -> None:
     """A death ends the window, and the next one begins where the environment was reset to."""
     env = PointMass(death=(13, 27))
-    model, seen = recorded(env=env, samples_per_condition=8)
+    model, seen = recorded(make, env=env, samples_per_condition=8)
     model.learn(480)
     states = np.concatenate([by_environment(part, part.states, 1)[:, 0] for part in seen])
     alive = np.concatenate([by_environment(part, part.alive, 1)[:, 0] for part in seen])
@@ -85,7 +88,7 @@ def test_one_environment_may_end_while_others_go_on() -> None:
     assert alive[:, 1].all()
     # episodes of 4 steps within windows of 10: the third begins in the first window and goes on in the second
     np.testing.assert_array_equal(alive[:, 0].sum(-1)[:4], [4, 2, 4, 2])
-    assert np.isfinite(parameter_sum(model))
+    assert np.isfinite(parameters(model))
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import IMAGE_SHAPE, PointMass, small_mdgps
+from algorithms import small_mdgps
+from dummy_envs import IMAGE_SHAPE, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import obs_as_tensor

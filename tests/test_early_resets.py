@@ -10,11 +10,8 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
-from dummy_envs import Counter, DictPointMass, ImagePointMass, counters, limited, vec_env
-from gymnasium import spaces
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
-from stable_baselines3.common.evaluation import evaluate_policy
+from dummy_envs import Counter, DictPointMass, counters, limited, vec_env
+from leaving import Batched, Seen, leaving, long_counters, steps
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -22,128 +19,11 @@ from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
     VecEnvWrapper,
-    VecFrameStack,
     VecMonitor,
     VecNormalize,
-    VecTransposeImage,
-    sync_envs_normalization,
 )
 
-from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset, counted_infos, install
-
-ACTION = np.zeros((1, 1), dtype=np.float32)
-
-
-class Shifted(VecEnvWrapper):
-    """Adds a hundred to what is observed."""
-
-    def reset(self) -> Any:
-        """:return: observations"""
-        return self.venv.reset() + 100.0
-
-    def step_wait(self) -> Any:
-        """:return: observations, rewards, dones, infos"""
-        obs, rewards, dones, infos = self.venv.step_wait()
-        for info in infos:
-            if "terminal_observation" in info:
-                info["terminal_observation"] = info["terminal_observation"] + 100.0
-        return obs + 100.0, rewards, dones, infos
-
-
-class Batched(VecEnv):
-    """
-    A simulator of a batch as some write it: no more than PPO uses, one array of observations, only resets of all.
-
-    :param n: copies
-    """
-
-    def __init__(self, n: int = 3) -> None:
-        self.num_envs, self.render_mode, self.metadata = n, None, {}
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.observations, self.dones, self.t = np.zeros((n, 2)), np.zeros(n, dtype=bool), np.zeros(n, dtype=int)
-
-    def reset(self) -> np.ndarray:
-        """:return: the array that is used again"""
-        self.t[:], self.observations[:] = 0, 0.0
-        return self.observations
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """Nothing is done yet."""
-
-    def step_wait(self) -> Any:
-        """:return: arrays that are used again"""
-        self.t += 1
-        self.observations[:, 0] = self.t
-        self.dones[:] = self.t >= 5
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for i in np.flatnonzero(self.dones):
-            infos[i] = {"terminal_observation": self.observations[i].copy(), "TimeLimit.truncated": True}
-            self.t[i], self.observations[i] = 0, 0.0
-        return self.observations, np.ones(self.num_envs), self.dones, infos
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Not there."""
-        raise NotImplementedError
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Not there."""
-        raise NotImplementedError
-
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """:return: what serves the whole batch only"""
-        return [0.0 for _ in self.reset()]
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """:return: no"""
-        return [False for _ in range(self.num_envs)]
-
-
-class Leaving(LeavesEpisodes, PPO):
-    """PPO that leaves episodes, the smallest algorithm that does."""
-
-    settings = EarlyReset(4, spread=False)
-
-    def learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """:return: itself"""
-        with self.early_resets(lambda layer: self.settings, np.random.default_rng(0)):
-            return super().learn(total_timesteps, *args, **kwargs)
-
-
-class Seen(BaseCallback):
-    """Keeps what an algorithm sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observations: list[np.ndarray] = []
-        self.infos: list[dict[str, Any]] = []
-        self.dones: list[np.ndarray] = []
-
-    def _on_step(self) -> bool:
-        self.observations.append(np.array(self.locals["new_obs"]))
-        self.infos.extend(self.locals["infos"])
-        self.dones.append(np.array(self.locals["dones"]))
-        return True
-
-
-def long_counters(n_envs: int = 1, length: int = 1000) -> DummyVecEnv:
-    """:return: copies whose episodes are long"""
-    return DummyVecEnv([lambda i=i: Counter(i, (length,)) for i in range(n_envs)])  # type: ignore[misc]
-
-
-def leaving(env: Any, policy: str = "MlpPolicy", **kwargs: Any) -> Leaving:
-    """:return: a small model"""
-    small = {"net_arch": [4]}
-    return Leaving(policy, env, n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu", policy_kwargs=small, **kwargs)
-
-
-def steps(env: VecEnv, n: int) -> list[tuple[Any, np.ndarray, np.ndarray, Any]]:
-    """:return: what n steps without force returned"""
-    return [env.step(np.zeros((env.num_envs, 1), dtype=np.float32)) for _ in range(n)]
-
+from sb3_dpi.common.early_resets import EarlyReset, ResetLayer, as_early_reset, counted_infos, install
 
 # ---------------------------------------------------------------------- the layer
 
@@ -400,129 +280,6 @@ def test_arrays_of_the_environments_are_not_changed() -> None:
     assert layer.reset_infos == [{"began": 0}, {"began": 1}]
     steps(layer, 1)
     assert observations.tolist() == [[0.0, 7.0]] * 2 and infos[1]["terminal_observation"].tolist() == [3.0, 0.0]
-
-
-# ---------------------------------------------------------------------- what is above
-
-
-def test_without_limits_nothing_is_changed() -> None:
-    plain, layered = counters(), install(counters())
-    np.testing.assert_array_equal(plain.reset(), layered.reset())
-    for ours, theirs in zip(steps(layered, 30), steps(plain, 30), strict=True):
-        for a, b in zip(ours[:3], theirs[:3], strict=True):
-            np.testing.assert_array_equal(a, b)
-        assert str(ours[3]) == str(theirs[3])
-
-
-STACKS: dict[str, Callable[[VecEnv], VecEnv]] = {
-    "shift": Shifted,
-    "monitor, shift": lambda env: Shifted(VecMonitor(env)),
-    "shift, monitor": lambda env: VecMonitor(Shifted(env)),
-    "shift, frames": lambda env: VecFrameStack(Shifted(env), 2),
-    "frames, shift": lambda env: Shifted(VecFrameStack(env, 2)),
-}
-
-
-@pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("stack", STACKS)
-def test_stacks_of_wrappers(stack: str, n_envs: int) -> None:
-    """The algorithm sees what its wrapper shows, and no episode longer than the longest possible."""
-    seen = Seen()
-    env = STACKS[stack](long_counters(n_envs))
-    model = leaving(env)
-    model.learn(64 * n_envs, callback=seen)
-    assert model.env is env
-    latest = np.array(seen.observations)[..., -3:]
-    assert latest.min() >= 100.0
-    ends = np.array(seen.dones)
-    assert np.all(ends[3::4]) and ends.sum() == 16 * n_envs
-    np.testing.assert_array_equal(latest[ends][:, 2], 100.0)
-    for info in seen.infos:
-        if info.get("early_reset", False):
-            np.testing.assert_array_equal(info["terminal_observation"][-1], 104.0)
-            assert info.get("episode", {"l": 4})["l"] == 4
-    lengths = [info["episode"]["l"] for info in seen.infos if "episode" in info]
-    assert len(lengths) == (16 * n_envs if "monitor" in stack else 0)
-
-
-@pytest.mark.parametrize("wrap", [lambda env: VecNormalize(VecMonitor(env)), lambda env: VecMonitor(VecNormalize(env))])
-def test_normalised_observations(wrap: Callable[[VecEnv], VecEnv]) -> None:
-    seen = Seen()
-    model = leaving(wrap(long_counters(2)))
-    model.learn(64, callback=seen)
-    early = [info for info in seen.infos if info.get("early_reset", False)]
-    assert len(early) == 16 and all(np.abs(info["terminal_observation"]).max() <= 10.0 for info in early)
-    assert all(info["episode"]["l"] == 4 for info in early)
-
-
-def test_images_are_transposed() -> None:
-    model = leaving(vec_env(1, ImagePointMass), "CnnPolicy")
-    seen = Seen()
-    assert isinstance(model.env, VecTransposeImage)
-    model.learn(16, callback=seen)
-    assert {info["terminal_observation"].shape for info in seen.infos if "terminal_observation" in info} == {(1, 36, 36)}
-
-
-@pytest.mark.parametrize("n_envs", [1, 4])
-def test_callbacks_see_the_ends(n_envs: int) -> None:
-    model = leaving(long_counters(n_envs))
-    model.learn(1000, callback=StopTrainingOnMaxEpisodes(2))
-    assert model.num_timesteps == 8 * n_envs
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-def test_eval_callback(normalize: bool) -> None:
-    """Chains of wrappers of equal length, no warning of other kinds, whole episodes in tests."""
-
-    def make() -> VecEnv:
-        env = VecMonitor(vec_env(2, lambda: limited(12)))
-        return VecNormalize(env, gamma=0.9) if normalize else env
-
-    model, test = leaving(make()), make()
-    callback = EvalCallback(test, n_eval_episodes=2, eval_freq=16, verbose=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model.learn(64, callback=callback)
-        assert model.env is not None
-        sync_envs_normalization(model.env, test)
-    _, lengths = evaluate_policy(model, test, 2, return_episode_rewards=True)
-    assert lengths == [12, 12]
-    _, lengths = evaluate_policy(model, model.get_env(), 4, return_episode_rewards=True)  # type: ignore[arg-type]
-    assert lengths == [12] * 4, "also in the training environment, once learning is over"
-
-
-def test_eval_callback_without_wrappers() -> None:
-    model = leaving(vec_env(1, lambda: Monitor(limited(12))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model.learn(32, callback=EvalCallback(vec_env(1, lambda: Monitor(limited(12))), eval_freq=16, verbose=0))
-    assert isinstance(model.env, DummyVecEnv) and type(model.env) is ResetLayer
-
-
-def test_logged_episodes_are_those_that_count() -> None:
-    model = leaving(vec_env(4, lambda: Monitor(limited(12))))
-    model.settings = EarlyReset(8)
-    model.learn(4000)
-    assert len(model.ep_info_buffer) > 30 and all(episode["l"] == 12 for episode in model.ep_info_buffer)
-    model.settings = EarlyReset(11, spread=False)
-    model.learn(256)
-    assert len(model.ep_info_buffer) == 0, "all are left before their end"
-    model.settings = EarlyReset(0)
-    model.learn(256)
-    assert len(model.ep_info_buffer) == 4 * 5
-
-
-def test_a_layer_that_is_there_is_used_again() -> None:
-    env = VecMonitor(VecNormalize(long_counters(2)))
-    layer = install(env)
-    assert install(env) is layer and install(layer) is layer and env.venv.venv is layer  # type: ignore[attr-defined]
-    first, second = leaving(env), leaving(env)
-    second.settings = EarlyReset(6, spread=False)
-    first.learn(32)
-    seen = Seen()
-    second.learn(32, callback=seen)
-    assert first.reset_layer is second.reset_layer is layer
-    assert [info["episode"]["l"] for info in seen.infos if "episode" in info] == [6] * 4
 
 
 def test_it_is_not_noticed() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from algorithms import Make, every_algorithm, small_aggrevated_oc
-from dummy_envs import POINT_MASS_ID, POINT_MASS_LIMIT, PointMass, limited, normalized, parameter_sum, register
+from algorithms import Make, every, parameters, small_aggrevated_oc
+from dummy_envs import POINT_MASS_ID, POINT_MASS_LIMIT, PointMass, limited, normalized, register
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -133,7 +133,7 @@ def test_trajectories_are_read_by_environment(indices: list[int], n_conditions: 
     assert len(seen) == n_batches * n_envs
 
 
-@every_algorithm
+@every(from_conditions=True)
 @pytest.mark.parametrize("replay", [0, 2])
 def test_each_environment_has_its_model(make: Make, replay: int) -> None:
     model = make(gains(*GAINS), samples_per_condition=5, replay=replay).learn(3 * 300)
@@ -148,7 +148,7 @@ def test_environments_called_the_same_share_a_model() -> None:
     assert model.n_environments == 1 and np.ptp(force_on_velocity(model)) < 0.5
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_conditions_of_an_environment_have_its_seeds(make: Make) -> None:
     made = [PointMass(), PointMass()]
     model = make(made, n_conditions=2, samples_per_condition=3, conditions="fixed").learn(1)
@@ -158,7 +158,7 @@ def test_conditions_of_an_environment_have_its_seeds(make: Make) -> None:
     assert [seed for seed in made[1].seeds if seed is not None and seed >= base] == [base + 2, base + 3] * 3
 
 
-@every_algorithm
+@every(from_conditions=True)
 @pytest.mark.parametrize("conditions", ["fresh", "fixed", "random", "continue", "mixed"])
 def test_it_learns_on_unequal_numbers_of_copies(make: Make, conditions: str) -> None:
     env = DummyVecEnv([lambda gain=gain: Gain(gain) for gain in (1.0, 1.0, 2.0)])  # type: ignore[misc]
@@ -167,10 +167,12 @@ def test_it_learns_on_unequal_numbers_of_copies(make: Make, conditions: str) -> 
     model = make(env, conditions=conditions, replay=1, n_conditions=1, samples_per_condition=4)
     # the environment with one copy has to have its four trajectories
     assert model.learn(2 * 120).num_timesteps == 2 * 4 * 3 * 10
-    assert model.total_conditions == 2 and np.isfinite(parameter_sum(model))
+    assert model.total_conditions == 2 and np.isfinite(parameters(model))
+    alive = model.rollout_buffer.trajectories().alive[:, :, 0].sum(1)
+    np.testing.assert_array_equal(alive, [8, 4])
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_shortest_episode_bounds_the_horizon(make: Make) -> None:
     register()
     short = gym.spec(POINT_MASS_ID).make(max_episode_steps=POINT_MASS_LIMIT - 5)
@@ -179,23 +181,24 @@ def test_shortest_episode_bounds_the_horizon(make: Make) -> None:
         make([POINT_MASS_ID, short], horizon=POINT_MASS_LIMIT)
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_save_load_and_go_on(make: Make, tmp_path: Path) -> None:
     model = make(gains(*GAINS), replay=1).learn(2 * 120)
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", env=gains(*GAINS))
-    assert parameter_sum(loaded) == parameter_sum(model)
+    assert parameters(loaded) == parameters(model)
     for each in (model, loaded):
         each.set_random_seed(3)
+        each._rng = np.random.default_rng(3)
         each.learn(120, reset_num_timesteps=False)
-    assert loaded.n_environments == 3 and np.isfinite(parameter_sum(loaded))
+    assert loaded.n_environments == 3 and parameters(loaded) == parameters(model)
     alone = type(model).load(tmp_path / "model")
     assert alone.total_conditions == 6
     fewer = type(model).load(tmp_path / "model", env=gains(*GAINS[:2]))
     assert fewer.learn(1, reset_num_timesteps=False).total_conditions == 4
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_set_env_keeps_the_structure(make: Make) -> None:
     model = make(gains(*GAINS))
     model.set_env(gains(3.0, 2.0, 1.0))
@@ -205,7 +208,7 @@ def test_set_env_keeps_the_structure(make: Make) -> None:
 
 def test_same_seed_same_numbers() -> None:
     first, second = (small_aggrevated_oc(gains(*GAINS)).learn(2 * 120) for _ in range(2))
-    assert parameter_sum(first) == parameter_sum(second)
+    assert parameters(first) == parameters(second)
 
 
 def test_one_policy_learns_for_all() -> None:

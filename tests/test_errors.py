@@ -1,23 +1,35 @@
 """What a user gets wrong is answered by an error that says what to do."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from algorithms import ALGORITHMS, Make, Model, every_algorithm, every_class, small_aggrevated_oc
-from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, limited, parameter_sum, small_mdgps, vec_env
+from algorithms import (
+    Make,
+    called,
+    every,
+    every_algorithm,
+    iterations,
+    parameters,
+    small_aggrevated_oc,
+    small_dpi,
+    small_mdgps,
+    those,
+)
+from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, limited, vec_env
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import MDGPS, AggreVaTeDOC
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
 from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.finite import check_finite
 
 # ---------------------------------------------------------------------- arguments
 
-COMMON: list[tuple[dict[str, Any], str]] = [
+OF_CONDITIONS: list[tuple[dict[str, Any], str]] = [
     ({"dynamics": "linear"}, "Unknown dynamics 'linear': choose one of 'niw', 'nearest', 'gmm'"),
     ({"dynamics": {"prior": "linear"}}, "Unknown dynamics 'linear': choose one of 'niw', 'nearest', 'gmm'"),
     ({"dynamics": {"prior": "niw", "windows": 3}}, "Unknown setting of dynamics 'windows': choose one of .*'window'"),
@@ -33,31 +45,80 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"horizon": 1}, "horizon must be at least 2, got 1"),
     ({"horizon": 0}, "horizon must be at least 2, got 0"),
 ]
-SCHEDULES: list[tuple[type[Model], str]] = [
-    (MDGPS, "kl_step"),
-    (MDGPS, "min_std"),
-    (AggreVaTeDOC, "trust_region"),
-    (AggreVaTeDOC, "target_kl"),
-    (AggreVaTeDOC, "min_std"),
+OF_MDGPS: list[tuple[dict[str, Any], str]] = [
+    ({"linearization": "finite"}, "Unknown linearization 'finite': choose one of .*'niw', 'nearest', 'gmm'"),
+    ({"linearization": {"prior": "auto"}}, "Unknown linearization 'auto'"),
+    ({"step_rule": "adaptive"}, "Unknown step_rule 'adaptive': choose one of 'classic', 'global', 'fixed'"),
+    ({"sampling": "on"}, "Unknown sampling 'on': choose one of 'global', 'local'"),
+    ({"initial_controller": "zero"}, "Unknown initial_controller 'zero': choose one of 'policy', 'lqr', 'pd'"),
+    ({"initial_controller": {"stiffness": 2.0}}, "Unknown initial_controller .*None.*: choose one of 'policy', 'lqr', 'pd'"),
+    ({"sampling": "local"}, 'belong to their conditions: set conditions="fixed"'),
+]
+OF_AGGREVATED_OC: list[tuple[dict[str, Any], str]] = [
+    ({"gae_lambda": 1.1}, "gae_lambda must be from 0 to 1, got 1.1"),
+    ({"plan_lambda": -0.1}, "plan_lambda must be from 0 to 1, got -0.1"),
+    ({"trust": "off"}, "trust is a share from 0 to 1, or None for what the samples say, got 'off'"),
+    ({"trust": 2.0}, "trust is a share from 0 to 1, or None for what the samples say, got 2.0"),
+    ({"trust": math.nan}, "trust is a share from 0 to 1, .*got nan"),
+]
+OF_DPI: list[tuple[dict[str, Any], str]] = [
+    ({"expert": "cem"}, "Unknown expert 'cem': choose one of 'pathwise', 'lqr', 'mppi', 'icem'"),
+    ({"expert": {"kind": "mppi", "samples": 3}}, "Unknown key 'samples' of expert 'mppi': it has trust_region, n_particles"),
+    ({"critic": {"kind": "v"}}, "Unknown critic 'v': choose one of 'q', 'returns'"),
+    ({"critic": {"widths": 3}}, "Unknown key 'widths' of critic"),
+    ({"train_freq": (1, "minute")}, "unit of the `train_freq`"),
+    ({"batch_size": 0}, "batch_size must"),
+    ({"gradient_steps": -2}, "gradient_steps must be at least -1, got -2"),
+    ({"imagination": {"n_windows": 0}}, "n_windows must"),
+    ({"imagination": {"horizon": -1}}, "horizon must be at least 0, got -1"),
+    ({"imagination": {"rollout_length": 0}}, "rollout_length must be at least 1, got 0"),
+    ({"world_model": {"n_members": 0}}, "n_members must be at least 1, got 0"),
+    ({"gamma": 1.0}, "gamma must be at least 0 and below 1, got 1.0"),
+    ({"preset": "anchored"}, "Unknown preset 'anchored': choose one of 'corrected', 'free'"),
+    ({"preset": {"noise": 1.0}}, "'noise' is unknown; its numbers are short_warm_up"),
+    ({"preset": {"noise_correlation": 1.0}}, "noise_correlation must"),
+    ({"preset": {"noise_scale": -0.1}}, "noise_scale must be at least 0, got -0.1"),
+    ({"preset": {"noise_scale": "falling"}}, "noise_scale='falling' is no schedule"),
+    ({"preset": {"polyak": 1.5}}, "polyak must"),
+    ({"preset": {"target_kl": -1.0}}, "target_kl must be at least 0"),
+    ({"critic": {"real_fraction": 1.5}}, "real_fraction must be from 0 to 1, got 1.5"),
+    ({"critic": {"lr_decay_after": -1}}, "lr_decay_after must be at least 0, got -1"),
+    ({"early_reset": -1}, "early_reset must"),
+    ({"tau": 0.0}, "tau must be above 0"),
+    ({"update_to_data": 0.0}, "update_to_data must be above 0, got 0.0"),
+    ({"ent_coef": "automatic"}, "ent_coef='automatic'"),
+    ({"ent_coef": 0.0}, "ent_coef must be above 0"),
+    ({"policy_kwargs": {"std_bounds": (0.5, 0.1)}}, "std_bounds"),
+    ({"policy_kwargs": {"use_sde": True}}, "leave use_sde off"),
+    ({"replay_buffer_class": HerReplayBuffer}, "HerReplayBuffer, whose sample"),
+    ({"replay_buffer_kwargs": {"optimize_memory_usage": True}}, "leave optimize_memory_usage off"),
+]
+OF_DUAL_AC: list[tuple[dict[str, Any], str]] = [
+    ({"gradient": "natural"}, "Unknown gradient 'natural': choose one of 'causal', 'averaged', 'literal'"),
+    ({"step_rule": "x"}, "Unknown step_rule 'x'"),
+    ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
+    ({"n_steps": 1}, "n_steps times environments must be at least 2, got 1 x 1"),
+    ({"window_length": 0}, "window_length must be at least 1, got 0"),
+    ({"batch_size": 0}, "batch_size must"),
+    ({"n_critic_updates": -1}, "n_critic_updates must"),
+    ({"gamma": 1.1}, "gamma must be from 0 to 1, got 1.1"),
+    ({"gae_lambda": -0.1}, "gae_lambda must"),
+    ({"early_reset": -1}, "early_reset must be at least 0"),
+    ({"path_regularization": -1.0}, "path_regularization must be at least 0, got -1.0"),
+    ({"path_regularization": math.nan}, "path_regularization must"),
+    ({"cg_damping": -1.0}, "cg_damping must"),
+    ({"min_std": -1.0}, "min_std must be at least 0, got -1.0"),
+    ({"max_std": 0.0}, "max_std must be above 0, got 0.0"),
+    ({"max_std": None}, "max_std must be a number: inf sets no limit"),
+    ({"alpha_regularization": 0.0}, "alpha_regularization must be above 0, got 0.0"),
+    ({"target_kl": 0.0}, "target_kl must be above 0"),
 ]
 ARGUMENTS: list[tuple[Make, dict[str, Any], str]] = [
-    *[(make, options, message) for options, message in COMMON for make in ALGORITHMS.values()],
-    (small_mdgps, {"linearization": "finite"}, "Unknown linearization 'finite': choose one of .*'niw', 'nearest', 'gmm'"),
-    (small_mdgps, {"linearization": {"prior": "auto"}}, "Unknown linearization 'auto'"),
-    (small_mdgps, {"step_rule": "adaptive"}, "Unknown step_rule 'adaptive': choose one of 'classic', 'global', 'fixed'"),
-    (small_mdgps, {"sampling": "on"}, "Unknown sampling 'on': choose one of 'global', 'local'"),
-    (small_mdgps, {"initial_controller": "zero"}, "Unknown initial_controller 'zero': choose one of 'policy', 'lqr', 'pd'"),
-    (
-        small_mdgps,
-        {"initial_controller": {"stiffness": 2.0}},
-        "Unknown initial_controller .*None.*: choose one of 'policy', 'lqr', 'pd'",
-    ),
-    (small_mdgps, {"sampling": "local"}, 'belong to their conditions: set conditions="fixed"'),
-    (small_aggrevated_oc, {"gae_lambda": 1.1}, "gae_lambda must be from 0 to 1, got 1.1"),
-    (small_aggrevated_oc, {"plan_lambda": -0.1}, "plan_lambda must be from 0 to 1, got -0.1"),
-    (small_aggrevated_oc, {"trust": "off"}, "trust is a share from 0 to 1, or None for what the samples say, got 'off'"),
-    (small_aggrevated_oc, {"trust": 2.0}, "trust is a share from 0 to 1, or None for what the samples say, got 2.0"),
-    (small_aggrevated_oc, {"trust": float("nan")}, "trust is a share from 0 to 1, .*got nan"),
+    *[(make, options, message) for make in those(from_conditions=True) for options, message in OF_CONDITIONS],
+    *[(make, options, message) for make in called(MDGPS) for options, message in OF_MDGPS],
+    *[(make, options, message) for make in called(AggreVaTeDOC) for options, message in OF_AGGREVATED_OC],
+    *[(make, options, message) for make in called(DPI) for options, message in OF_DPI],
+    *[(make, options, message) for make in called(DualAC) for options, message in OF_DUAL_AC],
 ]
 
 
@@ -89,10 +150,19 @@ def test_unknown_argument_of_an_initial_controller() -> None:
         small_mdgps(initial_controller={"kind": "lqr", "stiff": 1.0}).learn(1)
 
 
-@every_class
-def test_unknown_keyword(algorithm: type[Model]) -> None:
-    with pytest.raises(TypeError, match="n_steps"):
-        algorithm("MlpPolicy", PointMass(), n_steps=100)  # type: ignore[call-arg]
+@every_algorithm
+def test_unknown_keyword(make: Make) -> None:
+    with pytest.raises(TypeError, match="n_stepss"):
+        make.algorithm("MlpPolicy", PointMass(), n_stepss=100)
+
+
+FORMER = ("restart_after", "effort", "n_steps", "anchor", "averaging", "critic_width", "use_sde", "optimize_memory_usage")
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_former_arguments_of_dpi_name_the_new_word(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"DPI takes other words now: instead of {name} write \w"):
+        DPI("MlpPolicy", limited(12), **{name: 1})
 
 
 def test_choices() -> None:
@@ -116,15 +186,21 @@ def test_schedules() -> None:
         as_schedule("alpha", "exp_0.1")
 
 
-@pytest.mark.parametrize(("algorithm", "name"), SCHEDULES)
-def test_schedules_as_arguments(algorithm: type[Model], name: str) -> None:
-    model = algorithm("MlpPolicy", PointMass(), device="cpu", **{name: "lin_0.4"})
-    assert getattr(model, name)(0.5) == 0.2
+SCHEDULES: list[tuple[Make, str]] = [
+    *[(make, name) for make in called(MDGPS) for name in ("kl_step", "min_std")],
+    *[(make, name) for make in called(AggreVaTeDOC) for name in ("trust_region", "target_kl", "min_std")],
+    *[(make, "target_kl") for make in called(DualAC)],
+]
+
+
+@pytest.mark.parametrize(("make", "name"), SCHEDULES, ids=str)
+def test_schedules_as_arguments(make: Make, name: str) -> None:
+    assert getattr(make(**{name: "lin_0.4"}), name)(0.5) == 0.2
     with pytest.raises(ValueError, match=f"{name}='much' is no schedule"):
-        algorithm("MlpPolicy", PointMass(), device="cpu", **{name: "much"})
+        make(**{name: "much"})
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_horizon_beyond_the_time_limit(make: Make) -> None:
     message = r"horizon=13 is longer than the environment's episodes \(12 steps\): use at most 12, or None for the time limit"
     with pytest.raises(ValueError, match=message):
@@ -147,22 +223,22 @@ def test_jacobian_where_policy_and_planner_see_different_things() -> None:
 def test_not_finite(make: Make, what: str, bad: float, tmp_path: Path) -> None:
     """Environment and step are named, and the model is as before the rollout."""
     env = PointMass()
-    model = make(env, replay=2)
-    model.learn(ITERATION)
-    before = parameter_sum(model)
+    model = make(env).learn(ITERATION)
+    before = parameters(model)
     env.broken, env.bad = (what, ITERATION + 24), bad
-    message = f"Environment 0 returned an? {what} that is not finite at step 3 .*after {ITERATION + 24} steps"
+    where = " at step 3 of its trajectory" if make.from_conditions else ""
+    message = rf"Environment 0 returned an? {what} that is not finite{where} \(?after {ITERATION + 24} steps"
     with pytest.raises(ValueError, match=message):
         model.learn(ITERATION, reset_num_timesteps=False)
-    assert parameter_sum(model) == before
+    assert parameters(model) == before
     model.save(tmp_path / "model")
     env.broken = None
-    for survivor in (model, type(model).load(tmp_path / "model", env=PointMass())):
+    for survivor in (model, make.algorithm.load(tmp_path / "model", env=PointMass())):
         survivor.learn(ITERATION, reset_num_timesteps=False)
-        assert survivor.n_iterations == 2 and np.isfinite(parameter_sum(survivor))
+        assert iterations(survivor) == 2 and np.isfinite(parameters(survivor)) and parameters(survivor) != before
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_not_finite_after_a_reset(make: Make) -> None:
     with pytest.raises(ValueError, match="observation that is not finite at step 0"):
         make(PointMass(broken=("reset", 10))).learn(1)
@@ -170,26 +246,9 @@ def test_not_finite_after_a_reset(make: Make) -> None:
 
 @every_algorithm
 def test_the_environment_that_is_not_finite_is_named(make: Make) -> None:
-    envs = [PointMass(), PointMass(), PointMass(broken=("reward", 5))]
-    makers = iter(envs)
-    with pytest.raises(ValueError, match=r"Environment 2 returned a reward .*step 4 .*after 15 steps"):
-        make(vec_env(3, lambda: next(makers))).learn(1)
-
-
-@pytest.mark.parametrize("norm_obs", [True, False])
-@every_algorithm
-def test_not_finite_with_vec_normalize(make: Make, norm_obs: bool) -> None:
-    """The statistics of VecNormalize must not be poisoned for good."""
-    inner = PointMass()
-    env = VecNormalize(vec_env(1, lambda: inner), norm_obs=norm_obs)
-    model = make(env)
-    model.learn(ITERATION)
-    inner.broken = ("observation", ITERATION + 5)
-    with pytest.raises(ValueError, match="observation that is not finite"):
-        model.learn(ITERATION, reset_num_timesteps=False)
-    inner.broken = None
-    model.learn(ITERATION, reset_num_timesteps=False)
-    assert np.isfinite(parameter_sum(model))
+    envs = iter([PointMass(), PointMass(), PointMass(broken=("reward", 5))])
+    with pytest.raises(ValueError, match=r"Environment 2 returned a reward .*after 15 steps"):
+        make(vec_env(3, lambda: next(envs))).learn(ITERATION)
 
 
 def test_huge_numbers_are_finite() -> None:
@@ -214,13 +273,13 @@ def test_an_algorithm_is_its_train() -> None:
     assert trajectories.alive.all(), "collection does not need it"
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_what_only_the_policy_sees_must_be_finite_too(make: Make) -> None:
     with pytest.raises(ValueError, match="observation that is not finite"):
         make(DictPointMass(broken_key="position"), "MultiInputPolicy").learn(1)
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_deaths_that_leave_too_few_samples(make: Make) -> None:
     model = make(PointMass(death=(1, 12)))
     model.dynamics = {"min_samples": 5}
@@ -232,7 +291,7 @@ def test_deaths_that_leave_too_few_samples(make: Make) -> None:
     assert model.learn(1).n_iterations == 1, "what raised can be mended"
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_pixels_alone(make: Make) -> None:
     message = r'planner needs a vector and found none .*dictionary whose key "state" is a vector'
     for policy in ("CnnPolicy", "MlpPolicy"):
@@ -242,7 +301,16 @@ def test_pixels_alone(make: Make) -> None:
         make(DictPointMass(("image",)), "MultiInputPolicy")
 
 
-@every_algorithm
+@every(from_conditions=True)
 def test_nothing_but_the_state(make: Make) -> None:
     with pytest.raises(ValueError, match='nothing but "state", which the policy may not see: add other keys'):
         make(DictPointMass(("state",)), "MultiInputPolicy")
+
+
+def test_what_no_world_model_can_foretell() -> None:
+    with pytest.raises(ValueError, match="images and discrete observations have no model here"):
+        small_dpi(ImagePointMass())
+    with pytest.raises(ValueError, match="under the key 'image'"):
+        small_dpi(DictPointMass(("image", "velocity")), "MultiInputPolicy")
+    with pytest.raises(ValueError, match="must see all that the planner sees"):
+        small_dpi(DictPointMass(("state", "position")), "MultiInputPolicy")

@@ -7,7 +7,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import CONDITIONS, DictPointMass, ImagePointMass, Matrix, PointMass, limited, small_mdgps
+from algorithms import small_mdgps
+from dummy_envs import CONDITIONS, DictPointMass, ImagePointMass, Matrix, PointMass, limited
 from gymnasium import spaces
 from sb3_contrib import TQC, TRPO, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3

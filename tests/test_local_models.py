@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import HORIZON, DictPointMass, PointMass, small_mdgps
+from algorithms import small_mdgps
+from dummy_envs import HORIZON, DictPointMass, PointMass
 
 from sb3_dpi.common.linearization import as_controller, average_jacobians
 from sb3_dpi.common.local_models import (

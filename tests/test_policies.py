@@ -1,11 +1,13 @@
 """Policies in units of the bounds: what they predict, their standardisation, and the key that they may not see."""
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import ITERATION, PointMass, small_mdgps
+from algorithms import Make, every, every_algorithm, parameters, small_mdgps
+from dummy_envs import ITERATION, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -18,7 +20,6 @@ from sb3_dpi.common.policies import (
     StandardizedExtractor,
     StatelessCombinedExtractor,
 )
-from sb3_dpi.mdgps import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([5.0, 0.5], np.float32), dtype=np.float32)
@@ -37,28 +38,43 @@ def outputs(policy: BoundedGaussianPolicy) -> np.ndarray:
         return th.cat([policy.action_mean(obs), policy.predict_values(obs)], 1).numpy()
 
 
-def test_aliases() -> None:
-    assert (MlpPolicy, CnnPolicy, MultiInputPolicy) == (
-        BoundedGaussianPolicy,
-        BoundedGaussianCnnPolicy,
-        BoundedGaussianMultiInputPolicy,
-    )
-    assert MDGPS.policy_aliases == {"MlpPolicy": MlpPolicy, "CnnPolicy": CnnPolicy, "MultiInputPolicy": MultiInputPolicy}
-    assert issubclass(MlpPolicy, ActorCriticPolicy)
-    assert small_mdgps(policy=MlpPolicy).learn(1).n_iterations == 1
+# ---------------------------------------------------------------------- choosing a policy
 
 
-def test_policies_of_other_units_are_refused() -> None:
+@every_algorithm
+def test_aliases(make: Make) -> None:
+    """Each name stands for the class that the algorithm's folder exports, and learns the same."""
+    folder = importlib.import_module(make.algorithm.__module__.rpartition(".")[0])
+    aliases = make.algorithm.policy_aliases
+    assert {"MlpPolicy", "MultiInputPolicy"} <= set(aliases)
+    assert {name: getattr(folder, name) for name in aliases} == aliases
+    by_class, by_name = make(policy=aliases["MlpPolicy"]), make()
+    for model in (by_class, by_name):
+        model.set_random_seed(1)
+        model.learn(ITERATION)
+    assert parameters(by_class) == parameters(by_name)
+
+
+@every_algorithm
+def test_custom_policies(make: Make) -> None:
+    """Of a user's class, with networks of the sizes and activations that were asked for."""
+    base: Any = make.algorithm.policy_aliases["MlpPolicy"]
+    custom = type("Custom", (base,), {})
+    kwargs = {"net_arch": {"pi": [5, 4], ("qf" if make.squashes else "vf"): [3]}, "activation_fn": th.nn.ELU}
+    model = make(policy=custom, policy_kwargs=kwargs)
+    before = parameters(model)
+    assert type(model.learn(ITERATION).policy) is custom and parameters(model) != before
+    assert model.policy.activation_fn is th.nn.ELU
+    if not make.squashes:
+        hidden = [layer for layer in model.policy.mlp_extractor.policy_net if isinstance(layer, th.nn.Linear)]
+        assert [layer.out_features for layer in hidden] == [5, 4]
+        assert any(isinstance(layer, th.nn.ELU) for layer in model.policy.mlp_extractor.value_net)
+
+
+@every(from_conditions=True)
+def test_policies_of_other_units_are_refused(make: Make) -> None:
     with pytest.raises(ValueError, match=r"units of the action bounds.*MlpPolicy, CnnPolicy, MultiInputPolicy"):
-        small_mdgps(policy=ActorCriticPolicy)
-
-
-def test_custom_policies() -> None:
-    class Custom(BoundedGaussianPolicy):
-        pass
-
-    model = small_mdgps(policy=Custom, policy_kwargs={"net_arch": {"pi": [4], "vf": []}, "activation_fn": th.nn.ELU})
-    assert isinstance(model.learn(2 * ITERATION).policy, Custom)
+        make(policy=ActorCriticPolicy)
 
 
 @pytest.mark.parametrize("options", [{"features_extractor_class": FlattenExtractor}, {"share_features_extractor": False}, {}])

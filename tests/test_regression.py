@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import DictPointMass, PointMass, small_mdgps
+from algorithms import small_mdgps
+from dummy_envs import DictPointMass, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor, update_learning_rate

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,15 +10,25 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch as th
-from algorithms import every_stepwise_algorithm, small_dual_ac
-from dummy_envs import HORIZON, PointMass, limited, small_mdgps
-from test_save_load import rewrite
+from algorithms import ALGORITHMS, Make, every_algorithm, small_mdgps
+from dummy_envs import HORIZON, PointMass, limited
+from stable_baselines3 import PPO
 
 from sb3_dpi import MDGPS, DualAC
 from sb3_dpi.common.saved_models import FORMAT_VERSION, renamed_arguments
 from sb3_dpi.compare.checks import SuiteError, check_hyperparameter
 
 OBSERVATIONS = np.zeros((3, 2), dtype=np.float32)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change entries of a saved file's data."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["data"] = json.dumps({**json.loads(members["data"]), **changes}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
 class Renamed(MDGPS):
@@ -106,40 +117,11 @@ def test_loading_refuses_what_the_model_does_not_have(tmp_path: Path) -> None:
         MDGPS.load(path, zzz=1)
 
 
-@pytest.mark.parametrize(
-    "make, horizon", [(small_mdgps, {"horizon": HORIZON - 1}), (small_dual_ac, {"window_length": 3})], ids=["MDGPS", "DualAC"]
-)
-def test_what_the_ecosystem_hands_over_is_taken(make: Any, horizon: dict[str, Any], tmp_path: Path) -> None:
-    """RL Zoo's ``enjoy`` and ``train -i``, Stable-Baselines3's own tests."""
-    model = make(seed=0)
-    model.save(tmp_path / "model.zip")
-    custom: dict[str, Any] = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0, "what": 1}
-    loaded = type(model).load(
-        tmp_path / "model.zip",
-        env=limited(12),
-        device="cpu",
-        custom_objects=custom,
-        print_system_info=False,
-        force_reset=True,
-        seed=3,
-        verbose=0,
-        tensorboard_log=None,
-        n_envs=1,
-        clip_range=0.1,
-        learning_rate=1e-3,
-        lr_schedule=None,
-        gamma=0.5,
-        **horizon,
-    )
-    assert (loaded.seed, loaded.gamma, loaded.learning_rate) == (3, 0.5, 1e-3)
-    assert all(getattr(loaded, name) == value for name, value in horizon.items())
-
-
 # ---------------------------------------------------------------------- formats
 
 
-@every_stepwise_algorithm
-def test_older_formats_are_refused_before_anything_is_unpickled(make: Any, tmp_path: Path) -> None:
+@every_algorithm
+def test_older_formats_are_refused_before_anything_is_unpickled(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     model = make()
     model.save(path)
@@ -148,11 +130,19 @@ def test_older_formats_are_refused_before_anything_is_unpickled(make: Any, tmp_p
     expected = rf"format 1, older than the format {FORMAT_VERSION} .*train the model again, or load it with the version"
     with pytest.raises(ValueError, match=expected):
         type(model).load(path)
-    # A path without its suffix and an open file are the same file
+    # a path without its suffix and an open file are the same file
     with pytest.raises(ValueError, match=expected):
         type(model).load(str(tmp_path / "model"))
     with path.open("rb") as file, pytest.raises(ValueError, match=expected):
         type(model).load(file)
+
+
+@every_algorithm
+def test_newer_formats_are_refused(make: Make, tmp_path: Path) -> None:
+    make().save(tmp_path / "model.zip")
+    rewrite(tmp_path / "model.zip", format_version=FORMAT_VERSION + 1)
+    with pytest.raises(ValueError, match=f"format {FORMAT_VERSION + 1}, newer than the format {FORMAT_VERSION}.*upgrade"):
+        make.algorithm.load(tmp_path / "model.zip", env=PointMass())
 
 
 def test_streams_are_read_from_where_they_stand(tmp_path: Path) -> None:
@@ -180,3 +170,32 @@ def test_what_is_no_saved_model_is_refused_as_everywhere(tmp_path: Path) -> None
     th.save({}, tmp_path / "weights.zip")
     with pytest.raises((AssertionError, ValueError)):
         DualAC.load(tmp_path / "weights.zip")
+
+
+# ---------------------------------------------------------------------- other algorithms
+
+
+@every_algorithm
+def test_file_of_a_subclass(make: Make, tmp_path: Path) -> None:
+    name = str(make)
+    other = type(f"Other{name}", (make.algorithm,), {})
+    make().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"holds a {name} model: load it with {name}\.load, not Other{name}\.load"):
+        other.load(tmp_path / "model")
+    other("MlpPolicy", limited(12), device="cpu").save(tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"holds a Other{name} model: load it with Other{name}\.load"):
+        make.algorithm.load(tmp_path / "other", env=PointMass())
+    assert isinstance(other.load(tmp_path / "other", env=limited(12)), other)
+
+
+@every_algorithm
+def test_files_of_other_algorithms(make: Make, tmp_path: Path) -> None:
+    """Of ours and of others', with and without an environment."""
+    PPO("MlpPolicy", PointMass(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "PPO")
+    theirs = next(other for other in ALGORITHMS if other is not make)
+    theirs().save(tmp_path / "theirs")
+    for env in (None, PointMass()):
+        with pytest.raises(ValueError, match=rf"another algorithm: it cannot be loaded with {make}\.load"):
+            make.algorithm.load(tmp_path / "PPO", env=env)
+        with pytest.raises(ValueError, match=rf"holds a {theirs} model: load it with {theirs}\.load, not {make}\.load"):
+            make.algorithm.load(tmp_path / "theirs", env=env)

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dummy_envs import HORIZON, PointMass, limited, small_mdgps, vec_env
+from algorithms import small_mdgps
+from dummy_envs import HORIZON, PointMass, limited, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 

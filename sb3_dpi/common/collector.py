@@ -1,6 +1,6 @@
 """Sampling of time-aligned trajectories from initial conditions, as rollouts of Stable-Baselines3."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,11 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_dpi.common.actor import Actor, export_actor
 from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.early_resets import install
 from sb3_dpi.common.environments import environment_indices, make_environments
 from sb3_dpi.common.finite import KeptStatistics, NotFiniteError, check_finite
 from sb3_dpi.common.original_observations import before_reset, original_obs, original_rewards, step_unclipped
@@ -186,6 +187,12 @@ class TrajectoryCollector(OnPolicyAlgorithm):
 
     # ------------------------------------------------------------------ sampling
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self.env is not None:
+            layer = install(self.env)  # hands out reset seeds
+            self.env = self.env if isinstance(self.env, VecEnvWrapper) else layer
+        return super()._setup_learn(*args, **kwargs)
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -220,7 +227,7 @@ class TrajectoryCollector(OnPolicyAlgorithm):
         conditions = rollout_buffer.conditions(batch)
         if self._begins_anew():
             self._report_cut_episodes()
-            reset_with_seeds(env, self._reset_seeds(batch, conditions))
+            install(env).reset_with_seeds(self._reset_seeds(batch, conditions))
             self._last_obs = env.reset()  # type: ignore[assignment]
         normalizer = self._vec_normalize_env
         obs = original_obs(env, normalizer, self._last_obs)
@@ -271,7 +278,7 @@ class TrajectoryCollector(OnPolicyAlgorithm):
         self._update_info_buffer([{"episode": {"r": total, "l": int(length)}} for total, length in cut if length > 0])
         self._cut_episodes = np.zeros((2, self.n_envs))
 
-    def _reset_seeds(self, batch: int, conditions: IntArray) -> list[int | None]:
+    def _reset_seeds(self, batch: int, conditions: IntArray) -> list[int]:
         assert self.condition_base is not None
         if self.conditions in ("random", "continue", "mixed"):
             index = batch * self.n_envs + np.arange(self.n_envs)
@@ -315,15 +322,6 @@ class TrajectoryCollector(OnPolicyAlgorithm):
         if self._acts_in_unit_bounds:
             return clipped
         return self.policy.unscale_action(clipped.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
-
-
-def reset_with_seeds(env: VecEnv, seeds: Sequence[int | None]) -> None:
-    """Hand out what the next ``env.reset()`` seeds each sub-environment with; ``env.seed`` counts upwards.
-
-    :param env: wrapped or not
-    :param seeds: ``[n_envs]``, equal ones allowed
-    """
-    env.unwrapped._seeds = list(seeds)
 
 
 def _died(dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
