@@ -128,8 +128,8 @@ class Problem:
         self.states = draw(n_steps, s.termination_batch, dx)
         self.labels = (self.states[..., 0] > 0.5).astype(np.float32)
         shape = s.updates, s.critic_batch
-        survival = rng.random(shape).astype(np.float32)
-        parts = draw(*shape, dx), np.tanh(draw(*shape, du)), draw(*shape), draw(*shape, dx), survival, draw(*shape, du)
+        continuation = rng.random(shape).astype(np.float32)
+        parts = draw(*shape, dx), np.tanh(draw(*shape, du)), draw(*shape), draw(*shape, dx), continuation, draw(*shape, du)
         self.batches = backends.CriticBatches(*parts)
         H, n = s.horizon, E * s.windows
         self.windows = backends.WindowArrays(draw(n, dx), 0.1 * draw(H, n, dx), 0.1 * draw(H, n), draw(H + 1, n, du))
@@ -195,11 +195,11 @@ def torch_update_critic(problem: Problem) -> tuple[float, float]:
     """:return: mean loss, and mean of the last targets"""
     critic, total, target = problem.critic, 0.0, th.zeros(())
     for arrays in zip(*problem.batches, strict=True):
-        states, actions, rewards, following, survival, noise = (th.as_tensor(array) for array in arrays)
+        states, actions, rewards, following, continuation, noise = (th.as_tensor(array) for array in arrays)
         with th.no_grad():
             next_actions, log_probs = sample(problem.actor, following, noise)
             values = critic(th.cat([following, next_actions], dim=1)[None], problem.slow)[..., 0].amin(0)
-            target = rewards + GAMMA * survival * (values.clamp(LOW, HIGH) - TEMPERATURE * log_probs)
+            target = rewards + GAMMA * continuation * (values.clamp(LOW, HIGH) - TEMPERATURE * log_probs)
         guess = critic(th.cat([states, actions], dim=1)[None])[..., 0]
         loss = functional.huber_loss(guess, target.expand_as(guess))
         critic.descend(2.0 * loss)

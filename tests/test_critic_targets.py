@@ -47,7 +47,7 @@ def test_soft_bellman_targets() -> None:
         one, two = critic.targets(th.cat([batch.next_states, actions], 1))[..., 0]
         values = th.minimum(one, two)
         assert (values < -0.1).any() and (values > 0.2).any()
-        expected = batch.rewards + 0.9 * batch.survival * (values.clamp(-0.1, 0.2) - 0.7 * log_probs)
+        expected = batch.rewards + 0.9 * batch.continuation * (values.clamp(-0.1, 0.2) - 0.7 * log_probs)
     th.testing.assert_close(found, expected)
 
 
@@ -91,7 +91,7 @@ def test_share_of_real_steps(n_imagined: int, expected: int, monkeypatch: pytest
     ensemble, memory = Ensemble(3, 2, 2, 8), ListMemory(data, np.arange(30) == 29)
     ensemble.observe(data)
     batch = some_batch(n_imagined)
-    imagined = Batch(batch.states, batch.actions, 0.0 * batch.rewards, batch.next_states, batch.survival)
+    imagined = Batch(batch.states, batch.actions, 0.0 * batch.rewards, batch.next_states, batch.continuation)
     critic = SoftTwinQ(3, 2, (8, 8), real_fraction=0.4)
     seen: list[Any] = []
     monkeypatch.setattr(critic, "update", lambda batches, noise, learner: seen.append((batches, noise)))

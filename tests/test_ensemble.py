@@ -163,7 +163,7 @@ def test_it_foretells_what_it_has_not_seen(fitted: tuple[Ensemble, ListMemory]) 
     assert state > 0.95 and reward > 0.8
     unseen = system(400, seed=2).data
     assert unseen.terminated.sum() > 5
-    chances = ensemble.survival(*(th.zeros(1),) * 2, ensemble.standardize(unseen.next_states)).detach().numpy()
+    chances = ensemble.continuation(*(th.zeros(1),) * 2, ensemble.standardize(unseen.next_states)).detach().numpy()
     assert chances[unseen.terminated].mean() < 0.3 and chances[~unseen.terminated].mean() > 0.9
 
 
@@ -323,7 +323,7 @@ def test_rollouts_of_several_steps(fitted: tuple[Ensemble, ListMemory], monkeypa
         mine = slice(t * ensemble.n_members * m, (t + 1) * ensemble.n_members * m)
         th.testing.assert_close(pool.rewards[mine], soft.flatten(), rtol=1e-4, atol=1e-4)
         th.testing.assert_close(pool.next_states[mine], states.flatten(0, 1), rtol=1e-4, atol=1e-4)
-        th.testing.assert_close(pool.survival[mine], th.full((ensemble.n_members * m,), gamma ** (length - t - 1)))
+        th.testing.assert_close(pool.continuation[mine], th.full((ensemble.n_members * m,), gamma ** (length - t - 1)))
 
 
 # ---------------------------------------------------------------------- the critic

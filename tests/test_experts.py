@@ -88,7 +88,7 @@ def cosine(first: th.Tensor, second: th.Tensor) -> float:
 
 
 def test_the_pathwise_gradient_against_finite_differences(problem: PlanningProblem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through model, reward, survival, critic and entropy."""
+    """Through model, reward, continuation, critic and entropy."""
     leave_to_torch(monkeypatch)
     noise = np.random.default_rng(3).standard_normal((4, 3, 10, 1)).astype(np.float32)
     gradient = pathwise_gradient(problem, noise).direction[0]

@@ -59,7 +59,7 @@ def test_windows_by_hand(problem: PlanningProblem, noise: th.Tensor) -> None:
     found, expected = roll_out(problem.actor, problem.ensemble, problem.windows, noise), walk(problem, noise)
     for name, array in vars(expected).items():
         th.testing.assert_close(getattr(found, name).detach(), array, atol=1e-5, rtol=1e-5)
-    assert expected.survival[-1].min() < 0.5
+    assert expected.continuation[-1].min() < 0.5
 
 
 def test_objective_by_hand(problem: PlanningProblem, noise: th.Tensor) -> None:
@@ -75,7 +75,7 @@ def test_objective_by_hand(problem: PlanningProblem, noise: th.Tensor) -> None:
             earned = steps.rewards[t] / unit
         else:
             earned = th.stack([problem.critic(steps.states[H, e], steps.actions[H, e]) for e in range(E)]).detach()
-        factor = GAMMA**t * steps.survival[t]
+        factor = GAMMA**t * steps.continuation[t]
         total = total + factor * (earned - TEMPERATURE * steps.log_probs[t])
         # of its own actions' entropy the expert is reminded elsewhere: here that of the closing one alone counts
         own = earned - (TEMPERATURE * steps.log_probs[t] if t == H else 0.0)
@@ -113,7 +113,7 @@ def test_rollouts_with_deaths_by_hand(prepared: tuple[PlanningProblem, CriticDat
             chosen, log_prob = actor.sample(states[t], th.as_tensor(noise[t]))
             following, reward = ensemble.predict(states[t], chosen)
             states.append(ensemble.clip(following))
-            on.append(ensemble.survival(states[t], chosen, states[-1]))
+            on.append(ensemble.continuation(states[t], chosen, states[-1]))
             alive.append(alive[t] * on[t])
             rewards.append(reward)
             log_probs.append(log_prob)
@@ -129,7 +129,7 @@ def test_rollouts_with_deaths_by_hand(prepared: tuple[PlanningProblem, CriticDat
         for column, array in zip(expected, (states[t], actions[t], soft, states[-1], closing), strict=True):
             column.append(array[kept])
     assert 0.3 * n < len(pool) < n
-    for name, column in zip(("states", "actions", "rewards", "next_states", "survival"), expected, strict=True):
+    for name, column in zip(("states", "actions", "rewards", "next_states", "continuation"), expected, strict=True):
         th.testing.assert_close(getattr(pool, name), th.cat(column), atol=1e-4, rtol=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_expansion_against_finite_differences(problem: PlanningProblem, noise: t
                 actions, _ = problem.actor.sample(states, draws)
                 predicted, reward = problem.ensemble.predict(states, actions)
                 following = problem.ensemble.clip(predicted + problem.windows.state_residuals[t])
-                going_on = problem.ensemble.survival(states, actions, following)[e, m].log()
+                going_on = problem.ensemble.continuation(states, actions, following)[e, m].log()
             earned = float(reward[e, m]) / float(problem.critic.unit) * float(weights[t, e, m])
             return following[e, m].numpy(), -earned - float(gains[t + 1 :, e, m].sum() * going_on)
 

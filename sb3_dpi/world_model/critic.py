@@ -335,7 +335,7 @@ class SoftTwinQ(Critic):
         drawn = rng.integers(max(len(data.imagined), 1), size=n_updates * (batch_size - from_real))
         rows = th.as_tensor(drawn, device=data.imagined.rewards.device)
         joined = []
-        for name in ("states", "actions", "rewards", "next_states", "survival"):
+        for name in ("states", "actions", "rewards", "next_states", "continuation"):
             seen, imagined = getattr(real, name), getattr(data.imagined, name)[rows]
             parts = (array.view(n_updates, len(array) // n_updates, *array.shape[1:]) for array in (seen, imagined))
             joined.append(th.cat(tuple(parts), dim=1))
@@ -361,8 +361,8 @@ class SoftTwinQ(Critic):
         return CriticUpdate(loss_sum / max(len(noise), 1), float(target.mean()))
 
     def _update_compiled(self, batches: Batch, noise: np.ndarray, learner: Learner) -> CriticUpdate:
-        states, actions, rewards, next_states, survival = (array_of(getattr(batches, name)) for name in vars(batches))
-        arrays = CriticBatches(states, actions, rewards, next_states, survival, noise)
+        states, actions, rewards, next_states, continuation = (array_of(getattr(batches, name)) for name in vars(batches))
+        arrays = CriticBatches(states, actions, rewards, next_states, continuation, noise)
         adam, slow = adam_of(self.networks.flat, self.optimizer, len(noise)), array_of(self.targets.flat)
         policy, soft = learner.actor.arrays(), (learner.temperature, learner.gamma, *self.bounds)
         return CriticUpdate(*update_critic(self.networks.arrays(), slow, adam, learner.tau, policy, arrays, *soft))
@@ -372,4 +372,4 @@ class SoftTwinQ(Critic):
         actions, log_probs = learner.actor.sample(batch.next_states, noise)
         values = self.targets(self.read(batch.next_states, actions, slow=True))[..., 0].amin(0)
         bounded = self.bound(values) - learner.temperature * log_probs
-        return batch.rewards + learner.gamma * batch.survival * bounded
+        return batch.rewards + learner.gamma * batch.continuation * bounded

@@ -383,7 +383,7 @@ class Ensemble(nn.Module):
         """
         return foretold if self.known_reward is None else self._ask(self.known_reward, states, actions, next_states)
 
-    def survival(self, states: th.Tensor, actions: th.Tensor, next_states: th.Tensor) -> th.Tensor:
+    def continuation(self, states: th.Tensor, actions: th.Tensor, next_states: th.Tensor) -> th.Tensor:
         """
         Probability that an episode goes on after a step.
 

@@ -30,7 +30,7 @@ class Batch:
     """``[n]``"""
     next_states: th.Tensor
     """``[n, dx]``"""
-    survival: th.Tensor
+    continuation: th.Tensor
     """probability that the episode goes on, discounted but for one step, ``[n]``"""
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Imagined:
     """of the actions, ``[H + 1, E, m]``"""
     rewards: th.Tensor
     """in units of the environment, ``[H, E, m]``"""
-    survival: th.Tensor
+    continuation: th.Tensor
     """probability that the episode has come so far, ``[H + 1, E, m]``"""
 
 
@@ -92,7 +92,7 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
     """
     states = [windows.states]
     actions, log_probs, rewards = [], [], []
-    survival = [th.ones(windows.states.shape[:-1], device=windows.states.device)]
+    continuation = [th.ones(windows.states.shape[:-1], device=windows.states.device)]
     for t in range(windows.horizon + 1):
         chosen, log_prob = actor.sample(states[t], noise[t])
         actions.append(chosen)
@@ -102,7 +102,7 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
         predicted, foretold = ensemble.predict(states[t], chosen)
         following = ensemble.clip(predicted + windows.state_residuals[t])
         rewards.append(ensemble.reward(states[t], chosen, following, foretold + windows.reward_residuals[t]))
-        survival.append(survival[t] * ensemble.survival(states[t], chosen, following))
+        continuation.append(continuation[t] * ensemble.continuation(states[t], chosen, following))
         states.append(following)
     nothing = windows.reward_residuals[:0]
     return Imagined(
@@ -110,7 +110,7 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
         th.stack(actions),
         th.stack(log_probs),
         th.stack(rewards) if rewards else nothing,
-        th.stack(survival),
+        th.stack(continuation),
     )
 
 
@@ -192,23 +192,23 @@ def rollouts(
     :param length: L
     :param temperature: alpha, in the environment's rewards
     :param gamma: discount factor
-    :return: imagined transitions: ``rewards`` the sum in y, ``next_states`` x_L, ``survival`` gamma^{k-1} c_L; steps that an
-        episode is unlikely to come to are few
+    :return: imagined transitions: ``rewards`` the sum in y, ``next_states`` x_L, ``continuation`` gamma^{k-1} c_L; steps
+        that an episode is unlikely to come to are few
     """
     m = -(-n // (length * ensemble.n_members))
     rows = rng.integers(len(memory), size=ensemble.n_members * m)
     windows = make_windows(ensemble, memory, rows, length, corrected)
     noise = rng.standard_normal((length + 1, ensemble.n_members, m, actor.action_dim)).astype(np.float32)
     imagined = roll_out(actor, ensemble, windows, th.as_tensor(noise, device=windows.states.device))
-    going_on = imagined.survival[1:] / imagined.survival[:-1].clamp_min(1e-6)
-    rewards, survival = imagined.rewards.clone(), going_on.clone()
+    going_on = imagined.continuation[1:] / imagined.continuation[:-1].clamp_min(1e-6)
+    rewards, continuation = imagined.rewards.clone(), going_on.clone()
     for t in range(length - 2, -1, -1):
         rewards[t] += gamma * going_on[t] * (rewards[t + 1] - temperature * imagined.log_probs[t + 1])
-        survival[t] *= gamma * survival[t + 1]
-    reached = th.as_tensor(rng.random(tuple(rewards.shape)), device=rewards.device) <= imagined.survival[:-1]
+        continuation[t] *= gamma * continuation[t + 1]
+    reached = th.as_tensor(rng.random(tuple(rewards.shape)), device=rewards.device) <= imagined.continuation[:-1]
     states, actions = imagined.states[:-1][reached], imagined.actions[:-1][reached]
     ends = imagined.states[-1].expand(length, *imagined.states.shape[1:])
-    return Batch(states, actions, rewards[reached], ends[reached], survival[reached])
+    return Batch(states, actions, rewards[reached], ends[reached], continuation[reached])
 
 
 def make_windows(ensemble: Ensemble, memory: Memory, rows: IntArray, horizon: int, corrected: bool) -> Windows:

@@ -14,7 +14,7 @@ memory::
     AdamArrays(first [E, P], second [E, P], step, rate, beta_1=.9, beta_2=.999, epsilon=1e-8)
     PolicyArrays(network, log_std_low, log_std_high)          # outputs: mean, then raw log standard deviation
     ModelArrays(network, gain [dx], offset [dx], reward_mean, reward_std, state_low [dx], state_high [dx])
-    CriticBatches(states [K, B, dx], actions [K, B, du], rewards [K, B], next_states [K, B, dx], survival [K, B],
+    CriticBatches(states [K, B, dx], actions [K, B, du], rewards [K, B], next_states [K, B, dx], continuation [K, B],
                   noise [K, B, du])
     WindowArrays(states [E m, dx], state_residuals [H, E m, dx], reward_residuals [H, E m], noise [H + 1, E m, du])
 

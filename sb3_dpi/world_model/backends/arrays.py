@@ -83,14 +83,14 @@ class CriticBatches(NamedTuple):
     """in units of value, ``[K, B]``"""
     next_states: Floats
     """``[K, B, dx]``"""
-    survival: Floats
+    continuation: Floats
     """probability that the episode goes on, ``[K, B]``"""
     noise: Floats
     """standard normal, for the next actions, ``[K, B, du]``"""
 
 
 class WindowArrays(NamedTuple):
-    """Where imagined windows begin, what anchors them, and the policy's noise."""
+    """Where imagined windows begin, what corrects them, and the policy's noise."""
 
     states: Floats
     """``[E m, dx]``"""

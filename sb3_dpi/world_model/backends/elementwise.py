@@ -167,7 +167,7 @@ def polyak(slow: Floats, flat: Floats, tau: float) -> None:
 @kernel
 def soft_targets(
     rewards: Floats,
-    survival: Floats,
+    continuation: Floats,
     values: Floats,
     log_probs: Floats,
     limits: tuple[float, float],
@@ -180,7 +180,7 @@ def soft_targets(
     mean = 0.0
     for i in range(len(targets)):
         value = min(max(min(values[0, i], values[1, i]), low), high) - alpha * log_probs[i]
-        targets[i] = rewards[i] + discount * survival[i] * value
+        targets[i] = rewards[i] + discount * continuation[i] * value
         mean += targets[i] / len(targets)
     return mean
 
@@ -281,7 +281,7 @@ def follow(
 @kernel
 def follow_backward(
     by_input: Floats,
-    by_survival: Floats,
+    by_continuation: Floats,
     weights: Floats,
     gain: Floats,
     reward_std: float,
@@ -292,14 +292,14 @@ def follow_backward(
 ) -> None:
     """From derivatives by next states and rewards to those by states and the model's outputs, ``slope [n, dx + 1]``.
 
-    The first columns of ``by_input [n, dx + du]`` and ``by_survival [n, dx]`` add up to the derivative by the next states,
+    The first columns of ``by_input [n, dx + du]`` and ``by_continuation [n, dx]`` add up to the derivative by the next states,
     ``weights [n]`` are that by the rewards.
     """
     n, dx = by_state.shape
     std = f32(reward_std)
     for i in range(n):
         for j in range(dx):
-            by_state[i, j] = (by_input[i, j] + by_survival[i, j]) * within[i, j]
+            by_state[i, j] = (by_input[i, j] + by_continuation[i, j]) * within[i, j]
             slope[i, j] = by_state[i, j] * gain[j] * inside[i, j]
         slope[i, dx] = weights[i] * std * inside[i, dx]
 

@@ -136,7 +136,7 @@ def update_critic(
         tape.stack = slow_stack
         mean = elementwise.soft_targets(
             batches.rewards[k],
-            batches.survival[k],
+            batches.continuation[k],
             tape.forward()[:, :, 0],
             draw.log_probs,
             (float(low), float(high)),

@@ -44,7 +44,7 @@ class _Imagination:
         # for the backward pass of one step
         self.by_input: Floats = np.empty((n, dx + du), f32)
         self.by_state: Floats = np.empty((n, dx), f32)
-        self.by_survival: Floats = np.zeros((n, dx), f32)
+        self.by_continuation: Floats = np.zeros((n, dx), f32)
         self.by_change: Floats = np.empty((n, dx + 1), f32)
 
     def act(self, t: int) -> None:
@@ -98,10 +98,10 @@ class _Imagination:
             slope = self.ends[t].outputs
             elementwise.survive_backward(by_alive, self.alive[t + 1], self.chances[t], slope[0, :, 0])
             self.ends[t].backward(slope)
-            self.ends[t].by_inputs(self.by_survival[None])
+            self.ends[t].by_inputs(self.by_continuation[None])
         elementwise.follow_backward(
             self.by_input,
-            self.by_survival,
+            self.by_continuation,
             weights,
             model.gain,
             float(model.reward_std),
@@ -162,7 +162,7 @@ def window_gradient(
     :param model: of E members
     :param termination: logit of an episode's end from the state that is come to, of one member; None where none has ended
     :param critic: two members that read the state, or state and action; their mean closes windows, in units of value
-    :param windows: where to begin, what anchors them, and the noise
+    :param windows: where to begin, what corrects them, and the noise
     :param temperature: alpha, in units of value
     :param gamma: discount factor
     :return: gradient ``[P]``, J, and the entropy

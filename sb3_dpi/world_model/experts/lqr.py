@@ -1,7 +1,7 @@
 """The second-order expert: KL-constrained LQR along imagined windows.
 
 With w_t the policy's noise, x_{t+1} = g(x_t, w_t) is the closed loop of policy and corrected model. Around sampled windows
-g is linearised, and the cost of a step, minus its reward weighed with discount and survival, and minus the critic at the
+g is linearised, and the cost of a step, minus its reward weighed with discount and continuation, and minus the critic at the
 end, is expanded to second order, the Hessians averaged over the windows of a time step and projected. Within
 
     KL(p(w_t|x_t) || N(0, I)) <= trust_region   nats a step, mean over all windows,
@@ -28,7 +28,7 @@ from sb3_dpi.world_model.imagination import Imagined, roll_out
 TOLERANCE = 0.1
 """The search ends with the KL divergence in [1 - TOLERANCE, 1] of its bound."""
 SMALLEST_CHANCE = 1e-3
-"""Of survival: below it a death is certain, and there is nothing to gain by a little less of it."""
+"""Of continuation: below it a death is certain, and there is nothing to gain by a little less of it."""
 MOST_PASSES = 30
 FIRST_STEP = 4.0
 """Factor by which the dual variable is first moved."""
@@ -63,8 +63,8 @@ def expand(problem: PlanningProblem, imagined: Imagined, noise: th.Tensor, gains
     :param problem: policy, model, critic and windows
     :param imagined: the sampled windows
     :param noise: ``[H + 1, E, m, du]``
-    :param gains: of every step, with discount and survival, ``[H + 1, E, m]``
-    :param weights: discount and survival, ``[H + 1, E, m]``
+    :param gains: of every step, with discount and continuation, ``[H + 1, E, m]``
+    :param weights: discount and continuation, ``[H + 1, E, m]``
     :return: expansion around them
     """
     actor, ensemble, critic, windows = problem.actor, problem.ensemble, problem.critic, problem.windows
@@ -88,7 +88,7 @@ def expand(problem: PlanningProblem, imagined: Imagined, noise: th.Tensor, gains
     cost = -by_member(weights[:-1]) * rewards / critic.unit.float()
     # who dies loses all that would have come
     ahead = by_member(gains.flip(0).cumsum(0).flip(0)[1:])
-    cost = cost - ahead * ensemble.survival(states, actions, following).clamp_min(SMALLEST_CHANCE).log()
+    cost = cost - ahead * ensemble.continuation(states, actions, following).clamp_min(SMALLEST_CHANCE).log()
     slope = _derivatives(cost[..., None], (states, draws))
     curvature = _derivatives(slope[..., 0, :], (states, draws))
     jacobian = _derivatives(following, (states, draws))

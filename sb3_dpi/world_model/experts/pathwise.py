@@ -6,7 +6,7 @@ Maximise over the policy's parameters, for windows of H steps with c_t the proba
                + gamma^H c_H (Q(x_H, u_H) - alpha log pi(u_H|x_H)) ],
 
 x_{t+1} the corrected prediction of one member, u_t = tanh(mu + sigma eps_t) with eps drawn before. The gradient runs through
-model, reward, survival and critic. It is what the expert that may move from the policy by alpha nats adds to it, to first
+model, reward, continuation and critic. It is what the expert that may move from the policy by alpha nats adds to it, to first
 order as alpha goes to zero (Sun et al. 2018, Eq. 4): no planning is left to do, and imitation is one step along it.
 
 Shapes: as in ``imagination``; noise ``[H + 1, E, m, du]``.
@@ -78,7 +78,7 @@ def window_objective(problem: PlanningProblem, noise: th.Tensor) -> tuple[th.Ten
     closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1)).view(rewards.shape[1:])
     gains = th.cat([rewards, closing[None]]) - problem.temperature * imagined.log_probs
     discounts = problem.gamma ** th.arange(len(gains), device=gains.device)
-    objective = (discounts[:, None, None] * imagined.survival * gains).sum(0).mean()
+    objective = (discounts[:, None, None] * imagined.continuation * gains).sum(0).mean()
     return objective, -imagined.log_probs.mean()
 
 

@@ -66,7 +66,7 @@ class PlanTargets:
     importance: th.Tensor
     """what the plan for a state counts, ``[H, E, m]``"""
     discounts: th.Tensor
-    """discount times survival, what the policy's entropy there counts, ``[H, E, m]``"""
+    """discount times continuation, what the policy's entropy there counts, ``[H, E, m]``"""
     target: th.Tensor
     """mean action before tanh, ``[H, E, m, du]``"""
     variance: th.Tensor
@@ -127,18 +127,18 @@ def advise(
     divergence: float,
 ) -> PlanTargets:
     """
-    Turn planned noise into advice that stays the same while the policy learns.
+    Turn planned noise into targets that stay the same while the policy learns.
 
     :param actor: the policy that the plan began with
     :param states: ``[H, E, m, dx]``
     :param importance: what the plan for a state counts, ``[H, E, m]``
-    :param discounts: discount times survival, ``[H, E, m]``
+    :param discounts: discount times continuation, ``[H, E, m]``
     :param noise_mean: e, ``[H, E, m, du]``
     :param noise_variance: diag S, ``[H, E, m, du]``
     :param beta: dual variable of the trust region, in units of value
     :param objective: return of a window, in units of value
     :param divergence: KL(expert || policy), nats a step
-    :return: advice
+    :return: targets
     """
     mean, log_std = actor(states)
     std = log_std.exp()

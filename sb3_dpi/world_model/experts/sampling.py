@@ -36,14 +36,14 @@ def window_gains(problem: PlanningProblem, imagined: Imagined) -> tuple[th.Tenso
 
     :param problem: its critic, temperature and discount count
     :param imagined: what happened in its windows, or to particles of them
-    :return: in units of value, with discount and survival, ``[H + 1, E, rows]``, and these alone, the same shape
+    :return: in units of value, with discount and continuation, ``[H + 1, E, rows]``, and these alone, the same shape
     """
     critic = problem.critic
     closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1))
-    closing = closing.view(imagined.survival.shape[1:]) - problem.temperature * imagined.log_probs[-1]
+    closing = closing.view(imagined.continuation.shape[1:]) - problem.temperature * imagined.log_probs[-1]
     gains = th.cat([imagined.rewards / critic.unit.float(), closing[None]])
     discounts = problem.gamma ** th.arange(len(gains), device=gains.device)
-    weights = discounts[:, None, None] * imagined.survival
+    weights = discounts[:, None, None] * imagined.continuation
     return weights * gains, weights
 
 
@@ -99,7 +99,7 @@ class Particles:
     states: th.Tensor
     """``[H + 1, E, m, N, dx]``"""
     weights: th.Tensor
-    """discount and survival, ``[H + 1, E, m, N]``"""
+    """discount and continuation, ``[H + 1, E, m, N]``"""
 
 
 @th.no_grad()
@@ -147,7 +147,7 @@ class MPPI:
         tried = try_out(problem, noise)
         weights, beta, divergence = tempered_weights(tried.returns, self.trust_region * steps)
         shares = self.n_particles * weights.reshape(tried.weights.shape[1:])
-        # each particle is advice of its own, which counts as much as it weighs
+        # each particle is a target of its own, which counts as much as it weighs
         device = tried.states.device
         drawn = th.as_tensor(tried.noise.reshape(steps, E, -1, du), device=device)
         importance = th.as_tensor(shares, dtype=th.float32, device=device).expand_as(tried.weights)
