@@ -11,7 +11,7 @@ from sb3_dpi.compare.build import build_model
 from sb3_dpi.compare.checks import SuiteError, check_hyperparameter
 from sb3_dpi.compare.former_words import GONE, RENAMED, present_words
 from sb3_dpi.compare.key import configuration_key, in_present_words, run_key
-from sb3_dpi.compare.store import find_runs, read_record
+from sb3_dpi.compare.store import StoredRun, find_runs, read_record
 from sb3_dpi.compare.suite import TASKS, load_suite, make_configs, read_tasks
 from sb3_dpi.zoo import algorithm_class
 from sb3_dpi.zoo.register import ALGORITHMS
@@ -29,6 +29,10 @@ STORED = {
     "dual_ac/strength": (0, 135),
 }
 """Of each suite: how many stored runs are runs of it, and how many there are"""
+
+
+def stored_runs(folder: Path) -> list[StoredRun]:
+    return [read_record(found) for found in find_runs(folder)]
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -51,14 +55,13 @@ def test_tasks() -> None:
 @pytest.mark.parametrize("name", STORED)
 def test_suites_know_their_runs(name: str) -> None:
     wanted = {configuration_key(config) for config in make_configs(load_suite(str(RESULTS / f"{name}.yml")))}
-    runs = [read_record(folder) for folder in find_runs(RESULTS / name)]
+    runs = stored_runs(RESULTS / name)
     assert (sum(run.configuration_key in wanted for run in runs), len(runs)) == STORED[name]
 
 
 def test_stored_runs_say_present_words() -> None:
     former, known = set(), set()
-    for folder in find_runs(RESULTS):
-        run = read_record(folder)
+    for run in stored_runs(RESULTS):
         words = in_present_words(run.config)
         assert run.configuration_key == configuration_key(words)
         assert run.key == run_key(words, run.versions)
@@ -69,7 +72,7 @@ def test_stored_runs_say_present_words() -> None:
                 check_hyperparameter(words.algo, word, word)
                 known.add((words.algo, word))
             except SuiteError:
-                former.add((str(folder.parents[1].relative_to(RESULTS)), word))
+                former.add((str(run.folder.parents[1].relative_to(RESULTS)), word))
     assert len(known) > 50
     assert former == {("dpi/tested", "test_every")}
 
@@ -108,7 +111,7 @@ def test_present_words(algorithm: str, former: dict, present: dict) -> None:
 
 
 def test_runs_are_found_by_present_words() -> None:
-    run = read_record(next(find_runs(RESULTS / "aggrevated_oc" / "trust_region" / "plain_npg")))
+    run = stored_runs(RESULTS / "aggrevated_oc" / "trust_region" / "plain_npg")[0]
     assert run.config.hyperparams["safeguard"] == 0.0
     hyperparams = {**run.config.hyperparams, "trust": 0.0}
     del hyperparams["safeguard"]
