@@ -152,7 +152,7 @@ FREE = {
     "critic_settling": 20,
     "branch_length": 10,
 }
-"""DPI's form for tasks with falls, but with few updates until the critic settles"""
+"""DPI's preset for tasks with falls, in the words of before, but with few updates until the critic settles"""
 TWO = ({}, {})
 DIFFERENT = ({"g": 9.0}, {"g": 12.0})
 
