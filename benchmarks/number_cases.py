@@ -1,83 +1,44 @@
 """The short trainings of ``same_numbers.py``, and the words that differ between an older tree and a newer one.
 
 Cases are written in the words of the oldest tree that they are run in. Where a tree does not know a word, ``RENAMED`` has the
-newer one, ``REMOVED`` says that it is gone, and any other unknown word is an error: whoever renames an argument adds a row.
+newer one, ``REMOVED`` says that it is gone, and any other unknown word is an error: whoever renames an argument adds a row to
+``sb3_dpi/compare/former_words.py``.
 """
 
+import importlib.util
 import pickle
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Renamed:
-    """What an argument of the constructor has become."""
-
-    name: str
-    """the newer word; ``"imagination.horizon"`` is the key ``horizon`` of the argument ``imagination``, ``""`` is none: other
-    arguments of the case say it already"""
-    value: Callable[[Any], Any] | None = None
-    """makes the newer value of the older one; None leaves it"""
-    beside: str | None = None
-    """where a tree knows the older word too, but means something else by it: an argument that only such a tree knows"""
+def _load_former_words() -> ModuleType:
+    """Beside an older tree, whose ``sb3_dpi`` has no such module."""
+    path = Path(__file__).parents[1] / "sb3_dpi" / "compare" / "former_words.py"
+    spec = importlib.util.spec_from_file_location("former_words", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def _off_is_zero(value: Any) -> Any:
-    return 0 if value is None else value
-
-
-def _trust(safeguard: Any) -> Any:
-    return {"calibration": None, "off": 1.0}.get(safeguard, safeguard)
-
-
-_LOCAL = {"cost_fn": Renamed("cost")}
-RENAMED: dict[str, dict[str, Renamed]] = {
-    "MDGPS": _LOCAL,
-    "AggreVaTeDOC": {
-        **_LOCAL,
-        "safeguard": Renamed("trust", _trust),
-    },
-    "DualAC": {"restart_after": Renamed("early_reset.after", _off_is_zero), "restart_spread": Renamed("early_reset.spread")},
-    "DPI": {
-        "n_steps": Renamed("train_freq"),
-        "effort": Renamed("update_to_data"),
-        "trust_region": Renamed("expert.trust_region"),
-        "imitation_steps": Renamed("expert.imitation_steps"),
-        "model_width": Renamed("world_model.width"),
-        "model_steps": Renamed("world_model.gradient_steps"),
-        "model_learning_rate": Renamed("world_model.learning_rate"),
-        "n_members": Renamed("world_model.n_members"),
-        "cost_fn": Renamed("world_model.cost_fn"),
-        "termination_fn": Renamed("world_model.termination_fn"),
-        "critic": Renamed("critic.kind", beside="world_model"),
-        "critic_width": Renamed(""),  # net_arch is of both networks
-        "critic_learning_rate": Renamed("critic.learning_rate"),
-        "critic_settling": Renamed("critic.lr_decay_after", _off_is_zero),
-        "real_fraction": Renamed("critic.real_fraction"),
-        "horizon": Renamed("imagination.horizon"),
-        "n_windows": Renamed("imagination.n_windows"),
-        "n_branches": Renamed("imagination.n_rollout_steps"),
-        "branch_length": Renamed("imagination.rollout_length"),
-        "anchor": Renamed("imagination.on_policy_correction"),
-        "restart_after": Renamed("early_reset.after", _off_is_zero),
-        "target_kl": Renamed("preset.target_kl", _off_is_zero),
-        "averaging": Renamed("preset.polyak"),
-        "noise_correlation": Renamed("preset.noise_correlation"),
-        "noise_scale": Renamed("preset.noise_scale"),
-        "max_grad_norm": Renamed("preset.max_grad_norm"),
-    },
+former_words = _load_former_words()
+Renamed = former_words.Renamed
+put, LEFT_OUT = former_words.put, former_words.LEFT_OUT
+RENAMED: dict[str, dict[str, Any]] = {
+    **former_words.RENAMED,
+    # net_arch of the cases is of both networks; "" is none: other arguments of the case say it already
+    "DPI": {**former_words.RENAMED["DPI"], "critic_width": Renamed("")},
 }
 """Older word of an argument -> newer word, by algorithm"""
 
-REMOVED: dict[str, tuple[str, ...]] = {
-    "AggreVaTeDOC": ("linearization",),
-    "DualAC": ("inner_tolerance", "dual_weights"),
-    "DPI": ("test_every",),
-}
+REMOVED: dict[str, tuple[str, ...]] = dict(former_words.GONE)
 """Arguments that newer trees have not"""
 
 REMOVED_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {"DPI": {"critic": ("windows",)}}
@@ -191,7 +152,7 @@ FREE = {
     "critic_settling": 20,
     "branch_length": 10,
 }
-"""DPI's form for tasks with falls, but with few updates until the critic settles"""
+"""DPI's preset for tasks with falls, in the words of before, but with few updates until the critic settles"""
 TWO = ({}, {})
 DIFFERENT = ({"g": 9.0}, {"g": 12.0})
 

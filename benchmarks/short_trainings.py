@@ -12,7 +12,19 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from number_cases import CASES, REMOVED, REMOVED_VALUES, RENAMED, SMALL, STEPS, TIME_LIMIT, Case, Outcome
+from number_cases import (
+    CASES,
+    LEFT_OUT,
+    REMOVED,
+    REMOVED_VALUES,
+    RENAMED,
+    SMALL,
+    STEPS,
+    TIME_LIMIT,
+    Case,
+    Outcome,
+    put,
+)
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
@@ -69,32 +81,15 @@ def translate(algorithm: str, arguments: dict[str, Any], known: set[str]) -> dic
         if word.partition(".")[0] not in known and plain.get(word) in known:
             word = plain[word]  # a case in newer words
         root, _, key = word.partition(".")
+        if value is LEFT_OUT:
+            continue
         if root in known:
             put(result, root, key, value)
         elif name in REMOVED.get(algorithm, ()):
             raise GoneError(f"{algorithm} has no argument {name}")
         elif root:
-            raise ValueError(f"{algorithm} has no argument {root}: add a row for {name} to number_cases.py")
+            raise ValueError(f"{algorithm} has no argument {root}: add a row for {name} to former_words.py")
     return result
-
-
-def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
-    """
-    Add an argument, or an entry of one that is a dictionary; a name beside entries is their ``"kind"``.
-
-    :param arguments: to these
-    :param name: of the argument
-    :param key: of the entry, empty for the whole
-    :param value: of either
-    """
-    present = arguments.get(name)
-    if key:
-        nested = present if isinstance(present, dict) else {} if present is None else {"kind": present}
-        arguments[name] = {**nested, key: value}
-    elif isinstance(present, dict):
-        arguments[name] = {**present, **(value if isinstance(value, dict) else {"kind": value})}
-    else:
-        arguments[name] = value
 
 
 def make_env(case: Case) -> VecEnv:

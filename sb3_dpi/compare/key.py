@@ -7,6 +7,7 @@ results that came from elsewhere are matched by it, and the other versions are c
 
 import json
 import subprocess
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -15,8 +16,10 @@ from platform import machine, python_version, system
 from typing import Any
 
 from sb3_dpi.common.saved_models import SavedModel
+from sb3_dpi.compare.former_words import present_words
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import algorithm_class
+from sb3_dpi.zoo.register import ALGORITHMS
 
 PACKAGE = Path(__file__).parents[1]
 ALGORITHM_VERSION = "algorithm_version"
@@ -106,6 +109,16 @@ def stored_versions(versions: dict[str, str]) -> dict[str, str]:
     if "sources" not in versions:
         return versions
     return {**{name: found for name, found in versions.items() if name != "sources"}, ALGORITHM_VERSION: "1"}
+
+
+def in_present_words(config: RunConfig) -> RunConfig:
+    """
+    Read the configuration of a stored run.
+
+    :param config: As its record has it
+    :return: The same, its hyperparameters in the words that the algorithm takes now; what it left to defaults is not said
+    """
+    return replace(config, hyperparams=present_words(ALGORITHMS.get(config.algo, ""), config.hyperparams))
 
 
 def _git(*arguments: str) -> str | None:

@@ -19,7 +19,15 @@ from zipfile import BadZipFile
 import filelock
 import numpy as np
 
-from sb3_dpi.compare.key import ALGORITHM_VERSION, configuration_key, provenance, run_key, run_versions, stored_versions
+from sb3_dpi.compare.key import (
+    ALGORITHM_VERSION,
+    configuration_key,
+    in_present_words,
+    provenance,
+    run_key,
+    run_versions,
+    stored_versions,
+)
 from sb3_dpi.compare.types import Curve, RunConfig, RunResult, Timing
 
 RECORD = "run.json"
@@ -95,12 +103,13 @@ def read_record(folder: Path) -> StoredRun:
         if record["format"] > FORMAT:
             raise CorruptRun(f"{path}: written by a newer version of this package")
         config, versions = RunConfig(**record["config"]), stored_versions(record["versions"])
+        present = in_present_words(config)
         return StoredRun(
             folder=folder,
             config=config,
-            # Of an old record the key holds the hash of all sources
-            key=record["key"] if versions == record["versions"] else run_key(config, versions),
-            configuration_key=record["configuration_key"],
+            # Of an old record the key holds the hash of all sources, or words that have changed since
+            key=record["key"] if (versions, present) == (record["versions"], config) else run_key(present, versions),
+            configuration_key=configuration_key(present),
             versions=versions,
             timing=Timing(**record["timing"]),
             evaluations_sha256=record["evaluations_sha256"],
