@@ -7,6 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_dpi.common.collector import TrajectoryCollector
+from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
     BoundedGaussianMultiInputPolicy,
@@ -153,6 +154,7 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         # the last iteration is completed beyond the total, which no schedule expects
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
+    @reset_when_interrupted
     def learn(
         self: SelfDualPolicyAlgorithm,
         total_timesteps: int,

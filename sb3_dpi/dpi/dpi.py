@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_dpi.common.choices import as_settings, check_choice
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
+from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import FORMER_ARGUMENTS, first_temperature, known_functions, make_expert
 from sb3_dpi.dpi.collector import BlockCollector
@@ -315,6 +316,7 @@ class DPI(SavedModel, BlockCollector):
 
     # ------------------------------------------------------------------ learning
 
+    @whole_or_undone
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
         One iteration of dual policy iteration on all that is in the replay buffer.
