@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import filelock
 import gymnasium as gym
@@ -395,19 +395,22 @@ def test_the_same_run_twice_is_the_same(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- the process
 
+WorkerIO = tuple[TextIO, Callable[[], tuple[str, str]]]
+
 
 @pytest.fixture
-def worker_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], tuple[str, str]]]:
-    """Files for what the process of a run prints and logs; reads both."""
+def worker_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerIO]:
+    """The channel of a run's process; and what reads what it tells there and logs."""
     with (tmp_path / "stdout").open("w", 1) as stdout, (tmp_path / "stderr").open("w", 1) as stderr:
         monkeypatch.setattr(worker, "sys", SimpleNamespace(stdout=stdout, stderr=stderr))
-        yield lambda: ((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text())
+        yield stdout, lambda: ((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text())
 
 
-def test_the_process_of_a_run(tmp_path: Path, worker_io: Callable[[], tuple[str, str]]) -> None:
+def test_the_process_of_a_run(tmp_path: Path, worker_io: WorkerIO) -> None:
     config, store = make_config(n_timesteps=192, eval_every=96), Store(tmp_path / "out")
-    worker._run(config, store, run_key(config))
-    printed, log = worker_io()
+    channel, read = worker_io
+    worker._run(config, store, run_key(config), channel)
+    printed, log = read()
     progress = [json.loads(line) for line in printed.splitlines()]
     assert progress[0] == [0, None] and all(len(report) == 2 for report in progress)
     assert "ppo on sb3_dpi_tests/PointMass-v0, seed 1, hyperparameters of test" in log
@@ -416,23 +419,26 @@ def test_the_process_of_a_run(tmp_path: Path, worker_io: Callable[[], tuple[str,
     assert result is not None
     np.testing.assert_array_equal(result.curve.results, run(config, tmp_path / "here").curve.results)
     # Another comparison was faster: nothing is done
-    worker._run(config, Store(tmp_path / "out"), run_key(config))
+    worker._run(config, Store(tmp_path / "out"), run_key(config), channel)
     again = Store(tmp_path / "out").load(config)
-    assert again is not None and again.timing == result.timing and worker_io()[1].count("finished") == 1
+    assert again is not None and again.timing == result.timing and read()[1].count("finished") == 1
 
 
-def test_a_process_of_other_versions_does_not_run(tmp_path: Path, worker_io: Callable[[], tuple[str, str]]) -> None:
+def test_a_process_of_other_versions_does_not_run(tmp_path: Path, worker_io: WorkerIO) -> None:
     store = Store(tmp_path / "out")
     with pytest.raises(RuntimeError, match=r"other versions.*Install the same versions"):
-        worker._run(make_config(), store, "another key")
+        worker._run(make_config(), store, "another key", worker_io[0])
     assert not store.unfinished(make_config()).exists() and store.load(make_config()) is None
 
 
-def test_a_second_process_waits_for_the_first(tmp_path: Path, worker_io: Callable[[], tuple[str, str]]) -> None:
+def test_a_second_process_waits_for_the_first(tmp_path: Path, worker_io: WorkerIO) -> None:
     config, store = make_config(n_timesteps=50), Store(tmp_path / "out")
     unfinished = store.unfinished(config)
     unfinished.parent.mkdir(parents=True)
-    second = threading.Thread(target=worker._run, args=(config, Store(tmp_path / "out"), run_key(config)), daemon=True)
+    channel, read = worker_io
+    arguments = (config, Store(tmp_path / "out"), run_key(config), channel)
+    second = threading.Thread(target=worker._run, args=arguments, daemon=True)
+    worker.sys.stderr.write("of the first\n")
     with filelock.FileLock(unfinished.with_name(f"{unfinished.name}.lock")):
         second.start()
         time.sleep(0.5)
@@ -440,7 +446,7 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path, worker_io: Callabl
         run_one(config, unfinished)
         store.commit(config)
     second.join(30)
-    assert not second.is_alive() and worker_io() == ("", "")
+    assert not second.is_alive() and read() == ("", "of the first\n")
     assert list(find_runs(tmp_path)) == [store.folder(config)] and not (tmp_path / "out" / "set_aside").exists()
 
 

@@ -13,12 +13,14 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 from rich.console import Console
 
 from sb3_dpi.compare.display import LineDisplay, LiveDisplay
-from sb3_dpi.compare.engines import Ended, LocalEngine, Progress, RayEngine, RunFailed
+from sb3_dpi.compare.engines import Ended, LocalEngine, Progress, RayEngine, RunFailed, execute
+from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.run import run_one
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store, find_runs
@@ -108,6 +110,17 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RunResult], li
     return results, failures, out, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_run_that_another_comparison_has_finished_is_no_failure(
+    local: tuple[list[RunResult], list[RunFailed], Path, str],
+) -> None:
+    """Its process ends as soon as its parent reads so: the closed pipe must not end it in another way."""
+    out, log = local[2], Store(local[2]).log(GOOD[0])
+    before = log.read_text()
+    execute(GOOD[0], run_key(GOOD[0]), out, log, lambda timesteps, mean_return: None)
+    # The log is that of the run, not of who came too late
+    assert log.read_text() == before
+
+
 class InProcess:
     """Executes runs one after the other in this process."""
 
@@ -168,6 +181,28 @@ def test_the_same_run_under_two_names_is_done_once(tmp_path: Path) -> None:
     assert engine.executed == ["again on Pendulum-v1, seed 1", "bad on Pendulum-v1, seed 1"]
     assert [result.config for result in results] == configs[:3] and len(failures) == 1
     assert {path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)} == {again.path, GOOD[0].path}
+
+
+def test_what_another_comparison_is_busy_with_comes_last(tmp_path: Path) -> None:
+    store, engine, console = Store(tmp_path), InProcess(), quiet()
+    unfinished = store.unfinished(GOOD[0])
+    unfinished.parent.mkdir(parents=True)
+    with filelock.FileLock(unfinished.with_name(f"{unfinished.name}.lock")):
+        results, failures = run_all(GOOD, store, engine, console)
+    assert engine.executed == [str(GOOD[1]), str(GOOD[0])] and len(results) == 2 and not failures
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"Another comparison is busy in {tmp_path} with 1 of these runs: its results are waited for" in printed
+
+
+def test_what_is_checked_is_what_is_not_finished(tmp_path: Path) -> None:
+    def check(pending: Sequence[RunConfig]) -> None:
+        raise ValueError(" and ".join(map(str, pending)))
+
+    run_all(GOOD[:1], Store(tmp_path), InProcess(), quiet())
+    engine = InProcess()
+    with pytest.raises(ValueError, match=r"^ppo on Pendulum-v1, seed 2$"):
+        run_all(GOOD, Store(tmp_path), engine, quiet(), check)
+    assert not engine.executed
 
 
 def test_two_different_runs_cannot_share_a_folder(tmp_path: Path) -> None:

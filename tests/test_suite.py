@@ -226,7 +226,10 @@ def test_stored_baselines_serve_every_suite_but_the_quick_one() -> None:
         (_suite(tasks={"x": {"env": "a/b/c"}}), "tasks.x.env: unknown environment 'a/b/c', "),
         (_suite(tasks={"x": {"env": "no_such_module:A-v0"}}), "tasks.x.env: the module of environment 'no_such_module:A-v0'"),
         (_suite(tasks={"no_such_module:Reacher-v5": {}}), "cannot be imported (No module named 'no_such_module')"),
-        (_suite(tasks={"gymnasium:Reecher-v5": {}}), "unknown environment 'gymnasium:Reecher-v5', did you mean 'Reacher-v5'"),
+        (
+            _suite(tasks={"gymnasium:Reecher-v5": {}}),
+            "unknown environment 'gymnasium:Reecher-v5', did you mean 'gymnasium:Reacher",
+        ),
         (_suite(tasks={"x/y": {"env": "Reacher-v5"}}), "tasks.x/y: the name of a task has letters"),
         (
             _suite(tasks={CARTPOLE: {"env_kwargs": {"pole_lenght": 1}}}),

@@ -19,6 +19,7 @@ from sb3_dpi.common.critic import (
     rescale_values,
     trajectory_values,
 )
+from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.local_models import CostSettings, LocalModel, fit_local_value, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, natural_gradient_step
@@ -223,6 +224,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
 
     # ------------------------------------------------------------------ Algorithm 1
 
+    @whole_or_undone
     def train(self) -> None:
         """One iteration of Algorithm 1 on the trajectories in the buffer."""
         self.policy.set_training_mode(True)

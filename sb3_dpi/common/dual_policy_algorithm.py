@@ -8,6 +8,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_dpi.common.choices import arguments_of_base
 from sb3_dpi.common.collector import TrajectoryCollector
+from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
     BoundedGaussianMultiInputPolicy,
@@ -138,6 +139,7 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         # the last iteration is completed beyond the total, which no schedule expects
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
+    @reset_when_interrupted
     def learn(
         self: SelfDualPolicyAlgorithm,
         total_timesteps: int,

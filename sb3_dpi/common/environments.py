@@ -1,5 +1,6 @@
 """Environments that differ: training one policy on several, telling them apart, testing on others (Sun et al. 2018, 6.3)."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 Environment = str | gym.Env | Callable[[], gym.Env]
 """An id, an environment or a function that makes one."""
+LONGEST_EPISODE = 10_000
+"""Steps after which an episode of an evaluation is cut where the task has no time limit: it might never end."""
 
 
 class NumberedEnvironment(gym.Wrapper):
@@ -28,7 +31,7 @@ class NumberedEnvironment(gym.Wrapper):
         self.environment_index = environment_index
 
 
-def _make(environment: Environment, index: int) -> gym.Env:
+def _make(environment: Environment, index: int, is_bounded: bool = False) -> gym.Env:
     if isinstance(environment, str):
         made = gym.make(environment)
     elif isinstance(environment, gym.Env):
@@ -40,6 +43,8 @@ def _make(environment: Environment, index: int) -> gym.Env:
             f"Entry {index} of the environments is a {type(made).__name__}: give ids, Gymnasium environments or functions "
             "that make one"
         )
+    if is_bounded and (made.spec is None or made.spec.max_episode_steps is None):
+        made = gym.wrappers.TimeLimit(made, LONGEST_EPISODE)
     return NumberedEnvironment(Monitor(made), index)
 
 
@@ -101,6 +106,8 @@ def evaluate_on_environments(
 ) -> FloatArray:
     """Test a policy on environments, for instance on some that it has never seen.
 
+    Where one has no time limit its episodes are cut after ``LONGEST_EPISODE`` steps, which a warning says.
+
     :param model: any model of Stable-Baselines3; if it normalises observations, with the statistics of its training
     :param environments: ids, environments or functions that make one
     :param n_eval_episodes: episodes on each
@@ -112,10 +119,16 @@ def evaluate_on_environments(
         raise ValueError("An empty list of environments: give at least one id, environment or function that makes one")
     returns = []
     for i, environment in enumerate(environments):
-        env: VecEnv = DummyVecEnv([lambda i=i, e=environment: _make(e, i)])  # type: ignore[misc]
+        env: VecEnv = DummyVecEnv([lambda i=i, e=environment: _make(e, i, True)])  # type: ignore[misc]
         if (normalizer := model.get_vec_normalize_env()) is not None and normalizer.norm_obs:
             env = _with_statistics(env, normalizer)
-        episodes, _ = evaluate_policy(model, env, n_eval_episodes, deterministic, return_episode_rewards=True)
+        episodes, lengths = evaluate_policy(model, env, n_eval_episodes, deterministic, return_episode_rewards=True)
+        if max(lengths) >= LONGEST_EPISODE:  # type: ignore[arg-type]
+            warnings.warn(
+                f"Environment {i}: an episode was cut after {LONGEST_EPISODE:,} steps. Wrap the environment in "
+                "gymnasium.wrappers.TimeLimit for a limit of its own",
+                stacklevel=2,
+            )
         returns.append(episodes)
         if not isinstance(environment, gym.Env):
             env.close()

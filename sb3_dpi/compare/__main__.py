@@ -6,15 +6,26 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 import sb3_dpi  # noqa: F401  (registers the environments of this package)
 from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
+from sb3_dpi.compare.preflight import check_device, check_report, check_runs
 from sb3_dpi.compare.report import print_table, write_report
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import CorruptRun, Store, export_runs
 from sb3_dpi.compare.suite import Suite, load_suite, make_configs, merge_tasks, read_tasks, suite_from_arguments, write_tasks
+from sb3_dpi.compare.types import RunConfig
+from sb3_dpi.zoo.environments import import_custom_envs
+
+
+class ExactParser(argparse.ArgumentParser):
+    """Takes no abbreviations: ``--seed 2`` is not ``--seeds 2``. Its sub-commands are parsers of this class too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, allow_abbrev=False)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     :return: Its parser
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_dpi.compare", description=__doc__)
+    parser = ExactParser(prog="python -m sb3_dpi.compare", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train what is not finished yet, then report")
     _add_run(run)
@@ -133,6 +144,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     :return: Exit status: 0, 1 if a run failed, 130 after Ctrl-C
     :raises ValueError: If an argument is wrong
     """
+    if not args.no_report:
+        check_report()
+    check_device(args.device, here=args.engine == "local")
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
     engine = make_engine(args)
@@ -141,10 +155,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if not Path(folder).is_dir():
             raise ValueError(f"--baselines {folder}: no such folder")
     _prepare(out)
-    write_tasks(out, suite)
     store = Store(out, [Path(folder) for folder in args.baselines])
+
+    def check(pending: Sequence[RunConfig]) -> None:
+        for note in check_runs(pending, out):
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        write_tasks(out, suite)
+
     try:
-        results, failed = run_all(configs, store, engine, console)
+        results, failed = run_all(configs, store, engine, console, check)
     except KeyboardInterrupt:
         console.print("Interrupted: the same command goes on with the runs that are not finished.")
         return 130
@@ -204,9 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:
+        import_custom_envs()
         return {"run": run, "report": report, "export": export}[args.command](args, Console())
     except (CorruptRun, ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog} {args.command}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import algorithm_class
+from sb3_dpi.zoo.environments import LONGEST_EPISODE, import_environment, time_limit
 
 SCHEDULED_KEYS = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
 ENV_KEYS = ("n_timesteps", "n_envs", "normalize", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack")
@@ -104,14 +105,17 @@ def make_env(config: RunConfig, monitor_dir: str | None = None, evaluation: bool
     :param evaluation: Whether to make the one for evaluation: one environment per episode, statistics held, raw rewards
     :return: The environment
     """
-    hyperparams = config.hyperparams
+    hyperparams, env_kwargs = config.hyperparams, environment_arguments(config)
+    import_environment(config.env_id)
+    if evaluation and time_limit(config.env_id, env_kwargs) is None:
+        env_kwargs["max_episode_steps"] = LONGEST_EPISODE
     env: VecEnv = make_vec_env(
         config.env_id,
         n_envs=config.n_eval_episodes if evaluation else int(hyperparams.get("n_envs", 1)),
         seed=config.seed,
         monitor_dir=monitor_dir,
         wrapper_class=_wrapper(hyperparams, "env_wrapper"),
-        env_kwargs=environment_arguments(config),
+        env_kwargs=env_kwargs,
     )
     vec_env_wrapper = _wrapper(hyperparams, "vec_env_wrapper")
     if vec_env_wrapper is not None:

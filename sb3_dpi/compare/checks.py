@@ -4,7 +4,6 @@ Every check takes the path of what it looks at, ``tasks.Reacher-v5.steps`` or ``
 that opens with it and offers the closest valid names.
 """
 
-import importlib
 import inspect
 import math
 import re
@@ -16,10 +15,10 @@ import gymnasium as gym
 import yaml
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from sb3_dpi.common.saved_models import renamed_arguments
 from sb3_dpi.compare.build import ENV_KEYS, NOISE_KEYS, UNSUPPORTED_KEYS
 from sb3_dpi.zoo import algorithm_class
-from sb3_dpi.zoo.register import closest
+from sb3_dpi.zoo.environments import import_environment
+from sb3_dpi.zoo.register import closest, unknown_argument
 
 SET_BY_THE_LAB = ("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model")
 """Arguments of an algorithm that are no hyperparameters"""
@@ -191,13 +190,9 @@ def check_hyperparameter(algo: str, key: str, path: str) -> None:
         fail(path, f"a comparison does not support {key}")
     if key in SET_BY_THE_LAB:
         fail(path, f"{key} is set by the comparison itself")
-    found = algorithm_class(algo)
-    taken = _parameters(found)
-    valid = [*(name for name in taken or () if name not in SET_BY_THE_LAB), *ENV_KEYS, *NOISE_KEYS]
-    if taken is not None and key not in valid:
-        if key in (renamed := renamed_arguments(found)):
-            fail(path, f"{found.__name__} takes other words now, write {renamed[key]}")
-        fail(path, f"{found.__name__} takes no such hyperparameter, {offer(key, valid)}")
+    problem = unknown_argument(algorithm_class(algo), key, (*ENV_KEYS, *NOISE_KEYS), SET_BY_THE_LAB)
+    if problem:
+        fail(path, problem)
 
 
 def check_env(env_id: str, path: str) -> EnvSpec:
@@ -209,17 +204,16 @@ def check_env(env_id: str, path: str) -> EnvSpec:
     :return: How the environment is registered
     :raises SuiteError: If it is not registered
     """
-    module, colon, name = env_id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise SuiteError(f"{path}: the module of environment {env_id!r} cannot be imported ({error})") from error
     try:
-        return gym.spec(name)
-    except (gym.error.Error, ValueError) as error:
-        suggestion = closest(name, gym.registry, 3) or "write module:Id-v0 for one that a module of yours registers"
-        raise SuiteError(f"{path}: unknown environment {env_id!r}, {suggestion}") from error
+        return gym.spec(import_environment(env_id))
+    except (gym.error.Error, ImportError, ValueError) as error:
+        if isinstance(error, ImportError):
+            raise SuiteError(f"{path}: {error}") from error
+        prefix, colon, name = env_id.rpartition(":")
+        hint = "module:Id-v0 imports a module of yours that registers it"
+        suggestion = closest(name, gym.registry, 3, prefix + colon)
+        hint = f"{suggestion} ({hint})" if suggestion and not colon else suggestion or hint
+        raise SuiteError(f"{path}: unknown environment {env_id!r}, {hint}") from error
 
 
 def check_env_kwarg(spec: EnvSpec, key: str, path: str) -> None:

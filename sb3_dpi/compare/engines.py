@@ -6,6 +6,7 @@ the run: when that one dies, in whatever way, the pipe is closed by the system a
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,8 @@ from sb3_dpi.compare.evaluation import Report
 from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.store import CorruptRun, Store
 from sb3_dpi.compare.types import RunConfig
+from sb3_dpi.compare.worker import FAILED, FINISHED
+from sb3_dpi.zoo.cause import is_users
 
 WORKER = "sb3_dpi.compare.worker"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -144,14 +147,21 @@ def _worker_environment() -> dict[str, str]:
 
 
 def _cause(returncode: int, log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = lines[-1].strip() if lines else ""
-    if returncode >= 0:
-        return last or f"exit status {returncode}"
-    words = f"killed by signal {-returncode} ({signal.strsignal(-returncode)})"
+    """Say how a process ended that could not say so itself."""
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    before_its_start = text.rpartition("Traceback (most recent call last):")[2]
+    if returncode == 1 and before_its_start != text:
+        return next((line for line in before_its_start.splitlines() if line[:1].strip()), "a traceback that breaks off")
+    words = f"ended with exit status {returncode}, without an exception"
+    if returncode < 0:
+        words = f"killed by signal {-returncode} ({signal.strsignal(-returncode)})"
     if -returncode == signal.SIGKILL:
         words += ", as the system does where memory is short"
-    return f"{words}; last line: {last}" if last else words
+    crash = text.rpartition("Fatal Python error")[2]
+    for filename, line, function in re.findall(r'File "(.+)", line (\d+) in (\S+)', crash) if crash != text else ():
+        if is_users(filename):
+            return f"{words} ({Path(filename).name}:{line} in {function})"
+    return words
 
 
 def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, workers: Workers | None = None) -> None:
@@ -161,15 +171,15 @@ def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, w
     :param config: The run
     :param key: Its key; a machine where it is another one refuses the run
     :param out: Folder of the comparison that gets the finished run
-    :param log: File that gets what the process prints; what it held before is lost
+    :param log: File that gets what the process prints; what it held before is lost once the run begins
     :param report: Told the progress: 0 steps at the start, then at most twice a second
     :param workers: Where to note the process while it is alive
     :raises RunFailed: If the process ends with an error or is killed
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")
     order = json.dumps({"config": config.to_dict(), "out": str(out), "key": key}) + "\n"
-    # Appending: a second comparison in the same folder that waits for this run empties the log, but leaves no hole in it
+    end: dict[str, Any] = {}
+    # Appending: it is another comparison's log while that one is busy with the same run
     with log.open("a", encoding="utf-8") as errors, (workers or Workers()).start(errors) as process:
         assert process.stdin is not None and process.stdout is not None
         report(0, None)
@@ -180,9 +190,14 @@ def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, w
             with suppress(BrokenPipeError):
                 process.stdin.close()
         for line in process.stdout:
-            report(*json.loads(line))
-    if process.returncode != 0:
-        raise RunFailed(config, _cause(process.returncode, log), log)
+            told = json.loads(line)
+            if isinstance(told, list):
+                report(*told)
+            else:
+                end = told
+    # What happens to a process after its last line does not concern the run
+    if FINISHED not in end:
+        raise RunFailed(config, end.get(FAILED) or _cause(process.returncode, log), log)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 Evaluations are due at fixed numbers of environment steps, whatever the budget: every ``eval_every`` steps at first, later 20
 times per doubling, so that a threshold is located within a few percent wherever it is reached. An evaluation takes place at
 the first rollout start at or after its point, so that no rollout is interrupted; one more follows the end of training.
+An episode that a task without time limit does not end is cut after ``LONGEST_EPISODE`` steps.
 It uses the deterministic policy, raw returns, an environment of its own and reset seeds of its own: those of point number k
 of seed s are the same for every algorithm.
 """
 
 import os
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -28,8 +30,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
 
-from sb3_dpi.compare.build import make_env
+from sb3_dpi.compare.build import environment_arguments, make_env
 from sb3_dpi.compare.types import Curve, RunConfig
+from sb3_dpi.zoo.environments import LONGEST_EPISODE, time_limit
 
 EVAL_SEED_OFFSET = 1_000_000
 EVAL_SEEDS_PER_RUN = 100_000
@@ -206,6 +209,7 @@ class EvaluationCallback(BaseCallback):
         self.cpu_seconds = 0.0
         self.last_mean: float | None = None
         self.best_mean = -np.inf
+        self.has_cut = False
         self._n_due = 0
 
     def _init_callback(self) -> None:
@@ -236,6 +240,7 @@ class EvaluationCallback(BaseCallback):
             sync_envs_normalization(self.training_env, self.env)
         first = EVAL_SEED_OFFSET + EVAL_SEEDS_PER_RUN * self.config.seed + self.config.n_eval_episodes * number
         self.episodes.append(run_episodes(self.model, self.env, first))
+        self._tell_cuts(self.episodes[-1].lengths)
         self.timesteps.append(self.model.num_timesteps)
         self.last_mean = float(np.mean(self.episodes[-1].returns))
         if self.last_mean > self.best_mean:
@@ -244,6 +249,19 @@ class EvaluationCallback(BaseCallback):
         self._write()
         self.seconds += time.perf_counter() - wall
         self.cpu_seconds += time.process_time() - cpu
+
+    def _tell_cuts(self, lengths: list[int]) -> None:
+        """An episode that does not end is cut; the log says so once."""
+        if self.has_cut or max(lengths) < LONGEST_EPISODE:
+            return
+        if time_limit(self.config.env_id, environment_arguments(self.config)) is None:
+            self.has_cut = True
+            n_cut = sum(length >= LONGEST_EPISODE for length in lengths)
+            print(
+                f"{n_cut} of {len(lengths)} episodes of an evaluation did not end and were cut after {LONGEST_EPISODE:,} "
+                "steps; max_episode_steps among the arguments of the environment sets a time limit",
+                file=sys.stderr,
+            )
 
     def curve(self) -> Curve:
         """

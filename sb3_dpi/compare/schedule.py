@@ -1,8 +1,9 @@
 """Run many configurations: those that are finished are read, the others executed, with the progress of all of them shown."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
+import filelock
 from rich.console import Console
 
 from sb3_dpi.compare.display import Display, make_display
@@ -53,8 +54,29 @@ def _execute(
     return results, failures
 
 
+def _goes_on_elsewhere(config: RunConfig, store: Store) -> bool:
+    try:
+        with store.lock(config).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def _busy_last(pending: dict[str, RunConfig], store: Store, display: Display) -> dict[str, RunConfig]:
+    """Begin with what no other comparison in the same folder is busy with: who comes to the others waits for them."""
+    busy = {key: config for key, config in pending.items() if _goes_on_elsewhere(config, store)}
+    if not busy:
+        return pending
+    display.note(f"Another comparison is busy in {store.out} with {len(busy)} of these runs: its results are waited for")
+    return {**{key: config for key, config in pending.items() if key not in busy}, **busy}
+
+
 def run_all(
-    configs: Sequence[RunConfig], store: Store, engine: Engine, console: Console | None = None
+    configs: Sequence[RunConfig],
+    store: Store,
+    engine: Engine,
+    console: Console | None = None,
+    check: Callable[[Sequence[RunConfig]], object] = lambda pending: None,
 ) -> tuple[list[RunResult], list[RunFailed]]:
     """
     Run all configurations and wait for them; finished runs are reused, half-written ones done again.
@@ -63,6 +85,7 @@ def run_all(
     :param store: Where the finished ones are and the others go
     :param engine: What executes them
     :param console: Where to show the progress and the store's warnings, stdout by default
+    :param check: Called before the first run with those that are not finished; what it raises is raised
     :return: The results in the order of ``configs``, and the errors of the runs that failed
     :raises ValueError: If two different runs have the same folder
     """
@@ -75,13 +98,14 @@ def run_all(
             pending[key] = group[0]
         else:
             results[group[0].path] = result
+    check(list(pending.values()))
     with make_display(console or Console(), len(groups), len(groups) - len(pending)) as display:
         _print_warnings(store, 0, display)
         if len(pending) < len(groups):
             display.note(f"{len(groups) - len(pending)} of {len(groups)} runs were finished before")
         failures: list[RunFailed] = []
         if pending:
-            done, failures = _execute(pending, store, engine, display)
+            done, failures = _execute(_busy_last(pending, store, display), store, engine, display)
             results.update(done)
         printed = len(store.warnings)
         results.update(_copies(groups, set(results), store))

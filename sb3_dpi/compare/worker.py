@@ -1,15 +1,19 @@
-"""The process of one run: reads it as a line of JSON from stdin, writes its progress as lines of JSON to stdout.
+"""The process of one run: reads it as a line of JSON from stdin, tells its progress and its end as lines of JSON on stdout.
 
 Its standard input stays open as long as the process that wants the run is alive: at its end this process ends too, so that
 nothing goes on unseen and no two processes write the same run.
 """
 
+import faulthandler
 import json
 import os
 import sys
 import threading
 import time
+import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch as th
 
@@ -18,18 +22,32 @@ from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.run import run_one
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import RunConfig
+from sb3_dpi.zoo.cause import in_one_line
+from sb3_dpi.zoo.environments import import_custom_envs
 
 SECONDS_BETWEEN_REPORTS = 0.5
+FINISHED, FAILED = "finished", "failed"
+"""Keys of the last line: without one of them the process was ended by somebody else"""
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(told: threading.Event) -> None:
     sys.stdin.read()
-    os._exit(3)
+    if not told.is_set():  # else it ends by itself: the parent has read the last line and closed the pipe
+        os._exit(3)
 
 
-def _run(config: RunConfig, store: Store, key: str) -> None:
+def _take_stdout() -> TextIO:
+    """Keep stdout for what the parent reads; what libraries print goes to stderr, the log."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return channel
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _run(config: RunConfig, store: Store, key: str, channel: TextIO) -> None:
     th.set_num_threads(1)
     if run_key(config) != key:
         raise RuntimeError(
@@ -42,7 +60,7 @@ def _run(config: RunConfig, store: Store, key: str) -> None:
         nonlocal last, last_mean
         if mean_return is not None and mean_return != last_mean:
             last_mean = mean_return
-            print(f"{time.strftime('%X')} {timesteps:,} steps: return {mean_return:.2f}", file=sys.stderr, flush=True)
+            _log(f"{time.strftime('%X')} {timesteps:,} steps: return {mean_return:.2f}")
         if time.perf_counter() - last >= SECONDS_BETWEEN_REPORTS:
             last = time.perf_counter()
             print(json.dumps([timesteps, mean_return]), file=channel)
@@ -50,18 +68,36 @@ def _run(config: RunConfig, store: Store, key: str) -> None:
     # Another comparison may be busy with the same run in the same folder: wait here, then find it finished
     with store.lock(config):
         if store.load(config) is None:
-            print(f"{time.strftime('%F %X')} {config}, hyperparameters of {config.source}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # no file: somebody runs this by hand
+                os.ftruncate(sys.stderr.fileno(), 0)
+            _log(f"{time.strftime('%F %X')} {config}, hyperparameters of {config.source}")
             run_one(config, store.unfinished(config), report)
             store.commit(config)
-            print(f"{time.strftime('%F %X')} finished", file=sys.stderr)
+            _log(f"{time.strftime('%F %X')} finished")
 
 
-def main() -> None:
-    """Train once; whatever a library prints goes to stderr, which the parent keeps as the log file."""
-    order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _run(RunConfig(**order["config"]), Store(Path(order["out"])), order["key"])
+def main() -> int:
+    """
+    Train once; whatever a library prints goes to stderr, which the parent keeps as the log file.
+
+    :return: Exit status
+    """
+    faulthandler.enable()
+    order: dict[str, Any] = json.loads(sys.stdin.readline())
+    told = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(told,), daemon=True).start()
+    end: dict[str, Any] = {FINISHED: True}
+    channel = _take_stdout()
+    try:
+        import_custom_envs()
+        _run(RunConfig(**order["config"]), Store(Path(order["out"])), order["key"], channel)
+    except BaseException as error:
+        traceback.print_exc()
+        end = {FAILED: in_one_line(error)}
+    told.set()
+    print(json.dumps(end), file=channel)
+    return 0 if FINISHED in end else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

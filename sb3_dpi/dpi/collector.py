@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.original_observations import UnclippedTerminals, original_rewards
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import Preset, choose_preset, parse_preset
@@ -71,6 +72,7 @@ class BlockCollector(LeavesEpisodes, OffPolicyAlgorithm):
     def _resolve(self, kind: str) -> Preset:
         raise NotImplementedError
 
+    @reset_when_interrupted
     def learn(
         self: SelfCollector,
         total_timesteps: int,

@@ -21,6 +21,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
+from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import (
     FORMER_ARGUMENTS,
@@ -285,6 +286,7 @@ class DPI(SavedModel, BlockCollector):
 
     # ------------------------------------------------------------------ learning
 
+    @whole_or_undone
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """
         One iteration of dual policy iteration on all that is in the replay buffer.

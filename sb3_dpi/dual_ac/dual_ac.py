@@ -19,6 +19,7 @@ from sb3_dpi.common.choices import arguments_of_base, as_schedule
 from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
 from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
@@ -325,6 +326,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
 
     # ------------------------------------------------------------------ learning
 
+    @whole_or_undone
     def train(self) -> None:
         """One iteration of Algorithm 1: V-step, alpha-step and pi-step on the rollout in the buffer."""
         self.policy.set_training_mode(True)
@@ -481,6 +483,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
+    @reset_when_interrupted
     def learn(
         self: SelfDualAC,
         total_timesteps: int,

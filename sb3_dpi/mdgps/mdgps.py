@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice, parse_choice
 from sb3_dpi.common.collector import Sampler
+from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
 from sb3_dpi.common.policies import BoundedGaussianPolicy
@@ -183,6 +184,7 @@ class MDGPS(LocalPlanningAlgorithm):
 
     # ------------------------------------------------------------------ Algorithm 4
 
+    @whole_or_undone
     def train(self) -> None:
         """One iteration of Algorithm 4 on the trajectories in the buffer (lines 1 and 2 sampled them)."""
         self.policy.set_training_mode(True)

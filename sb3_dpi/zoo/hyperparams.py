@@ -94,11 +94,12 @@ def resolve_hyperparams(algo: str, env_id: str) -> ResolvedHyperparams:
 
     :param algo: Name of the algorithm, one of this package (``"mdgps"``) or one of RL Zoo (``"ppo"``, ``"trpo"``), or
         ``"module:Class"``, which has no entries
-    :param env_id: Id of the task in Gymnasium
+    :param env_id: Id of the task in Gymnasium; the module of ``module:Id-v0`` does not matter
     :return: The hyperparameters and their source
     :raises ImportError: If they come from RL Zoo and RL Zoo is not installed
     :raises ValueError: If there is no such algorithm
     """
+    env_id = env_id.rpartition(":")[2]
     if algo in ALGORITHMS:
         entries = _read_entries(HYPERPARAMS_FOLDER / f"{algo}.yml")
         key = newest_version(list(entries), env_id) or "default"

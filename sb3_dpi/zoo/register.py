@@ -1,12 +1,15 @@
 """The algorithms of this package, by the name that RL Zoo and the command line use."""
 
 import importlib
+import inspect
 from collections.abc import Iterable, MutableMapping
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_dpi.common.saved_models import renamed_arguments
 
 ALGORITHMS = {"aggrevated_oc": "AggreVaTeDOC", "dpi": "DPI", "dual_ac": "DualAC", "mdgps": "MDGPS"}
 """From name to class in ``sb3_dpi``; the name is also that of the file in ``zoo/hyperparams``"""
@@ -27,17 +30,18 @@ def _library_algorithms() -> dict[str, Any]:
     return {**{name.lower(): found for name, found in classes.items()}, **named}
 
 
-def closest(name: str, valid: Iterable[str], n: int = 1) -> str:
+def closest(name: str, valid: Iterable[str], n: int = 1, prefix: str = "") -> str:
     """
     Suggest what may have been meant.
 
     :param name: What was written
     :param valid: What could have been
     :param n: The largest number of suggestions
+    :param prefix: What must stand before a name
     :return: ``"did you mean 'x'?"``, or an empty string where nothing is close
     """
     by_lower_case = {candidate.lower(): candidate for candidate in valid}
-    found = [repr(by_lower_case[match]) for match in get_close_matches(name.lower(), by_lower_case, n)]
+    found = [repr(prefix + by_lower_case[match]) for match in get_close_matches(name.lower(), by_lower_case, n)]
     if len(found) > 1:
         found = [", ".join(found[:-1]), found[-1]]
     return f"did you mean {' or '.join(found)}?" if found else ""
@@ -87,10 +91,35 @@ def algorithm_class(name: str) -> Any:
     return found
 
 
-def register_algorithms(registry: MutableMapping[str, Any]) -> None:
+def unknown_argument(algorithm: type[Any], name: str, also: Iterable[str] = (), without: Iterable[str] = ()) -> str:
     """
-    Add the algorithms of this package to RL Zoo.
+    Tell whether an algorithm takes an argument.
+
+    :param algorithm: Its class
+    :param name: The argument
+    :param also: What else may be written in its place
+    :param without: Arguments that are not the user's to give
+    :return: What is wrong, with the closest names; empty where it is taken, or where the class takes anything
+    """
+    parameters = inspect.signature(algorithm).parameters.values()
+    valid = [*(parameter.name for parameter in parameters if parameter.name not in without), *also]
+    if name in valid or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return ""
+    if name in (renamed := renamed_arguments(algorithm)):
+        return f"{algorithm.__name__} takes other words now, write {renamed[name]}"
+    suggestion = closest(name, valid, 3) or f"choose one of: {', '.join(valid)}"
+    return f"{algorithm.__name__} takes no such hyperparameter, {suggestion}"
+
+
+def register_algorithms(registry: MutableMapping[str, Any], *names: str) -> list[str]:
+    """
+    Add algorithms to RL Zoo.
 
     :param registry: ``rl_zoo3.ALGOS``, changed in place because every module of RL Zoo holds the same object
+    :param names: As for ``algorithm_class``; those of this package by default
+    :return: The names under which RL Zoo finds them, and its folders have: of ``module:Class`` the class in lower case
+    :raises ValueError: If there is no such algorithm
     """
-    registry.update({name: algorithm_class(name) for name in ALGORITHMS})
+    found = {name.rpartition(":")[2].lower(): algorithm_class(name) for name in names or ALGORITHMS}
+    registry.update(found)
+    return list(found)

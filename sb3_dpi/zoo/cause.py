@@ -1,0 +1,56 @@
+"""An exception in one line, with the place in the user's code: what a user reads before anybody opens a log."""
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+LONGEST_MESSAGE = 300
+"""Characters of a message that are shown: some hold whole arrays"""
+PACKAGE = Path(__file__).parents[1]
+
+
+def is_users(filename: str) -> bool:
+    """
+    Tell whether a file was written by the user: neither this package, nor Python's, nor installed.
+
+    :param filename: As a traceback has it
+    :return: Whether it is
+    """
+    if filename.startswith("<"):
+        return False
+    path = Path(filename).resolve()
+    others = [PACKAGE, *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))]
+    return not any(path.is_relative_to(folder) for folder in others)
+
+
+def place_in_users_code(error: BaseException) -> str:
+    """
+    Find where the user's code raised an exception, or called what raised it.
+
+    :param error: The exception
+    :return: ``"my_envs.py:12 in step"``, empty where none of the user's code took part
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if is_users(frame.filename):
+                return f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def in_one_line(error: BaseException) -> str:
+    """
+    Put an exception into words.
+
+    :param error: The exception
+    :return: Its type, its message without line breaks, and the place in the user's code
+    """
+    message = " ".join(str(error).split())
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[:LONGEST_MESSAGE]} ..."
+    place = place_in_users_code(error)
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"{text} ({place})" if place else text

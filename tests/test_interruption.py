@@ -1,0 +1,194 @@
+"""Ctrl-C at any moment of ``learn``: what is left can be saved and goes on."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from algorithms import small_aggrevated_oc, small_dpi, small_dual_ac, small_mdgps
+from dummy_envs import limited
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+import sb3_dpi
+
+INTERRUPTED = tuple(
+    str(Path(module.__file__).parent) + os.sep for module in (sb3_dpi, stable_baselines3, th.optim) if module.__file__
+)
+"""Whose lines are counted and interrupted"""
+N_POINTS = 12
+STEPS = 50
+MOVES_ON = {"num_timesteps", "start_time", "n_episodes", "steps_since_training", "saw_failure", "time_limit"}
+"""Attributes that follow the steps taken, not the iterations"""
+
+every_algorithm = pytest.mark.parametrize(
+    "make",
+    [
+        lambda env: small_mdgps(env, conditions="fixed", step_rule="classic", replay=1),
+        lambda env: small_aggrevated_oc(env, conditions="mixed", replay=1, critic_replay=True),
+        small_dpi,
+        lambda env: small_dpi(env, critic={"kind": "returns"}, expert="lqr"),
+        lambda env: small_dual_ac(env, early_reset=4),
+    ],
+    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC"],
+)
+
+
+@contextmanager
+def interrupted_at(line: int | None) -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at a line of those that are executed; None counts them only."""
+    count = [0]
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(INTERRUPTED):
+            return None
+        if event == "line":
+            count[0] += 1
+            if count[0] == line:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield count
+    finally:
+        sys.settrace(None)
+
+
+def flat(value: Any) -> Iterator[np.ndarray]:
+    """:return: all numbers in nested dictionaries, lists and statistics"""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from flat(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from flat(item)
+    elif isinstance(value, RunningMeanStd):
+        yield from flat(vars(value))
+    elif isinstance(value, int | float | np.ndarray | th.Tensor):
+        yield value.detach().numpy().copy() if isinstance(value, th.Tensor) else np.array(value)
+
+
+def learned(model: BaseAlgorithm) -> list[np.ndarray]:
+    """:return: copies of all parameters, moments, learning rates and other numbers that an iteration changes"""
+    own = {name: value for name, value in vars(model).items() if name[0] != "_" and name not in MOVES_ON}
+    return list(flat([model.get_parameters(), own, model._n_updates]))
+
+
+def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@every_algorithm
+def test_an_iteration_is_done_as_a_whole_or_not_at_all(make: Callable[..., Any]) -> None:
+    env = VecNormalize(DummyVecEnv([lambda: limited(12)]), norm_reward=False)
+    model = make(env).learn(2 * STEPS)
+    with interrupted_at(None) as count:
+        model.learn(STEPS, reset_num_timesteps=False)
+    undone = 0
+    for line in np.linspace(1, 0.98 * count[0], N_POINTS).astype(int):
+        before, n_updates = learned(model), model._n_updates
+        with pytest.raises(KeyboardInterrupt), interrupted_at(int(line)):
+            model.learn(STEPS, reset_num_timesteps=False)
+        if model._n_updates == n_updates:
+            undone += 1
+            assert_same(learned(model), before)
+    assert undone > N_POINTS // 3  # the others came after an iteration
+    saved = io.BytesIO()
+    model.save(saved)
+    saved.seek(0)
+    loaded = type(model).load(saved, env)
+    observations = np.linspace(-1.0, 1.0, 10).reshape(5, 2)
+    np.testing.assert_array_equal(*(one.predict(observations, deterministic=True)[0] for one in (model, loaded)))
+    for one in (model, loaded):
+        n_updates = one._n_updates
+        one.learn(2 * STEPS, reset_num_timesteps=False)
+        assert one._n_updates > n_updates and all(np.isfinite(array).all() for array in flat(one.get_parameters()))
+
+
+@pytest.mark.parametrize("make", [small_mdgps, small_aggrevated_oc, small_dpi, small_dual_ac])
+def test_what_goes_on_begins_with_a_reset(make: Callable[..., Any]) -> None:
+    """The last observation may be older than the environment."""
+    env = limited(12)
+    model, resets = make(env).learn(STEPS), len(env.unwrapped.seeds)
+
+    class Stop(BaseException): ...
+
+    def stop(local: Any, _: Any) -> bool:
+        if model.num_timesteps % 12 == 7:
+            raise Stop
+        return True
+
+    with pytest.raises(Stop):
+        model.learn(STEPS, callback=stop, reset_num_timesteps=False)
+    resets, n_steps = len(env.unwrapped.seeds), env.unwrapped.t
+    assert n_steps > 0
+    first: list[int] = []
+    model.learn(STEPS, callback=lambda *_: first.append(env.unwrapped.t) or True, reset_num_timesteps=False)
+    assert len(env.unwrapped.seeds) > resets and first[0] == 1
+
+
+def test_the_second_press_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restoring is not left half done either."""
+    model = small_mdgps(limited(12)).learn(STEPS)
+    before, original, presses = learned(model), type(model).set_parameters, []
+
+    def impatient(self: Any, *args: Any, **kwargs: Any) -> None:
+        presses.append(True)
+        if len(presses) < 3:
+            raise KeyboardInterrupt
+        original(self, *args, **kwargs)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("in the midst of an iteration")
+
+    monkeypatch.setattr(type(model), "set_parameters", impatient)
+    monkeypatch.setattr(type(model), "_end_iteration", fail)
+    with pytest.raises(RuntimeError, match="in the midst"):
+        model.learn(STEPS, reset_num_timesteps=False)
+    assert len(presses) == 3
+    assert_same(learned(model), before)
+
+
+PRESSED = """
+import sys
+from algorithms import small_mdgps
+from dummy_envs import limited
+
+model = small_mdgps(limited(12), imitation_steps=10**7)
+original = model.imitate
+model.imitate = lambda *arguments: (print("fitting", flush=True), original(*arguments))[1]
+try:
+    model.learn(100)
+except KeyboardInterrupt:
+    model.imitation_steps, model.imitate = 5, original
+    model.save(sys.argv[1])
+    model.learn(100)
+    print(model.n_iterations)
+"""
+
+
+def test_a_long_fit_ends_at_once(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    # tests that are started in the background hand down that Ctrl-C is ignored
+    program = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + PRESSED
+    command = [sys.executable, "-c", program, str(tmp_path / "model.zip")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as process:
+        assert process.stdout is not None and process.stdout.readline() == "fitting\n"
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and int(printed) >= 3
+    assert sb3_dpi.MDGPS.load(tmp_path / "model.zip").n_iterations == 0

@@ -1,0 +1,228 @@
+"""What is known before the first run, what is said of a run that failed, and episodes that do not end."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from algorithms import small_mdgps
+from dummy_envs import POINT_MASS_ID, PointMass, limited
+
+from sb3_dpi.common import environments as common_environments
+from sb3_dpi.common.environments import evaluate_on_environments
+from sb3_dpi.compare import RunConfig, build, evaluation, preflight
+from sb3_dpi.compare import __main__ as command_line
+from sb3_dpi.compare.checks import SuiteError
+from sb3_dpi.compare.engines import RunFailed, _cause, execute
+from sb3_dpi.compare.run import run_one
+from sb3_dpi.compare.store import read_record, read_result
+from sb3_dpi.zoo.cause import in_one_line, is_users
+
+SMALL = {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [8]}, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
+ENDLESS_ID = "Endless-v0"
+
+
+def config(algo: str = "ppo", env_id: str = POINT_MASS_ID, **changes: Any) -> RunConfig:
+    settings = {"seed": 1, "n_timesteps": 64, "eval_every": 32, "n_eval_episodes": 2, "source": "test", **changes}
+    hyperparams = {**SMALL, **settings.pop("hyperparams", {})}
+    return RunConfig(algo, env_id, hyperparams=hyperparams, **settings)
+
+
+@pytest.fixture
+def endless() -> Iterator[str]:
+    """Id of an environment without time limit whose episodes do not end."""
+    gym.register(ENDLESS_ID, PointMass)
+    yield ENDLESS_ID
+    gym.registry.pop(ENDLESS_ID)
+
+
+# ---------------------------------------------------------------------- before the first run
+
+
+def test_what_runs_passes(tmp_path: Path) -> None:
+    assert preflight.check_runs([config(), config(seed=2)], tmp_path) == []
+
+
+def test_every_algorithm_is_tried_on_every_task(tmp_path: Path) -> None:
+    configs = [
+        config(),
+        config("sac", "CartPole-v1", hyperparams={"n_steps": 1}),
+        config("ppo", "Pendulum-v1", label="small", hyperparams={"policy_kwargs": {"net_arhc": [8]}}),
+        config("ppo", "Pendulum-v1", label="wrapped", hyperparams={"normalize": {"norm_ops": True}}),
+    ]
+    with pytest.raises(SuiteError) as caught:
+        preflight.check_runs(configs, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    for line, *words in zip(
+        sorted(lines),
+        ("sac on CartPole-v1: TypeError", "small on Pendulum-v1: TypeError", "wrapped on Pendulum-v1: TypeError"),
+        ("unexpected keyword argument", "net_arhc", "norm_ops"),
+        strict=True,
+    ):
+        assert all(word in line for word in words) and line.endswith("(hyperparameters of test)")
+
+
+def test_a_task_that_an_algorithm_cannot_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "--algo", "ppo,dpi", "--env", "CartPole-v1", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        command_line.main(arguments)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "dpi on CartPole-v1: AssertionError: The algorithm only supports" in error
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".yml", ".log")]
+
+
+def test_a_report_that_could_not_be_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        command_line.main(["run", "--algo", "ppo", "--env", "Pendulum-v1"])
+    assert "needs matplotlib: pip install 'sb3_dpi[plots]', or leave it out with --no-report" in capsys.readouterr().err
+
+
+def test_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e6))
+    assert preflight.check_runs([config()], tmp_path / "none" / "yet") == []
+    with pytest.raises(SuiteError, match=r"0\.0 GB are free, about 0\.0 GB are needed"):
+        preflight.check_runs([config(seed=seed) for seed in (1, 2, 3)], tmp_path / "none" / "yet")
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+    preflight.check_device("cpu", here=True)
+    preflight.check_device("cuda", here=False)  # of a cluster's nodes
+    with pytest.raises(ValueError, match="--device cuda:1: PyTorch finds no such device on this machine"):
+        preflight.check_device("cuda:1", here=True)
+    with pytest.raises(ValueError, match="--device cdua: Expected one of"):
+        preflight.check_device("cdua", here=False)
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "2"], ["--eval", "100"], ["--no-rep"]])
+def test_nothing_is_abbreviated(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["run", "--algo", "ppo", "--env", "Pendulum-v1", *arguments])
+    assert f"unrecognized arguments: {' '.join(arguments)}" in capsys.readouterr().err
+
+
+def test_custom_envs_are_known_here_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "custom_envs.py").write_text("raise ImportError('as planned')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        command_line.main(["report", "--out", str(tmp_path)])
+    assert "custom_envs is there but cannot be imported: as planned" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- episodes that do not end
+
+
+def test_an_evaluation_ends(
+    endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (build, evaluation, preflight):
+        monkeypatch.setattr(module, "LONGEST_EPISODE", 30)
+    run_one(config(env_id=endless), tmp_path / "run")
+    curve = read_result(read_record(tmp_path / "run")).curve
+    assert len(curve.timesteps) == 2 and np.all(curve.lengths == 30)
+    assert capsys.readouterr().err.count("2 of 2 episodes of an evaluation did not end and were cut after 30 steps") == 1
+    (note,) = preflight.check_runs([config(env_id=endless), config(env_id=endless, seed=2)], tmp_path)
+    assert note.startswith("Endless-v0 has no time limit: the episodes of an evaluation are cut after 30 steps")
+
+
+def test_a_time_limit_among_the_arguments(endless: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limited = config(env_id=endless, env_kwargs={"max_episode_steps": 7})
+    run_one(limited, tmp_path / "run")
+    assert np.all(read_result(read_record(tmp_path / "run")).curve.lengths == 7)
+    assert preflight.check_runs([limited], tmp_path) == [] and capsys.readouterr().err == ""
+    with_limit = build.make_env(config(), evaluation=True)
+    assert with_limit.get_attr("_max_episode_steps") == [12, 12]
+
+
+def test_a_test_on_environments_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common_environments, "LONGEST_EPISODE", 30)
+    model = small_mdgps(limited(12))
+    with pytest.warns(UserWarning, match="Environment 1: an episode was cut after 30 steps"):
+        evaluate_on_environments(model, [POINT_MASS_ID, PointMass], n_eval_episodes=1)
+
+
+# ---------------------------------------------------------------------- what is said of a run that failed
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_an_exception_in_one_line() -> None:
+    first = raised.__code__.co_firstlineno
+    place = f"(test_preflight.py:{first + 2} in raised)"
+    assert in_one_line(raised(ValueError("two\n  lines"))) == f"ValueError: two lines {place}"
+    assert in_one_line(raised(KeyboardInterrupt())) == f"KeyboardInterrupt {place}"
+    long = in_one_line(raised(ValueError("x" * 1000)))
+    assert long.endswith(f"x ... {place}") and len(long) < 400
+    # The user's code is where the cause arose, not where a library passed it on
+    outer = RuntimeError("passed on")
+    outer.__cause__ = raised(ValueError("cause"))
+    assert in_one_line(outer) == f"RuntimeError: passed on {place}"
+    assert in_one_line(ValueError("of nobody")) == "ValueError: of nobody"
+
+
+def test_whose_code_it_is() -> None:
+    assert is_users(__file__) and not is_users("<frozen runpy>")
+    assert not any(is_users(module.__file__) for module in (preflight, np, shutil))
+
+
+@pytest.mark.parametrize(
+    ("returncode", "log", "expected"),
+    [
+        (7, "logger.warn(", "ended with exit status 7, without an exception"),
+        (-signal.SIGTERM, "", "killed by signal 15 (Terminated)"),
+        (1, "Traceback (most recent call last):\n  File x\n    y\nImportError: z\nw", "ImportError: z"),
+        (-signal.SIGKILL, "x\n", "killed by signal 9 (Killed), as the system does where memory is short"),
+        (
+            -signal.SIGSEGV,
+            f'Fatal Python error: x\n  File "{shutil.__file__}", line 3 in f\n  File "/me/my.py", line 12 in g\n',
+            "killed by signal 11 (Segmentation fault) (my.py:12 in g)",
+        ),
+    ],
+)
+def test_a_process_that_could_not_say_how_it_ended(returncode: int, log: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    path.write_text(log)
+    assert _cause(returncode, path) == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "cause"),
+    [
+        ("print('{\"finished\": true}', flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)", None),
+        ('print(\'{"failed": "ValueError: x"}\', flush=True)\nprint("later", file=sys.stderr)', "ValueError: x"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "killed by signal 15 (Terminated)"),
+    ],
+)
+def test_the_last_line_of_a_process_counts(
+    program: str, cause: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some_worker.py").write_text(f"import os, signal, sys\nsys.stdin.readline()\nprint('[3, null]')\n{program}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sb3_dpi.compare.engines.WORKER", "some_worker")
+    progress: list[tuple[int, float | None]] = []
+
+    def run() -> None:
+        execute(config(), "key", tmp_path, tmp_path / "x.log", lambda *told: progress.append(told))
+
+    if cause is None:
+        run()
+        assert progress == [(0, None), (3, None)]
+    else:
+        with pytest.raises(RunFailed) as caught:
+            run()
+        assert caught.value.cause == cause

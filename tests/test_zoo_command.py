@@ -1,0 +1,476 @@
+"""RL Zoo's command line with our algorithms in it: what it completes, refuses in one line, and hands over."""
+
+import argparse
+import os
+import pickle
+import re
+import subprocess
+import sys
+import types
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dummy_envs
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from test_zoo import journal, space
+
+from sb3_dpi.zoo import __main__ as command_line
+from sb3_dpi.zoo import environments, machine
+from sb3_dpi.zoo.hyperparams import zoo_entries
+from sb3_dpi.zoo.parser import Refused, completed_by
+from sb3_dpi.zoo.plots import check_plot
+
+# ---------------------------------------------------------------------- what a machine lacks
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [("train", "rl_zoo3"), ("enjoy --algo ppo", "requests"), ("record_video", "moviepy"), ("all_plots", "seaborn")],
+)
+def test_missing_packages_are_named_before_work(command: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(SystemExit, match=re.escape(f"{missing} not found. ") + ".*" + re.escape("'sb3_dpi[zoo]'")):
+        command_line.main(command.split())
+
+
+def training(**given: Any) -> Namespace:
+    """:return: arguments of ``train`` as RL Zoo parses them"""
+    defaults = {"algo": "ppo", "env": "Reacher-v5", "optimize_hyperparameters": False, "no_optim_plots": False}
+    defaults |= {"sampler": "tpe", "tensorboard_log": "", "track": False, "hyperparams": None, "conf_file": None}
+    return Namespace(**{**defaults, "trial_id": None, "storage": None, "study_name": None, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, []),
+        ({"optimize_hyperparameters": True}, ["pandas", "matplotlib"]),
+        ({"optimize_hyperparameters": True, "no_optim_plots": True, "sampler": "auto"}, ["pandas", "optunahub"]),
+        ({"tensorboard_log": "runs", "track": True}, ["tensorboard", "wandb"]),
+    ],
+)
+def test_packages_that_a_training_needs_at_its_end(given: dict[str, Any], names: list[str]) -> None:
+    assert machine.packages_of_training(training(**given)) == names
+
+
+def test_packages_outside_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"'sb3_dpi\[zoo\]' and pip install wandb$"):
+        machine.check_packages(["pandas", "wandb"])
+    with pytest.raises(ImportError, match=r"tensorboard not found. Install what is missing with: pip install tensorboard$"):
+        machine.check_packages(["tensorboard"])
+
+
+def test_a_window_needs_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="add --no-render, or use record_video"):
+        machine.check_rendering("Pendulum-v1", window=True)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "error", "hint"),
+    [
+        ("Pendulum-v1", gym.error.DependencyNotInstalled("pygame is not installed."), "pip install 'sb3_dpi[zoo]'"),
+        ("Reacher-v5", AttributeError("'NoneType' object has no attribute 'glGetError'"), "set MUJOCO_GL=egl"),
+    ],
+)
+def test_what_cannot_be_rendered_is_known_before_work(
+    env_id: str, error: Exception, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(gym, "make", make)
+    text = re.escape(f"{env_id} cannot be rendered here ({str(error).rstrip('.')}). ")
+    with pytest.raises(ValueError, match=text + ".*" + re.escape(hint)):
+        machine.check_rendering(env_id)
+
+
+def test_what_can_be_rendered_passes() -> None:
+    pytest.importorskip("pygame")
+    machine.check_rendering("Pendulum-v1")
+    # takes no render_mode, which RL Zoo will say
+    machine.check_rendering(dummy_envs.POINT_MASS_ID)
+
+
+def test_broken_custom_envs_are_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    environments.import_custom_envs()
+    (tmp_path / "custom_envs.py").write_text("import no_such_module_anywhere\n")
+    with pytest.raises(ImportError, match="custom_envs is there but cannot be imported: No module named 'no_such"):
+        environments.import_custom_envs()
+
+
+def test_hub_commands_say_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = types.ModuleType("huggingface_sb3.push_to_hub")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(SystemExit, match="hf upload"):
+        command_line.main(["push_to_hub", "--help"])
+    module.generate_metadata = None
+    machine.check_hub("push_to_hub")
+    monkeypatch.delenv("TRUST_REMOTE_CODE", raising=False)
+    with pytest.raises(SystemExit, match="TRUST_REMOTE_CODE=True"):
+        command_line.main(["load_from_hub"])
+
+
+# ---------------------------------------------------------------------- what is parsed
+
+
+def parse(arguments: str, complete: Callable[[Namespace], None] = lambda given: None, folder: str | None = None) -> Namespace:
+    with completed_by(complete, folder):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--algo", choices=["ppo"])
+        parser.add_argument("--seeds", type=int)
+        parser.add_argument("-optimize", action="store_true")
+        parser.add_argument("-n", type=int)
+        parser.add_argument("-f", "--exp-folders", nargs="+", required=True)
+        parser.add_argument("--trial-id", type=int)
+        return parser.parse_args(arguments.split())
+
+
+def test_nothing_is_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    for abbreviation in ("--seed 2", "--seed=2", "-opt", "-o", "--trial best"):
+        with pytest.raises(SystemExit):
+            parse(f"-f x {abbreviation}")
+        assert f"unrecognized arguments: {abbreviation}" in capsys.readouterr().err
+    given = parse("-f x -n3 --seeds=2 -optimize")
+    assert (given.n, given.seeds, given.optimize) == (3, 2, True)
+    # and only while RL Zoo runs
+    assert not hasattr(argparse.ArgumentParser.parse_args, "__wrapped__")
+    plain = argparse.ArgumentParser()
+    plain.add_argument("--seeds")
+    assert plain.parse_args(["--seed", "2"]).seeds == "2"
+
+
+def test_what_rl_zoo_would_not_let_pass() -> None:
+    given = parse("--algo my_module:Mine --trial-id best", folder="logs")
+    assert (given.algo, given.trial_id, given.exp_folders) == ("my_module:Mine", "best", ["logs"])
+    assert parse("-f mine", folder="logs").exp_folders == ["mine"]
+    with pytest.raises(SystemExit):
+        parse("")
+
+    def refuse(given: Namespace) -> None:
+        raise ValueError(f"no {given.n}")
+
+    with pytest.raises(Refused, match="no 3"):
+        parse("-f x -n 3", refuse)
+
+
+def test_train_gets_hyperparameters_and_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+    given, registry = training(), dict[str, Any]()
+    command_line.complete_train(given, registry)
+    assert given.conf_file == "sb3_dpi.zoo.resolved" and list(registry) == ["ppo"]
+    assert command_line.resolved.hyperparams["Reacher-v5"] == zoo_entries("ppo")["Reacher-v2"]
+    assert capsys.readouterr().out == "Hyperparameters of ppo for Reacher-v5: RL Zoo, Reacher-v2\n"
+    given = training(conf_file="my.yml")
+    command_line.complete_train(given, registry)
+    assert given.conf_file == "my.yml" and capsys.readouterr().out == ""
+
+
+def test_classes_and_environments_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zoo_module.py").write_text(
+        "import gymnasium as gym\nfrom stable_baselines3 import PPO\nclass Mine(PPO): ...\n"
+        "gym.register('ZooArm-v0', 'gymnasium.envs.classic_control:PendulumEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given, registry = training(algo="zoo_module:Mine", env="zoo_module:ZooArm-v0"), dict[str, Any]()
+    command_line.complete_train(given, registry)
+    assert (given.algo, given.env, registry["mine"].__name__) == ("mine", "ZooArm-v0", "Mine")
+    assert command_line.resolved.hyperparams["ZooArm-v0"]["policy"] == "MlpPolicy"
+    del gym.registry["ZooArm-v0"]
+    for changes, message in {
+        "algo": ("zoo_module:Mien", "has no class 'Mien'; did you mean 'Mine'"),
+        "env": ("no_such_module:A-v0", "the module of environment 'no_such_module:A-v0' cannot be imported"),
+    }.items():
+        with pytest.raises((ImportError, ValueError), match=message[1]):
+            command_line.complete_train(training(**{changes: message[0]}), registry)
+
+
+def test_misspelt_hyperparameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="-params gama: PPO takes no such hyperparameter, did you mean 'gamma'"):
+        command_line.complete_train(training(hyperparams={"n_envs": 2, "gama": 0.9}), {})
+    with pytest.raises(ValueError, match="-params kl_stepp: MDGPS takes no such hyperparameter, did you mean 'kl_step'"):
+        command_line.complete_train(training(algo="mdgps", hyperparams={"kl_stepp": 0.9}), {})
+
+
+def test_trial_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import optuna
+
+    study = optuna.create_study(storage=journal(tmp_path / "x.log"), study_name="s", direction="maximize")
+    for value in (3.0, 1.0):
+        trial = study.ask()
+        trial.suggest_float("kl_step", 0.1, 1.0)
+        study.tell(trial, value)
+    given = training(algo="mdgps", conf_file="my.yml", storage=str(tmp_path / "x.log"), study_name="s", trial_id="best")
+    command_line.complete_train(given, {})
+    assert given.trial_id == -2
+    assert "Changed by trial 0 of study s (value 3.0, for RL Zoo --trial-id=-2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--trial-id needs --storage and --study-name"):
+        command_line.complete_train(training(algo="mdgps", trial_id="1", storage=str(tmp_path / "x.log")), {})
+
+
+# ---------------------------------------------------------------------- plots
+
+
+def store_evaluations(folder: Path, n: int, n_episodes: int = 2) -> None:
+    folder.mkdir(parents=True)
+    np.savez(folder / "evaluations.npz", timesteps=np.arange(n), results=np.zeros((n, n_episodes)))
+
+
+def all_plots(folder: Path, algos: list[str] | None = None, env: list[str] | None = None) -> Namespace:
+    given = Namespace(exp_folders=[str(folder)], algos=algos, env=env)
+    check_plot("all_plots", given)
+    return given
+
+
+def test_plots_name_what_they_do_not_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, n in {"A-v1_1": 3, "A-v1_2": 2, "A-v1_3": 3, "b-BigA-v1_1": 3}.items():
+        store_evaluations(tmp_path / "mdgps" / name, n)
+    (tmp_path / ".unfinished" / "x_1").mkdir(parents=True)
+    given = all_plots(tmp_path, ["sb3_dpi:MDGPS"], ["envs:b/BigA-v1"])
+    assert (given.algos, given.env, capsys.readouterr().out) == (["mdgps"], ["b-BigA-v1"], "")
+    all_plots(tmp_path, ["mdgps"], ["A-v1"])
+    output = capsys.readouterr().out
+    assert "-e A-v1 is part of the names A-v1, b-BigA-v1" in output
+    assert output.endswith(f"fewer than others: {tmp_path / 'mdgps' / 'A-v1_2'}\n")
+    contents = "mdgps on A-v1 b-BigA-v1$"
+    with pytest.raises(ValueError, match=f"-a is needed.*{contents}"):
+        all_plots(tmp_path, env=["A-v1"])
+    with pytest.raises(ValueError, match=f"no runs of trpo .* only {contents}"):
+        all_plots(tmp_path, ["mdgps", "trpo"], ["A-v1"])
+    with pytest.raises(ValueError, match=f"no runs on b-C-v1 in .* only {contents}"):
+        all_plots(tmp_path, ["mdgps"], ["A-v1", "b/C-v1"])
+
+
+def test_a_single_run_of_single_episodes_cannot_be_plotted(tmp_path: Path) -> None:
+    store_evaluations(tmp_path / "mdgps" / "A-v1_1", 3, n_episodes=1)
+    store_evaluations(tmp_path / "mdgps" / "A-v1_2", 1, n_episodes=1)
+    with pytest.raises(ValueError, match="A-v1_1: RL Zoo cannot plot a single run whose evaluations are of one episode"):
+        all_plots(tmp_path, ["mdgps"], ["A-v1"])
+    store_evaluations(tmp_path / "mdgps" / "A-v1_3", 3, n_episodes=1)
+    all_plots(tmp_path, ["mdgps"], ["A-v1"])
+
+
+def test_plot_train_needs_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "agg")
+    with pytest.raises(ValueError, match="opens a window and writes no file"):
+        check_plot("plot_train", Namespace(algo="mdgps", env=["A-v1"], exp_folder="logs"))
+
+
+def test_plot_from_file_needs_two_runs_of_all(tmp_path: Path) -> None:
+    two, one = {"last_evals": np.zeros(2)}, {"last_evals": np.float64(0.0)}
+
+    def check(results: dict[str, Any]) -> None:
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps({**results, "results_table": {}}))
+        for name in ("x", "x.pkl"):
+            check_plot("plot_from_file", Namespace(input=str(tmp_path / name)))
+
+    check({"A": {"mdgps": two, "ppo": two}, "B": {"mdgps": two, "ppo": two}})
+    with pytest.raises(ValueError, match="one run of ppo on B"):
+        check({"A": {"mdgps": two, "ppo": two}, "B": {"mdgps": two, "ppo": one}})
+    with pytest.raises(ValueError, match="no runs of ppo on A"):
+        check({"A": {"mdgps": two}, "B": {"mdgps": two, "ppo": two}})
+    with pytest.raises(ValueError, match="holds no results"):
+        check({"A": {}})
+    with pytest.raises(ValueError, match=r"y.pkl not found: -i names the file that all_plots -o wrote"):
+        check_plot("plot_from_file", Namespace(input=str(tmp_path / "y")))
+
+
+@pytest.mark.parametrize("arguments", [[], ["plot"]])
+def test_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match=r"train\|enjoy"):
+        command_line.main(arguments)
+
+
+# ---------------------------------------------------------------------- the whole command, in a process of its own
+
+
+def _python(*arguments: str, folder: Path, code: int = 0) -> str:
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    command = [sys.executable, *(arguments if arguments[0] == "-m" else ("-c", *arguments))]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def _zoo(*arguments: str, folder: Path, code: int = 0) -> str:
+    return _python("-m", "sb3_dpi.zoo", *arguments, folder=folder, code=code)
+
+
+@pytest.mark.parametrize(
+    "algo", ["mdgps", pytest.param("ppo", marks=pytest.mark.slow), pytest.param("trpo", marks=pytest.mark.slow)]
+)
+def test_train_and_enjoy(algo: str, tmp_path: Path) -> None:
+    task = ("--algo", algo, "--env", "sb3_dpi/CartPoleBalance-v0")
+    output = _zoo("train", *task, "-n", "300", "--seed", "1", "--eval-freq", "-1", "--device", "cpu", folder=tmp_path)
+    assert f"Hyperparameters of {algo} for sb3_dpi/CartPoleBalance-v0: " in output
+    assert (tmp_path / "logs" / algo / "sb3_dpi-CartPoleBalance-v0_1" / "sb3_dpi-CartPoleBalance-v0.zip").is_file()
+    assert "Mean reward" in _zoo("enjoy", *task, "--no-render", "-n", "160", "--device", "cpu", folder=tmp_path)
+
+
+def _use_custom_envs(folder: Path) -> tuple[str, ...]:
+    (folder / "custom_envs.py").write_text("import dummy_envs\n\ndummy_envs.register()\n")
+    return ("--algo", "mdgps", "--env", dummy_envs.POINT_MASS_ID)
+
+
+def test_optimize_writes_a_report_and_figures(tmp_path: Path) -> None:
+    study = ("--storage", "x.log", "--study-name", "s", "--n-trials", "2", "-n", "100", "--eval-episodes", "1")
+    arguments = ("-optimize", *study, "-params", "horizon:10", "--device", "cpu")
+    output = _zoo("train", *_use_custom_envs(tmp_path), *arguments, folder=tmp_path)
+    assert "Number of finished trials:  2" in output
+    reports = sorted(path.suffix for path in (tmp_path / "logs" / "mdgps").glob("report_*"))
+    assert reports == [".csv", ".pkl", ".png", ".png"]
+    assert output.count("Figure: logs/mdgps/report_sb3_dpi_tests-PointMass-v0_2-trials-100-") == 2
+
+
+def test_train_with_the_best_trial(tmp_path: Path) -> None:
+    import optuna
+
+    sampler, _ = space("mdgps")
+    study = optuna.create_study(storage=journal(tmp_path / "x.log"), study_name="s", direction="maximize")
+    sampled = []
+    for value in (2.0, 1.0):
+        trial = study.ask()
+        sampled.append(sampler(trial, 1, 1, {}))
+        study.tell(trial, value)
+    arguments = ("--storage", "x.log", "--study-name", "s", "--trial-id", "best", "-n", "50", "--eval-freq", "-1")
+    settings = ("-params", "horizon:10", "imitation_steps:1", "--device", "cpu")
+    _zoo("train", *_use_custom_envs(tmp_path), *arguments, *settings, folder=tmp_path)
+    name = "sb3_dpi_tests-PointMass-v0"
+    stored = yaml.unsafe_load((tmp_path / "logs" / "mdgps" / f"{name}_1" / name / "config.yml").read_text())
+    # the first trial, which RL Zoo takes for none
+    assert {key: stored[key] for key in sampled[0]} == {**sampled[0], "imitation_steps": 1}
+    assert stored["horizon"] == 10
+
+
+def test_enjoy_runs_what_compare_wrote(tmp_path: Path) -> None:
+    from sb3_dpi.compare import RunConfig, run_one
+
+    task = _use_custom_envs(tmp_path)
+    hyperparams = {
+        "policy": "MlpPolicy",
+        "normalize": {"norm_obs": True, "norm_reward": False},
+        "n_conditions": 1,
+        "samples_per_condition": 2,
+        "imitation_steps": 5,
+        "policy_kwargs": {"net_arch": [8]},
+    }
+    config = RunConfig("mdgps", dummy_envs.POINT_MASS_ID, 3, 48, hyperparams, n_eval_episodes=1)
+    run_one(config, tmp_path / "lab" / config.path)
+    arguments = ("-f", "lab", "--no-render", "-n", "24", "--device", "cpu")
+    output = _zoo("enjoy", *task, *arguments, "--exp-id", "3", folder=tmp_path)
+    assert "Loading lab/mdgps/sb3_dpi_tests-PointMass-v0_3/sb3_dpi_tests-PointMass-v0.zip" in output
+    assert "2 Episodes" in output
+    output = _zoo("enjoy", *task, *arguments, "--exp-id", "1", folder=tmp_path, code=1)
+    assert output == "The lab/mdgps/sb3_dpi_tests-PointMass-v0_1 folder was not found; --exp-id 3 has one\n"
+
+
+ZOO_MODULE = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import PendulumEnv
+from stable_baselines3 import PPO
+
+class Mine(PPO): ...
+
+class Endless(PendulumEnv):
+    def reset(self, **kwargs):
+        self.n = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.n += 1
+        assert self.n <= 50, "episodes of an evaluation were to end"
+        return super().step(action)
+
+gym.register("Arm-v0", PendulumEnv, max_episode_steps=20)
+gym.register("Endless-v0", Endless)
+"""
+
+
+def test_bad_input_gets_one_line(tmp_path: Path) -> None:
+    commands = {
+        "train --algo mdgp --env Pendulum-v1": "did you mean 'mdgps'",
+        "train --algo mdgps --env Pendulm-v1": "Pendulm-v1 not found in gym registry, you maybe meant Pendulum-v1",
+        "train --algo crossq --env Pendulum-v1 -optimize": "There is no search space of crossq for -optimize, only of",
+        "train --algo ppo --env Pendulum-v1 -params gama:0.9": "PPO takes no such hyperparameter, did you mean 'gamma'",
+        "train --algo ppo --env Pendulum-v1 -params policy_kwargs:dict(net_arhc=3)": "unexpected keyword argument 'net_arhc'",
+        "train --algo dpi --env CartPole-v1": "The algorithm only supports",
+        "train --algo dpi --env CartPole-v1 -optimize -n 10": "The algorithm only supports",
+        "enjoy --algo mdgps --env Pendulum-v1 --no-render": "The logs/mdgps folder was not found; train one",
+        "all_plots -a mdgps -e Pendulum-v1": "There are no runs of mdgps in logs, only nothing",
+        "all_plots -a ppo -e A-v1 -f lab other": "RL Zoo's all_plots stopped: IndexError",
+    }
+    store_evaluations(tmp_path / "lab" / "ppo" / "A-v1_1", 3)
+    store_evaluations(tmp_path / "other" / "ppo" / "A-v1_1", 3)
+    program = "\n".join(
+        (
+            "from sb3_dpi.zoo.__main__ import main",
+            f"for command in {list(commands)!r}:",
+            "    try:",
+            "        main(command.split() + ['-l', 'one'] * ('other' in command))",
+            "    except SystemExit as end:",
+            "        print('END', end.code)",
+        )
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("END")]
+    assert len(lines) == len(commands), done.stdout + done.stderr
+    for line, expected in zip(lines, commands.values(), strict=True):
+        assert expected in line
+    # enjoy would take an empty folder for the latest run
+    assert not [folder for folder in (tmp_path / "logs").glob("*/*") if folder.is_dir()]
+
+
+def test_modules_of_the_user(tmp_path: Path) -> None:
+    """An algorithm and an environment by their modules; an environment whose episodes do not end is evaluated all the same."""
+    (tmp_path / "zoo_module.py").write_text(ZOO_MODULE)
+    task, settings = ("--algo", "zoo_module:Mine", "--env", "zoo_module:Arm-v0"), ("-n", "40", "--device", "cpu")
+    small = ("-params", "n_steps:20", "n_epochs:1", "batch_size:20")
+    _zoo("train", *task, *settings, *small, "--eval-freq", "20", "--eval-episodes", "1", folder=tmp_path)
+    assert "Loading logs/mine/Arm-v0_1/Arm-v0.zip" in _zoo("enjoy", *task, *settings, "--no-render", folder=tmp_path)
+    output = _zoo("all_plots", "-a", "zoo_module:Mine", "-e", "zoo_module:Arm-v0", "--no-display", folder=tmp_path, code=1)
+    assert output.endswith("another seed, or two episodes (train --eval-episodes 2)\n")
+    program = (
+        "from sb3_dpi.zoo import training\ntraining.LONGEST_EPISODE = 30\nfrom sb3_dpi.zoo.__main__ import main\n"
+        f"main('train --algo ppo --env zoo_module:Endless-v0 -n 20 --eval-freq 20 --device cpu'.split() + {list(small)})"
+    )
+    output = _python(program, folder=tmp_path)
+    assert "Endless-v0 has no time limit: the episodes of an evaluation are cut after 30 steps" in output
+    assert "Episode length: 30.00" in output
+
+
+@pytest.mark.slow
+def test_record_video(tmp_path: Path) -> None:
+    pytest.importorskip("pygame")
+    task = ("--algo", "mdgps", "--env", "Pendulum-v1")
+    settings = ("-params", "horizon:10", "n_conditions:1", "imitation_steps:1", "--device", "cpu", "--eval-freq", "-1")
+    _zoo("train", *task, "-n", "20", *settings, folder=tmp_path)
+    _zoo("record_video", *task, "-n", "20", folder=tmp_path)
+    videos = list((tmp_path / "logs" / "mdgps" / "Pendulum-v1_1" / "videos").glob("*.mp4"))
+    assert len(videos) == 1
+    assert videos[0].read_bytes()[4:8] == b"ftyp"
+
+
+@pytest.mark.slow
+def test_plots_of_what_compare_wrote(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        folder = tmp_path / "lab" / "mdgps" / f"Task-v1_{seed}"
+        folder.mkdir(parents=True)
+        np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20]), results=np.full((2, 3), 5.0 * seed))
+    plots = ("-a", "mdgps", "-e", "Task-v1", "-f", "lab", "-l", "lab", "-o", "curves", "--no-display")
+    assert "8 +/- 2" in _zoo("all_plots", *plots, folder=tmp_path)
+    _zoo("plot_from_file", "-i", "curves", "-o", "final.png", "--format", "png", folder=tmp_path)
+    assert (tmp_path / "final.png").read_bytes().startswith(b"\x89PNG")
