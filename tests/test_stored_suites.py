@@ -20,6 +20,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 SUITES = sorted(path for path in RESULTS.glob("*/*.yml") if path.name != TASKS)
 STORED = {
     "aggrevated_oc/trust_region": (30, 30),
+    "aggrevated_oc/priors": (9, 9),
     "mdgps/parts": (36, 36),
     # the others are of another version of their algorithm, or of defaults and entries of then
     "dpi/experts": (40, 60),
