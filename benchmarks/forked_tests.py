@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -30,6 +31,7 @@ PYTEST = [
     "--tb=native",
     "--assert=plain",
 ]
+BROKEN = "In a fork: "
 WAITING = 40.0
 """How much longer than computing a mutant may wait for the processor."""
 
@@ -96,6 +98,7 @@ def in_fork(work: Callable[[], str], seconds: float | None = None) -> str:
     :param work: returns what to hand back
     :param seconds: of computing at most; None for no limit
     :return: what it handed back, or ``"out of time"`` or ``"died"``
+    :raises RuntimeError: what was raised in the fork
     """
     read, write = os.pipe()
     pid = os.fork()
@@ -105,7 +108,10 @@ def in_fork(work: Callable[[], str], seconds: float | None = None) -> str:
             if seconds is not None:
                 resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
             with os.fdopen(write, "w") as pipe:
-                pipe.write(work())
+                try:
+                    pipe.write(work())
+                except BaseException:  # of this runner: what tests raise is pytest's
+                    pipe.write(BROKEN + traceback.format_exc())
         finally:
             os._exit(0)
     os.close(write)
@@ -121,7 +127,10 @@ def in_fork(work: Callable[[], str], seconds: float | None = None) -> str:
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         return "out of time" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "died"
-    return answer.decode() or "died"
+    text = answer.decode()
+    if text.startswith(BROKEN):
+        raise RuntimeError(text)
+    return text or "died"
 
 
 def collect(tests: Iterable[str], loop: Callable[[Watch, pytest.Session], None]) -> Watch:

@@ -272,6 +272,7 @@ def run(path: Path, packages: list[str], modules: list[str] | None, minutes: flo
     :param survivors: test again what no test noticed
     """
     deadline = time.monotonic() + 60.0 * minutes
+    path.parent.mkdir(parents=True, exist_ok=True)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.chdir(ROOT)
     for name in configuration()["preloaded"]:

@@ -34,6 +34,7 @@ def searching(n_conditions: int, log_start: float | None = 0.0) -> _DualSearch:
         (1.0, np.inf, np.inf, -np.inf, 0.25, 1.25),
         (-np.inf, 1.0, np.inf, -4.0, 0.25, -1.0),  # downwards by the power law
         (-np.inf, 1.0, np.inf, -900.0, 0.25, -49.0),
+        (-np.inf, 1.0, np.inf, -60.0, 50.0, -49.0),  # by no less than the stride
         (590.0, np.inf, np.inf, -np.inf, 50.0, 600.0),  # within what floats hold
         (-np.inf, -590.0, np.inf, -60.0, 50.0, -600.0),
     ],
@@ -61,7 +62,9 @@ def test_an_end_that_stays_counts_half() -> None:
     assert narrow(3.0, -0.2) == (2.5, 0.5, 3.0, -0.2, 16.0)
     for _ in range(3):
         search._narrow(which, np.array([0.0]))
-    assert search.stride[1] == 50.0 and search.high[1] == 3.0, "a KL in the middle is one below the bound"
+    assert search.stride[1] == 50.0 and search.high[1] == 3.0 and search.low[1] == 2.5, (
+        "a KL in the middle is one below the bound"
+    )
     assert search.low[0] == -np.inf and search.stride[0] == 0.25, "the other condition is not touched"
 
 
@@ -187,3 +190,11 @@ def test_a_search_that_starts_at_the_solution_sweeps_no_more(monkeypatch: pytest
     again = per_step.search_per_step(problem, bound, found.eta, 0.1, 100)
     assert again.converged.all() and again.n_passes == 2, "one to see it, one to hand it out"
     np.testing.assert_allclose(again.eta, found.eta)
+
+
+def test_a_condition_within_its_bounds_stays_where_it_is() -> None:
+    problem, log_eta = concave_at_first(0.1)
+    log_eta[0] = 12.0
+    grown, _, _ = per_step._enforce(problem, np.full((2, 7), 0.05), log_eta)
+    np.testing.assert_array_equal(grown[0], 12.0)
+    assert np.all(grown[1] > log_eta[1])

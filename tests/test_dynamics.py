@@ -351,3 +351,12 @@ def test_nothing_seen_and_nothing_believed_is_finite() -> None:
     prior = NormalInverseWishart(np.ones((1, 2)), np.eye(2)[None], 0.0, 0.0)
     mean, cov = posterior(moments(np.ones((3, 1, 2)), np.zeros((3, 1))), prior)
     assert np.isfinite(mean).all() and np.isfinite(cov).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_nearest_points_are_the_nearest(n: int) -> None:
+    rng = np.random.default_rng(21)
+    centres, pool = rng.normal(size=(1, 1, 200, 3)), rng.normal(size=(60, 3))
+    prior = nearest_prior(centres, np.ones((1, 1, 200)), pool, 2, n, 1.0, 1.0)
+    for t in range(200):
+        np.testing.assert_allclose(prior.mean[0, t], brute_force_prior(centres[0, 0, t, :2], pool, 2, n)[0], atol=1e-9)

@@ -326,6 +326,9 @@ def test_nan_is_refused_by_name(part: int, name: str, index: tuple[int, ...], st
     with pytest.raises(KLConstraintError, match=rf"\.{name} is not finite in condition 2 at time step {step}") as caught:
         solve_kl_constrained(*parts, 1.0)
     assert (caught.value.condition, caught.value.time_step) == (2, step)
+    array[3] = np.nan
+    with pytest.raises(KLConstraintError, match="condition 2"):
+        solve_kl_constrained(*parts, 1.0)
 
 
 @pytest.mark.parametrize("without", [0.0, [[1.0, 2.0], [2.0, 1.0]]], ids=["none", "in one direction"])

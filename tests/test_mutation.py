@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("cosmic_ray")
+pytest.importorskip("tomllib")
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MODULE = """
