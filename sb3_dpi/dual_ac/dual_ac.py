@@ -331,6 +331,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         """One iteration of Algorithm 1: V-step, alpha-step and pi-step on the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        self._update_standardization(flatten_time(self.rollout_buffer.observations))
         batch, judgement = self._batch, self._judgement  # of pi_{t-1}, the behaviour policy pi_b; alpha_{t-1}, by V_{t-1}
         targets = self.rollout_buffer.returns.astype(np.float64)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
         solve = self._solve_values(batch, targets, judgement.weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
@@ -347,7 +348,6 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         observations = flatten_time(buffer.observations)
         starts = buffer.episode_starts.reshape(-1).astype(bool)
         self._remember_resets(take(observations, starts))
-        self._update_standardization(observations)
         every = obs_as_tensor(concatenate(observations, endings.observations()), self.device)
         # Stable-Baselines3 keeps MultiBinary actions as integers, which torch has no log-probability for
         actions = th.as_tensor(flatten_time(buffer.actions).astype(np.float32), device=self.device)
