@@ -28,7 +28,15 @@ INTERRUPTED = tuple(
 """Whose lines are counted and interrupted"""
 N_POINTS = 12
 STEPS = 50
-MOVES_ON = {"num_timesteps", "start_time", "n_episodes", "steps_since_training", "saw_failure", "time_limit"}
+MOVES_ON = {
+    "num_timesteps",
+    "start_time",
+    "n_episodes",
+    "steps_since_training",
+    "saw_failure",
+    "time_limit",
+    "initial_observations",
+}
 """Attributes that follow the steps taken, not the iterations"""
 
 every_algorithm = pytest.mark.parametrize(
