@@ -29,6 +29,7 @@ from sb3_dpi.compare.store import (
     read_result,
     version_differences,
 )
+from sb3_dpi.compare.study import read_runs
 from sb3_dpi.compare.suite import make_configs, suite_from_arguments
 from sb3_dpi.compare.types import Timing
 from sb3_dpi.zoo import ALGORITHMS, algorithm_class
@@ -602,11 +603,11 @@ def test_export(tmp_path: Path) -> None:
         write(store, config, float(number))
     store.set_aside(write(store, replace(CONFIG, seed=3)))
     assert export_runs(out, target) == 4
-    names = ["Pendulum-v1/args.yml", "Pendulum-v1/config.yml", "evaluations.npz", "run.json"]
-    for number, config in enumerate(configs):
-        folder = target / config.path
-        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == names
-        assert read_result(read_record(folder)).curve.results[0, 0] == number
+    assert sorted(path.name for path in target.rglob("*")) == ["study.csv", "study.npz"]
+    runs, problems = read_runs(target)
+    assert not problems and [run.folder for run in runs] == sorted(target / config.path for config in configs)
+    found = {str(run.config): read_result(run).curve.results[0, 0] for run in runs}
+    assert found == {str(config): float(number) for number, config in enumerate(configs)}
     # As baselines of another comparison
     result = Store(tmp_path / "next", [target]).load(configs[3])
     assert result is not None and result.imported and result.curve.results[0, 0] == 3.0
@@ -615,8 +616,9 @@ def test_export(tmp_path: Path) -> None:
     write(store, longer, 9.0)
     (target / "README.md").write_text("what these are")
     assert export_runs(out, target) == 4
-    assert read_result(read_record(target / CONFIG.path)).curve.results[0, 0] == 9.0
-    assert (target / "README.md").is_file() and len(list(find_runs(target))) == 4
+    runs, _ = read_runs(target)
+    assert [read_result(run).curve.results[0, 0] for run in runs if run.config == longer] == [9.0]
+    assert (target / "README.md").is_file() and len(runs) == 4
     assert export_runs(tmp_path / "nowhere", tmp_path / "empty") == 0
 
 
@@ -625,7 +627,7 @@ def test_a_damaged_run_is_not_exported(tmp_path: Path) -> None:
     _damage("evaluations truncated", folder)
     with pytest.raises(CorruptRun, match=str(folder)):
         export_runs(tmp_path / "out", tmp_path / "target")
-    assert list(find_runs(tmp_path / "target")) == []
+    assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions mean nothing here")
