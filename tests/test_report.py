@@ -700,6 +700,39 @@ def test_a_report_of_several_folders(packed: bool, tmp_path: Path, no_figures: N
     assert rows(to / "runs.csv")[0]["folder"] == str(first / "dpi/A-v0_1")
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+POINT = """<script>
+window.addEventListener("error", event => { document.title = "error: " + event.message; });
+window.addEventListener("load", () => {
+  const image = document.querySelector("figure img"), frame = image.getBoundingClientRect();
+  const event = {clientX: frame.left + .4 * frame.width, clientY: frame.top + .5 * frame.height};
+  image.dispatchEvent(new PointerEvent("pointermove", event));
+  document.body.dataset.wide = document.documentElement.scrollWidth - window.innerWidth;
+});
+</script></head>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
+@pytest.mark.parametrize("width", [500, 1400])
+def test_the_page_in_a_browser(width: int, tmp_path: Path) -> None:
+    """Offline, without an error, no wider than the window, and the pointer finds a value."""
+    for algo in ("ppo", "trpo"):
+        write_run(tmp_path, algo, "A-v0", 1, GRID, [1, 2, 3, 4, 5], source="words " * 60)
+    write_report(tmp_path, {"A-v0": task("A-v0", 3.0)})
+    (tmp_path / "page.html").write_text((tmp_path / "report.html").read_text().replace("</head>", POINT))
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += [f"--window-size={width},900", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]
+    page = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=300).stdout
+    assert "<title>ppo, trpo on A-v0</title>" in page
+    assert (
+        re.search(r'<div class="tip"[^>]*>.*?trpo: [\d.]+ \([\d,.]+\)</div>', page)
+        and int(
+            re.search(r'data-wide="(-?\d+)"', page)[1]  # type: ignore[index]
+        )
+        <= 0
+    )
+
+
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 

@@ -280,8 +280,11 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit):
             command_line.main(["report", "--out", str(two), str(one), "--to", str(inside)])
         assert f"--to {inside}: is in {one}, which is read; choose another folder" in capsys.readouterr().err
-    assert command_line.main(["pack", "--out", str(two), "--archive", str(tmp_path / "2026.zip")]) == 0
-    assert not two.exists() and (tmp_path / "2026.zip").is_file()
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "one.csv").write_text("a,b\n1,2\n")
+    moved = ["pack", "--out", str(two), str(tmp_path / "trials"), "--archive", str(tmp_path / "2026.zip")]
+    assert command_line.main(moved) == 0 and "4 files moved" in capsys.readouterr().out
+    assert not two.exists() and not (tmp_path / "trials").exists() and (tmp_path / "2026.zip").is_file()
 
 
 def test_reading_needs_no_pandas(tmp_path: Path) -> None:

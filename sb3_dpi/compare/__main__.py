@@ -14,7 +14,7 @@ from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
 from sb3_dpi.compare.report import all_tasks, write_report
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import CorruptRun, Store, export_runs
-from sb3_dpi.compare.study import archive, pack, studies
+from sb3_dpi.compare.study import archive, pack, read_runs, studies
 from sb3_dpi.compare.suite import Suite, load_suite, make_configs, merge_tasks, read_tasks, suite_from_arguments, write_tasks
 
 
@@ -198,6 +198,8 @@ def pack_studies(args: argparse.Namespace, console: Console) -> int:
     """
     outs = _folders(args.out)
     for study in [study for out in outs if out.is_dir() for study in studies(out)]:
+        if args.archive and not any(read_runs(study)):
+            continue  # Data of another kind
         console.print(f"{study}: {pack(study)} runs in {study / 'study.csv'}", markup=False, highlight=False, soft_wrap=True)
     if args.archive:
         console.print(f"{archive(outs, Path(args.archive))} files moved into {args.archive}", markup=False)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -406,16 +406,8 @@ def write_report(
     return warnings
 
 
-class _Column(NamedTuple):
-    """A column of a terminal's table."""
-
-    header: str
-    cells: Sequence[str]
-    rank: int = 0
-    """Where the terminal is too narrow, columns are left out from the highest rank on; those of 0 stay"""
-
-
-def _columns(comparison: Comparison, task: str) -> list[_Column]:
+def _terminal_columns(comparison: Comparison, task: str) -> list[tuple[int, str, list[str]]]:
+    """List rank, header and cells; where a terminal is too narrow the highest ranks are left out first, those of 0 stay."""
     table, times = task_table(comparison, task), time_table(comparison, task)
     # With thresholds the number of seeds is in brackets behind the steps too
     thresholds = len(comparison.thresholds(task))
@@ -424,36 +416,30 @@ def _columns(comparison: Comparison, task: str) -> list[_Column]:
     for name, (_, cells) in zip(table.columns, table.items(), strict=True):
         if not name.startswith(("return at", "budget", "hyperparameters")):
             header = name.removesuffix(f", {IQM}").replace(" (", "\n(").replace("ratio to ", "ratio to\n")
-            columns.append(_Column(header, list(cells), ranks.get(name, 0)))
-    for i, (header, rank) in enumerate((("wall\nseconds", 3), ("CPU s per\n1000 steps", 1)), 1 + thresholds):
-        columns.append(_Column(header, list(times.iloc[:, i]), rank))
+            columns.append((ranks.get(name, 0), header, list(cells)))
+    for i, (rank, header) in enumerate(((3, "wall\nseconds"), (1, "CPU s per\n1000 steps")), 1 + thresholds):
+        columns.append((rank, header, list(times.iloc[:, i])))
     return columns
 
 
-def _terminal_table(title: str, columns: Sequence[_Column]) -> RichTable:
-    rich = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
-        rich.add_column(Text(column.header), justify="left" if column.header in LEFT else "right", overflow="fold")
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        rich.add_row(*map(Text, cells))
-    return rich
-
-
-def _fitting_table(console: Console, title: str, columns: Sequence[_Column]) -> tuple[RichTable, list[str]]:
+def _fitting_table(console: Console, title: str, shown: list[tuple[int, str, list[str]]]) -> tuple[RichTable, list[str]]:
     """Make a table that breaks no cell if it can be, and name what had to be left out."""
-    unbounded, shown = console.options.update(max_width=sys.maxsize), list(columns)
     left_out: list[str] = []
-    for rank in (5, 4, 3, None, 2, 1):
-        if console.measure(_terminal_table(title, shown), options=unbounded).maximum <= console.width:
+    for narrower in (5, 4, 3, "intervals", 2, 1, None):
+        table = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+        for _, header, _ in shown:
+            table.add_column(Text(header), justify="left" if header in LEFT else "right", overflow="fold")
+        for row in zip(*(cells for _, _, cells in shown), strict=True):
+            table.add_row(*map(Text, row))
+        if console.measure(table, options=console.options.update(max_width=sys.maxsize)).maximum <= console.width:
             break
-        if rank is None:
-            if any(" [" in cell for column in shown for cell in column.cells):
-                left_out.append("intervals")
-            shown = [column._replace(cells=[cell.partition(" [")[0] for cell in column.cells]) for column in shown]
+        if narrower == "intervals":
+            left_out += ["intervals"] * any(" [" in cell for _, _, cells in shown for cell in cells)
+            shown = [(rank, header, [cell.partition(" [")[0] for cell in cells]) for rank, header, cells in shown]
         else:
-            left_out += [column.header.replace("\n", " ") for column in shown if column.rank == rank]
-            shown = [column for column in shown if column.rank != rank]
-    return _terminal_table(title, shown), left_out
+            left_out += [header.replace("\n", " ") for rank, header, _ in shown if rank == narrower]
+            shown = [column for column in shown if column[0] != narrower]
+    return table, left_out
 
 
 def print_table(console: Console, comparison: Comparison, to: Path) -> None:
@@ -466,7 +452,7 @@ def print_table(console: Console, comparison: Comparison, to: Path) -> None:
     """
     left_out: dict[str, None] = {}
     for task in comparison.groups:
-        table, names = _fitting_table(console, task, _columns(comparison, task))
+        table, names = _fitting_table(console, task, _terminal_columns(comparison, task))
         console.print(table)
         left_out.update(dict.fromkeys(names))
     if left_out:
