@@ -29,7 +29,7 @@ from sb3_dpi.compare.store import (
     read_result,
     version_differences,
 )
-from sb3_dpi.compare.study import read_runs
+from sb3_dpi.compare.study import read_runs, write_run
 from sb3_dpi.compare.suite import make_configs, suite_from_arguments
 from sb3_dpi.compare.types import Timing
 from sb3_dpi.zoo import ALGORITHMS, algorithm_class
@@ -513,11 +513,13 @@ def raised(monkeypatch: pytest.MonkeyPatch, fresh: None) -> Callable[[], None]:
 
 def _stored(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Copy a run whose record names a hash of sources; here are the packages that it ran with."""
-    source = next(folder for folder in find_runs(STORED) if folder.parent.name == "mdgps")
-    record = json.loads((source / RECORD).read_text())
-    assert "sources" in record["versions"] and "algorithm_version" not in record["versions"]
-    config = read_record(source).config
-    shutil.copytree(source, out / config.path)
+    stored = next(run for run in read_runs(STORED)[0] if "sources" in run.record["versions"])
+    record, config = stored.record, stored.config
+    assert "algorithm_version" not in record["versions"]
+    if stored.table:
+        write_run(stored, record, out / config.path)
+    else:
+        shutil.copytree(stored.folder, out / config.path)
     real = key.version
     monkeypatch.setattr(key, "version", lambda name: record["versions"].get(name) or real(name))
     for cached in (run_versions, key._installed):
