@@ -60,6 +60,8 @@ class StoredRun:
     """As ``run.json`` has it"""
     config: RunConfig
     key: str
+    configuration_key: str
+    """What identifies its configuration, whatever the versions"""
     versions: dict[str, str]
     timing: Timing
     table: Path | None = None
@@ -68,11 +70,6 @@ class StoredRun:
     """In a table the name of its evaluations, a hash of their content"""
     imported: bool = False
     """Whether it is a copy of a stored baseline, matched by configuration, seed and version of the algorithm alone"""
-
-    @property
-    def configuration_key(self) -> str:
-        """What identifies its configuration, whatever the versions."""
-        return str(self.record["configuration_key"])
 
     def stands_in_for(self, config: RunConfig) -> bool:
         """
@@ -106,8 +103,8 @@ def parse_record(record: Any, folder: Path, where: Path, table: Path | None = No
         if table is None:
             curve = record["evaluations_sha256"]
         timing, imported = Timing(**record["timing"]), bool(record.get("imported", False))
-        record["configuration_key"]
-        return StoredRun(folder, record, config, key, versions, timing, table, curve, imported)
+        same = record["configuration_key"]
+        return StoredRun(folder, record, config, key, same, versions, timing, table, curve, imported)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CorruptRun):
             raise
