@@ -1,12 +1,21 @@
 """Shared by all tests."""
 
 import re
+from collections.abc import Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import dummy_envs
 import pytest
 import torch as th
+from reports import GRID, VERSIONS, task, write_run
+
+from sb3_dpi.compare import figures as figures_module
+from sb3_dpi.compare import key
+from sb3_dpi.compare import report as report_module
+from sb3_dpi.compare.figures import Drawing
+from sb3_dpi.compare.suite import Task
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +36,48 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 return re.sub(r" at 0x[0-9a-f]+", "", str(ids(value)))
 
             mark.kwargs["ids"] = without_addresses
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time."""
+    for name in ("curves_figure", "profile_figure", "frontier_figure"):
+        monkeypatch.setattr(report_module, name, lambda *_, **__: Drawing(b"a figure"))
+
+
+@pytest.fixture
+def small_lab(tmp_path: Path, no_figures: None) -> tuple[Path, dict[str, Task]]:
+    """Two tasks; on the first all that can happen at a threshold happens."""
+    out = tmp_path / "lab"
+    for seed, means in enumerate(([0, 8, 8, 8, 8], [0, 0, 9, 9, 9], [8, 8, 8, 0, 3], [0, 0, 0, 8, 8]), 1):
+        write_run(out, "mdgps", "A-v0", seed, GRID, means, versions={**VERSIONS, "sources": "a" * 64})
+    for seed, means in enumerate(([0, 0, 8], [0, 1, 2], [0, 0, 4]), 1):
+        write_run(out, "trpo", "A-v0", seed, (1000, 4000, 9000), means, seconds=30.0)
+    for seed in (1, 2, 3):
+        write_run(out, "mdgps", "B-v0", seed, GRID, [0, 1, 5, 5 + seed, 5 + seed], versions={**VERSIONS, "sources": "a" * 64})
+        write_run(out, "trpo", "B-v0", seed, (1000, 3000, 4000, 5000), [0, 7, 8, 6 + seed])
+    return out, {"B-v0": task("B-v0", 5.0, 7.0, scale=(0.0, 10.0)), "A-v0": task("A-v0", 7.5)}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures, as matplotlib has them."""
+    figures: list[Any] = []
+    real = figures_module._drawing
+    monkeypatch.setattr(figures_module, "_drawing", lambda figure, series: figures.append(figure) or real(figure, series))
+    return figures
+
+
+@pytest.fixture
+def clean_caches() -> Iterator[None]:
+    """What is looked up of versions is forgotten afterwards."""
+    yield
+    for cached in (key.run_versions, key._installed):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def fresh() -> None:
+    """Versions are looked at anew."""
+    for cached in (key.run_versions, key._installed):
+        cached.cache_clear()

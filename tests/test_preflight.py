@@ -78,13 +78,6 @@ def test_a_task_that_an_algorithm_cannot_learn(tmp_path: Path, capsys: pytest.Ca
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".yml", ".log")]
 
 
-def test_a_report_that_could_not_be_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        command_line.main(["run", "--algo", "ppo", "--env", "Pendulum-v1"])
-    assert "needs matplotlib: pip install 'sb3_dpi[plots]', or leave it out with --no-report" in capsys.readouterr().err
-
-
 def test_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e6))
     assert preflight.check_runs([config()], tmp_path / "none" / "yet") == []

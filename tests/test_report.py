@@ -1,162 +1,63 @@
 """The report: what it says of synthetic runs, what it warns of, that it is the same every time, and soon enough."""
 
-import csv
 import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Iterable
-from hashlib import sha256
-from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from reports import GRID, PROVENANCE, VERSIONS, learning, rows, table_of, task, without_times, write_run
 from rich.console import Console
 
-from sb3_dpi.compare import figures as figures_module
 from sb3_dpi.compare import report as report_module
-from sb3_dpi.compare.document import Document, Heading, Image, Items, Paragraph, Table
-from sb3_dpi.compare.figures import Line, Point, _spread, frontier, frontier_panels, make_styles
-from sb3_dpi.compare.report import print_table, write_report
+from sb3_dpi.compare import study as study_module
+from sb3_dpi.compare.analysis import KEEPS, read_comparison, share_kept
+from sb3_dpi.compare.figures import Point, frontier
+from sb3_dpi.compare.report import all_tasks, print_table, write_report
+from sb3_dpi.compare.runs import thin
+from sb3_dpi.compare.study import pack
 from sb3_dpi.compare.suite import Task
-from sb3_dpi.compare.types import RunConfig, Timing
-
-VERSIONS = {"gymnasium": "1.4.0", "mujoco": "4.0.0"}
-PROVENANCE = {"python": "3.12.1", "platform": "test", "packages": {**VERSIONS, "torch": "2.13.0"}}
+from sb3_dpi.compare.types import Curve
 
 
-def write_run(
-    out: Path,
-    algo: str,
-    env: str,
-    seed: int,
-    timesteps: Iterable[float],
-    results: Any,
-    seconds: float = 10.0,
-    **changes: Any,
-) -> Path:
-    """Write a finished run as the lab does; ``results`` are means ``[k]`` or returns ``[k, episodes]``."""
-    steps = np.array(list(timesteps), dtype=np.int64)
-    returns = np.asarray(results, dtype=np.float64)
-    if returns.ndim == 1:
-        returns = returns[:, None] + np.array([-1.0, 1.0])
-    record = {key: changes.pop(key) for key in ("versions", "provenance", "imported") if key in changes}
-    settings = {"n_timesteps": int(steps[-1]), "hyperparams": {"gamma": 0.99}, "source": "a test", "n_eval_episodes": 2}
-    config = RunConfig(algo, env, seed, **{**settings, **changes})
-    folder = out / config.path
-    folder.mkdir(parents=True)
-    lengths = np.full(returns.shape, 50)
-    walls = np.linspace(0.0, seconds, len(steps) + 1)[1:]
-    np.savez(folder / "evaluations.npz", timesteps=steps, results=returns, ep_lengths=lengths, wall_seconds=walls)
-    content = {
-        "format": 1,
-        "config": config.to_dict(),
-        "key": str(config),
-        "configuration_key": str(config),
-        "versions": VERSIONS,
-        "provenance": PROVENANCE,
-        "timing": vars(Timing(seconds, 0.9 * seconds, 2.0, 1.5)),
-        "evaluations_sha256": sha256((folder / "evaluations.npz").read_bytes()).hexdigest(),
-        **record,
-    }
-    (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
-
-
-def task(name: str, *thresholds: float, scale: tuple[float, float] | None = None) -> Task:
-    return Task(name, name, thresholds, scale)
-
-
-def learning(out: Path, n_tasks: int, algos: Iterable[str], seeds: int, evaluations: int, episodes: int) -> dict[str, Task]:
-    """Write runs that learn at different speeds."""
-    rng = np.random.default_rng(0)
-    tasks = {}
-    for i in range(n_tasks):
-        env = f"Task{i}-v{i}"
-        tasks[env] = task(env, 800.0, *([900.0] if i % 4 == 0 else []), scale=(0.0, 1000.0))
-        for j, algo in enumerate(algos):
-            for seed in range(1, seeds + 1):
-                budget = (30_000, 200_000)[j % 2]
-                steps = np.linspace(budget / evaluations, budget, evaluations)
-                rate = rng.uniform(0.5, 1.5) * (j + 1) / 30_000
-                means = 1000 * (1 - np.exp(-rate * steps)) * rng.uniform(0.7, 1.0)
-                returns = means[:, None] + rng.normal(0, 40, (evaluations, episodes))
-                extra = {"versions": {**VERSIONS, "sources": "f" * 64}} if j == 0 else {}
-                write_run(out, algo, env, seed, steps, returns, 20 * (j + 1), n_eval_episodes=episodes, **extra)
-    return tasks
-
-
-def without_times(markdown: str) -> str:
-    return re.sub(r"^### Time$.*?(?=^#|\Z)", "", markdown, flags=re.MULTILINE | re.DOTALL)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def table_of(markdown: str, chapter: str) -> dict[str, list[str]]:
-    """The first table of a chapter, from the first cell of each row to the others."""
-    _, _, text = markdown.partition(f"\n{chapter}\n")
-    lines = list(dropwhile(lambda line: not line.startswith("| algorithm"), text.splitlines()))
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in takewhile(lambda line: line.startswith("|"), lines)]
-    return {name: others for name, *others in cells}
-
-
-GRID = (1000, 2000, 3000, 4000, 5000)
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time."""
-    for name in ("curves_figure", "profile_figure", "frontier_figure", "frontier_panels"):
-        monkeypatch.setattr(report_module, name, lambda *_, **__: b"a figure")
-
-
-@pytest.fixture
-def small(tmp_path: Path, no_figures: None) -> tuple[Path, dict[str, Task]]:
-    """Two tasks; on the first all that can happen at a threshold happens."""
-    out = tmp_path / "lab"
-    for seed, means in enumerate(([0, 8, 8, 8, 8], [0, 0, 9, 9, 9], [8, 8, 8, 0, 3], [0, 0, 0, 8, 8]), 1):
-        write_run(out, "mdgps", "A-v0", seed, GRID, means, versions={**VERSIONS, "sources": "a" * 64})
-    for seed, means in enumerate(([0, 0, 8], [0, 1, 2], [0, 0, 4]), 1):
-        write_run(out, "trpo", "A-v0", seed, (1000, 4000, 9000), means, seconds=30.0)
-    for seed in (1, 2, 3):
-        write_run(out, "mdgps", "B-v0", seed, GRID, [0, 1, 5, 5 + seed, 5 + seed], versions={**VERSIONS, "sources": "a" * 64})
-        write_run(out, "trpo", "B-v0", seed, (1000, 3000, 4000, 5000), [0, 7, 8, 6 + seed])
-    return out, {"B-v0": task("B-v0", 5.0, 7.0, scale=(0.0, 10.0)), "A-v0": task("A-v0", 7.5)}
-
-
-def test_table_of_a_task(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_table_of_a_task(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     write_report(out, tasks)
     text = (out / "report.md").read_text()
     table = table_of(text, "## A-v0")
-    assert table["algorithm"][:3] == ["steps to 7.5 (seeds)", "ratio to trpo", "final return, IQM [95 % interval]"]
+    assert table["algorithm"][:3] == ["steps to 7.5 (seeds)", "keep it", "ratio to trpo"]
+    assert table["algorithm"][3:5] == ["final return, IQM [95 % interval]", "worst seed"]
     # Medians: 2000, 3000, 1000 and never; trpo never, its budget is 9000
-    assert table["mdgps"][:2] == ["2,500 (3/4)", "<= 0.28"]
-    assert table["trpo"][:2] == ["> 9,000 (0/3)", "-"]
+    # The third falls again: 8, 8, 8, 0, 3
+    assert table["mdgps"][:3] == ["2,500 (3/4)", "2/4", "<= 0.28"]
+    assert table["trpo"][:3] == ["> 9,000 (0/3)", "0/3", "-"]
     # Finals 8, 9, 3, 8: the middle two are 8 and 8; the worst is 3
-    assert table["mdgps"][2].startswith("8.00 [") and table["mdgps"][3] == "3.00"
-    assert table["algorithm"][4] == "return at 5,000 steps, IQM [95 % interval]"
+    assert table["mdgps"][3].startswith("8.00 [") and table["mdgps"][4] == "3.00"
+    assert table["algorithm"][5] == "return at 5,000 steps, IQM [95 % interval]"
     # At 5000 of 9000 steps trpo is a fifth of the way from its second to its third evaluation: 1.6, 1.2, 0.8
-    assert table["trpo"][4].startswith("1.20 [0.80, 1.60]")
-    assert table["mdgps"][5:] == ["5,000", "4", "a test"]
+    assert table["trpo"][5].startswith("1.20 [0.80, 1.60]")
+    assert table["mdgps"][6:] == ["5,000", "4", "a test"]
     table = table_of(text, "## B-v0")
-    assert table["algorithm"][2] == "steps to 7 (seeds)"
-    assert table["mdgps"][:4] == ["3,000 (3/3)", "1", "> 5,000 (0/3)", ">= 1.7"]
-    assert table["trpo"][:4] == ["3,000 (3/3)", "1", "3,000 (3/3)", "1"]
+    assert table["algorithm"][3] == "steps to 7 (seeds)"
+    assert table["mdgps"][:6] == ["3,000 (3/3)", "3/3", "1", "> 5,000 (0/3)", "0/3", ">= 1.7"]
+    assert table["trpo"][:6] == ["3,000 (3/3)", "3/3", "1", "3,000 (3/3)", "3/3", "1"]
+    steps = text.partition("fewest are bold.")[2].partition("Scores")[0]
+    assert "| A-v0, 7.5 | **2,500 (3/4)** | > 9,000 (0/3) |" in steps
+    assert (
+        "| B-v0, 5 | **3,000 (3/3)** | **3,000 (3/3)** |" in steps and "| B-v0, 7 | > 5,000 (0/3) | **3,000 (3/3)** |" in steps
+    )
     assert text.index("## B-v0") < text.index("## A-v0"), "the order of the suite"
 
 
-def test_times_of_a_task(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_times_of_a_task(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     write_report(out, tasks, steps=2500)
     _, _, chapter = (out / "report.md").read_text().partition("\n## A-v0\n")
     table = table_of(chapter, "### Time")
@@ -173,8 +74,8 @@ def test_times_of_a_task(small: tuple[Path, dict[str, Task]]) -> None:
     assert (row["wall_seconds_to_threshold"], row["final_worst"], row["common_steps"]) == ("5.0", "3.0", "5000")
 
 
-def test_aggregate(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_aggregate(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     write_report(out, tasks)
     text = (out / "report.md").read_text()
     assert "- A-v0: the suite gives it no scale" in text
@@ -206,8 +107,8 @@ def test_one_seed_has_no_interval(tmp_path: Path, no_figures: None) -> None:
     )
 
 
-def test_an_algorithm_that_was_not_run_everywhere(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_an_algorithm_that_was_not_run_everywhere(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     write_run(out, "ppo", "A-v0", 1, GRID, [1, 2, 3, 4, 5])
     tasks = {**tasks, "A-v0": task("A-v0", scale=(0.0, 10.0))}
     write_report(out, tasks)
@@ -220,16 +121,16 @@ def test_an_algorithm_that_was_not_run_everywhere(small: tuple[Path, dict[str, T
     assert "no task has both a scale and all algorithms" in (out / "report.md").read_text()
 
 
-def test_steps_that_nobody_reached(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_steps_that_nobody_reached(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     write_report(out, tasks, steps=1_000_000)
     text = (out / "report.md").read_text()
     assert "No task has evaluations of all algorithms on both sides of 1,000,000 steps." in text
     assert "frontier.png" not in text
 
 
-def test_no_baseline(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_no_baseline(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     write_report(out, tasks, baseline="ppo")
     text = (out / "report.md").read_text()
     assert "No ratios: the baseline ppo is not among the algorithms." in text and "| ratio to" not in text
@@ -263,7 +164,8 @@ CASES = [
         ),
         (
             {"eval_every": 500},
-            "A-v0: evaluations differ: every 250 steps at first, 2 episodes (ppo seeds 1, 2); "
+            "A-v0: evaluations differ, and tables read all on the coarsest grid: "
+            "every 250 steps at first, 2 episodes (ppo seeds 1, 2); "
             "every 500 steps at first, 2 episodes (ppo seed 3)",
         ),
         (
@@ -319,23 +221,23 @@ def test_versions_of_an_algorithm_say_nothing_of_others(tmp_path: Path, no_figur
     assert write_report(tmp_path, {}) == ["A-v0: versions differ, algorithm_version of dpi: 1 (dpi seed 1); 3 (dpi seed 2)"]
 
 
-def test_corrupt_runs_are_named_and_left_out(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_corrupt_runs_are_named_and_left_out(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     (out / "trpo/A-v0_3/evaluations.npz").write_bytes(b"half")
     (out / "trpo/B-v0_1/run.json").write_text("{")
     stream = io.StringIO()
     said = write_report(out, tasks, Console(file=stream))
     text = (out / "report.md").read_text()
-    assert said[0].startswith("Corrupt, left out: trpo/A-v0_3/evaluations.npz: not what the run wrote")
-    assert said[1].startswith("Corrupt, left out: trpo/B-v0_1/run.json: cannot be read")
+    assert said[0].startswith("Corrupt, left out: trpo/B-v0_1/run.json: cannot be read")
+    assert said[1].startswith("Corrupt, left out: trpo/A-v0_3/evaluations.npz: not what the run wrote")
     assert all(warning.replace("_", "") in text.replace("_", "").replace("\\", "") for warning in said)
     assert "Warning: Corrupt, left out: trpo/A-v0_3" in stream.getvalue()
-    assert table_of(text, "## A-v0")["trpo"][6] == "2"
+    assert table_of(text, "## A-v0")["trpo"][7] == "2"
     assert str(out.parent) not in text + (out / "report.html").read_text()
 
 
-def test_runs_without_a_result_are_named(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_runs_without_a_result_are_named(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     for name in ("ppo/A-v0_1", "mdgps/A-v0_1", ".unfinished/ppo_2", "set_aside/ppo/A-v0_3", "notes_of_mine"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.log").touch()
@@ -343,12 +245,12 @@ def test_runs_without_a_result_are_named(small: tuple[Path, dict[str, Task]]) ->
     assert [warning.rpartition(": ")[2] for warning in found] == ["ppo/A-v0_1.log"]
 
 
-def test_the_same_run_twice_counts_once(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_the_same_run_twice_counts_once(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     shutil.copytree(out / "trpo/A-v0_1", out / "zzz/trpo/A-v0_1")
     said = write_report(out, tasks)
     assert said[0].startswith("The same run twice, left out: zzz/trpo/A-v0_1")
-    assert table_of((out / "report.md").read_text(), "## A-v0")["trpo"][6] == "3"
+    assert table_of((out / "report.md").read_text(), "## A-v0")["trpo"][7] == "3"
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
@@ -414,84 +316,6 @@ def test_names_that_mean_something_elsewhere(tmp_path: Path) -> None:
     assert "&lt;b&gt;a|b&lt;/b&gt;" in page and "<b>" not in page
 
 
-def test_html_needs_no_other_file(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
-    write_report(out, tasks)
-    page = (out / "report.html").read_text()
-    sources = re.findall(r'(?:src|href)="([^"]{1,40})', page)
-    assert len(sources) > 6 and all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
-    links = {link[1:] for link in sources if link.startswith("#")}
-    assert links and links == set(re.findall(r'<h2 id="([^"]+)"', page))
-
-
-def test_document() -> None:
-    document = Document("a_b")
-    document.add(Heading("One", 2), Paragraph("x <= 1, a_b, _c_"), Items(["y\nz"], warning=True))
-    document.add(Table(["name", "n"], [["a|b", "1"]]), Image("f/x.png", b"png", "A figure"))
-    assert document.images == {"f/x.png": b"png"}
-    assert document.markdown() == (
-        "# a_b\n\n## One\n\nx <= 1, a_b, \\_c\\_\n\n- y z\n\n"
-        "| name | n |\n| :-- | --: |\n| a\\|b | 1 |\n\n![A figure](f/x.png)\n"
-    )
-    assert "<ul class=warning>" in document.html() and 'src="data:image/png;base64,cG5n"' in document.html()
-
-
-def test_published_curves_are_marked(tmp_path: Path) -> None:
-    write_run(tmp_path, "ppo", "Hopper-v5", 1, (10_000, 50_000, 100_000), [100, 500, 900])
-    write_run(tmp_path, "ppo", "Hopper-v5", 1, (10_000, 50_000), [100, 500], task="heavy", env_kwargs={"mass": 2})
-    write_report(tmp_path, {})
-    plain, figure = (tmp_path / "report.md").read_text(), (tmp_path / "figures/curves_Hopper-v5.png").read_bytes()
-    assert "as read" not in plain
-    write_report(tmp_path, {}, published=True)
-    text = (tmp_path / "report.md").read_text()
-    assert text.count("| as read, not run here |") == 1, "not for a changed environment"
-    assert "| CrossQ, UTD 1 | 10 | 486 (63) | 903 (337) | 1,421 (366) | 2,764 (1,369) | 2,577 (1,254) |" in text
-    assert (tmp_path / "figures/curves_Hopper-v5.png").read_bytes() != figure
-
-
-def test_figures_of_odd_runs(tmp_path: Path) -> None:
-    """One evaluation, equal returns, a return that is not finite, a seed that diverged, evaluations that do not overlap."""
-    write_run(tmp_path, "ppo", "A-v0", 1, (1000,), [5])
-    write_run(tmp_path, "sac", "A-v0", 1, GRID, [5, 5, 5, 5, 5])
-    write_run(tmp_path, "tqc", "A-v0", 1, GRID, [5, float("nan"), 5, 5, float("inf")])
-    write_run(tmp_path, "trpo", "A-v0", 1, GRID, [5, 6, -1e9, 5, 5], seconds=0.0)
-    write_run(tmp_path, "ars", "A-v0", 1, (1, 2), [5, 6])
-    write_run(tmp_path, "ars", "A-v0", 2, (3, 4), [5, 6])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        write_report(tmp_path, {"A-v0": task("A-v0", 5.0, scale=(0.0, 10.0))}, published=True)
-        write_report(tmp_path, {"A-v0": task("A-v0", 5.0, scale=(0.0, 10.0))}, steps=1000)
-    assert (tmp_path / "figures/curves_A-v0.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("n", [2, 9])
-def test_words_of_a_single_panel_are_apart_and_inside(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
-    monkeypatch.setattr(figures_module, "_png", lambda figure: figures.append(figure) or b"")
-    points = [Point(f"algorithm_{i}", 1.0 + i, float(i), float(i), float(i)) for i in range(n)]
-    frontier_panels([("A-v0", points)], make_styles([point.name for point in points]))
-    (figure,) = figures
-    figure.draw_without_rendering()
-    (axes,), (legend,) = figure.axes, figure.legends
-    names, words = legend.get_window_extent(), figure._supxlabel.get_window_extent()
-    assert names.y0 > axes._left_title.get_window_extent().y1
-    assert axes.get_window_extent().y0 > words.y1
-    for box in (names, words):
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
-
-
-def test_a_single_evaluation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also at the very edge, where the run with the largest budget ends."""
-    figures: list[Any] = []
-    monkeypatch.setattr(figures_module, "_png", lambda figure: figures.append(figure) or b"")
-    one, many = np.array([5000.0]), np.array(GRID[:3], dtype=float)
-    figures_module.curves_figure(
-        "A-v0", [Line("ppo", one, one, one, one), Line("sac", many, many, many, many)], make_styles(["ppo", "sac"])
-    )
-    marks = [line for line in figures[0].axes[0].lines if line.get_marker() == "o" and list(line.get_xdata()) == [5000.0]]
-    assert marks and not marks[0].get_clip_on()
-
-
 def test_published_file() -> None:
     content = yaml.safe_load(report_module.PUBLISHED.read_text())
     assert content["source"] and set(content["tasks"]) == {"HalfCheetah", "Hopper", "Walker2d"}
@@ -502,19 +326,17 @@ def test_published_file() -> None:
             assert all(worst <= mean for worst, mean in zip(entry["worst"], entry["mean"], strict=True))
 
 
-def test_missing_matplotlib_is_said_before_anything_is_written(
-    small: tuple[Path, dict[str, Task]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["pandas", "jinja2", "matplotlib"])
+def test_what_is_missing_is_said_before_anything_is_run(name: str) -> None:
+    code = f"import sys; sys.modules[{name!r}] = None; import sb3_dpi.compare.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"The comparison lab needs {name}: pip install 'sb3_dpi[lab]'" in done.stderr
+
+
+def test_a_report_that_cannot_be_replaced_stays(
+    small_lab: tuple[Path, dict[str, Task]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, tasks = small
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    before = sorted(out.rglob("*"))
-    with pytest.raises(ImportError, match=re.escape("sb3_dpi[plots]")):
-        write_report(out, tasks)
-    assert sorted(out.rglob("*")) == before
-
-
-def test_a_report_that_cannot_be_replaced_stays(small: tuple[Path, dict[str, Task]], monkeypatch: pytest.MonkeyPatch) -> None:
-    out, tasks = small
+    out, tasks = small_lab
     (out / "report.md").write_text("old")
 
     def refuse(source: Path, target: Path) -> None:
@@ -522,29 +344,30 @@ def test_a_report_that_cannot_be_replaced_stays(small: tuple[Path, dict[str, Tas
             raise OSError("disk full")
         source.rename(target)
 
-    monkeypatch.setattr(report_module.os, "replace", refuse)
+    monkeypatch.setattr(study_module.os, "replace", refuse)
     with pytest.raises(OSError, match="disk full"):
         write_report(out, tasks)
     assert (out / "report.md").read_text() == "old" and not list(out.rglob("*.tmp"))
 
 
-def test_terminal_table(small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_terminal_table(small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     stream = io.StringIO()
-    print_table(Console(file=stream, width=140), out, tasks)
+    print_table(Console(file=stream, width=140), read_comparison(out, tasks, "trpo"), out)
     line = next(line for line in stream.getvalue().splitlines() if "2,500 (3/4)" in line)
     assert re.split(r"\s{2,}", re.sub(r" \[.*?\]", "", line.strip())) == [
-        *("mdgps", "2,500 (3/4)", "<= 0.28", "8.00", "3.00", "4", "10.0", "1.80")
+        *("mdgps", "2,500 (3/4)", "2/4", "<= 0.28", "8.00", "3.00", "4", "10.0", "1.80")
     ]
     assert stream.getvalue().index("B-v0") < stream.getvalue().index("A-v0")
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
-def test_terminal_table_breaks_no_cell_on_a_narrow_terminal(width: int, small: tuple[Path, dict[str, Task]]) -> None:
-    out, tasks = small
+def test_terminal_table_breaks_no_cell_on_a_narrow_terminal(width: int, small_lab: tuple[Path, dict[str, Task]]) -> None:
+    out, tasks = small_lab
     stream, wide = io.StringIO(), io.StringIO()
-    print_table(Console(file=stream, width=width), out, tasks)
-    print_table(Console(file=wide, width=300), out, tasks)
+    comparison = read_comparison(out, tasks, "trpo")
+    print_table(Console(file=stream, width=width), comparison, out)
+    print_table(Console(file=wide, width=300), comparison, out)
     text = stream.getvalue()
     assert all(len(line.rstrip()) <= width for line in text.splitlines() if "Left out" not in line)
     assert re.search(r"^ +mdgps +2,500 \(3/4\) .* 8\.00", text, re.MULTILINE)
@@ -556,22 +379,116 @@ def test_terminal_table_breaks_no_cell_on_a_narrow_terminal(width: int, small: t
         assert "worst" not in text.partition("Left out of tables")[0]
 
 
-@pytest.mark.parametrize("places", [[], [0.5], [0.5, 0.5, 0.5], [0.0, 0.01, 0.9, 1.0, 1.0], [0.1, 0.19, 0.2, 0.6], [0.0] * 30])
-def test_labels_are_spread(places: list[float]) -> None:
-    spread = _spread(places, 0.1)
-    gap = min(0.1, 1 / max(len(places) - 1, 1))
-    assert len(spread) == len(places) and all(-1e-9 <= place <= 1 + 1e-9 for place in spread)
-    assert np.all(np.diff(spread) >= gap - 1e-9)
+def curve_of(*means: float, every: int = 1000) -> Curve:
+    steps = every * np.arange(1, len(means) + 1)
+    returns = np.array(means)[:, None] + np.array([-1.0, 1.0])
+    return Curve(steps, returns, np.ones((len(means), 2), dtype=int), wall_seconds=steps / 10)
 
 
-def test_two_hundred_runs_in_ten_seconds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ((0, 8, 8, 8), 1.0),
+        ((8, 0, 8, 8, 8, 0), 0.75),  # what came before the crossing does not count
+        ((8, 8, 8, *[0] * 7), 0.3),
+        ((8, 8, 8, *[9] * 6, 0), KEEPS),
+        ((0, 8, 8, 0), float("nan")),
+    ],
+)
+def test_share_of_evaluations_that_keep_a_threshold(means: tuple[float, ...], expected: float) -> None:
+    assert share_kept(curve_of(*means), 8.0) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_seed_keeps_a_threshold_in_nine_of_ten_evaluations(tmp_path: Path, no_figures: None) -> None:
+    for seed, lows in ((1, 1), (2, 2)):
+        write_run(tmp_path, "ppo", "A-v0", seed, range(1000, 11000, 1000), [*[9] * (10 - lows), *[0] * lows])
+    write_report(tmp_path, {"A-v0": task("A-v0", 8.0)})
+    (row,) = rows(tmp_path / "summary.csv")
+    assert (row["seeds_reached"], row["seeds_keeping"]) == ("2", "1")
+    assert [row["share_kept_1"] for row in rows(tmp_path / "runs.csv")] == ["0.9", "0.8"]
+    assert "at least 90 % of the evaluations" in (tmp_path / "report.md").read_text()
+
+
+def test_a_curve_on_another_grid() -> None:
+    fine = curve_of(*range(1, 9), every=125)
+    kept = thin(fine, [250, 500, 750])
+    assert list(kept.timesteps) == [250, 500, 750, 1000] and list(kept.means) == [2, 4, 6, 8]
+    assert kept.lengths.shape == (4, 2) and list(kept.wall_seconds) == [25, 50, 75, 100]  # type: ignore[arg-type]
+    # The first evaluation that a rollout let happen after a point; two points may have the same
+    assert list(thin(curve_of(1, 2, 3, every=300), [250, 500, 550, 5000]).timesteps) == [300, 600, 900]
+
+
+def test_all_rows_of_a_table_are_read_on_one_grid(tmp_path: Path, no_figures: None) -> None:
+    """The finer one's three evaluations in a row are over before the coarser one's."""
+    fine = [0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 0, 9, 9, 9, 9, 9]
+    write_run(tmp_path, "dpi", "A-v0", 1, range(125, 2001, 125), fine, eval_every=125)
+    write_report(tmp_path, {"A-v0": task("A-v0", 8.0)})
+    assert table_of((tmp_path / "report.md").read_text(), "## A-v0")["dpi"][:2] == ["875 (1/1)", "1/1"]
+    write_run(tmp_path, "trpo", "A-v0", 1, range(250, 2001, 250), fine[1::2])
+    write_report(tmp_path, {"A-v0": task("A-v0", 8.0)})
+    table = table_of((tmp_path / "report.md").read_text(), "## A-v0")
+    assert table["dpi"][:2] == table["trpo"][:2] == ["1,000 (1/1)", "1/1"]
+    assert len(rows(tmp_path / "evaluations.csv")) == 2 * 16 + 2 * 8, "every evaluation is kept"
+
+
+def test_steps_at_random_are_named(tmp_path: Path, no_figures: None) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path, "sac", "A-v0", seed, GRID, [1, 2, 3, 4, 5], hyperparams={"learning_starts": 2000})
+        write_run(tmp_path, "dpi", "A-v0", seed, GRID, [1, 2, 3, 4, 5], hyperparams={"learning_starts": 200})
+    assert write_report(tmp_path, {}) == ["A-v0: sac takes the first 2,000 of 5,000 steps at random (learning_starts)"]
+
+
+def test_seconds_of_training_have_no_evaluations_in_them_and_none_taken_out_again(tmp_path: Path, no_figures: None) -> None:
+    write_run(tmp_path, "ppo", "A-v0", 1, GRID, [1, 2, 3, 4, 5], seconds=10.0)
+    write_report(tmp_path, {})
+    (row,) = rows(tmp_path / "summary.csv")
+    # 9 CPU seconds of training and 1.5 of evaluations beside them, in 5000 steps
+    assert float(row["cpu_seconds_per_1000_steps"]) == pytest.approx(1.8)
+    assert float(row["evaluation_cpu_seconds_per_1000_steps"]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_report_of_several_folders(packed: bool, tmp_path: Path, no_figures: None) -> None:
+    first, second, to = tmp_path / "first", tmp_path / "more/second", tmp_path / "report"
+    write_run(first, "dpi", "A-v0", 1, GRID, [9, 9, 9, 9, 9])
+    write_run(second, "dpi", "A-v0", 2, GRID, [0, 9, 9, 9, 9])
+    write_run(second, "dpi", "B-v0", 1, GRID, [0, 0, 9, 9, 9])
+    write_run(second, "trpo", "A-v0", 1, GRID, [0, 0, 0, 9, 9])
+    write_run(second, "trpo", "B-v0", 1, GRID, [0, 0, 0, 9, 9], hyperparams={"gamma": 0.5})
+    write_run(first, "trpo", "B-v0", 2, GRID, [0, 0, 9, 9, 9])
+    for folder, thresholds in (
+        (first, "{A-v0: {thresholds: [8]}}"),
+        (second, "{A-v0: {thresholds: [1]}, B-v0: {scale: [0, 9]}}"),
+    ):
+        (folder / "tasks.yml").write_text(thresholds)
+    if packed:
+        pack(first), pack(second)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    outs = [first, tmp_path / "more"]
+    tasks = all_tasks(outs)
+    assert tasks["A-v0"].thresholds == (8,) and tasks["B-v0"].scale == (0, 9), "the first folder's count"
+    said = write_report(outs, tasks, to=to)
+    assert {path: path.read_bytes() for path in before} == before and set(before) == set(_files(tmp_path)) - set(_files(to))
+    # The same settings are one group; of other settings those of the first folder count
+    assert [f"Other settings, left out: 1 runs of trpo on B-v0 in {outs[1]}; those of {first} count"] == said[:1]
+    table = table_of((to / "report.md").read_text(), "## A-v0")
+    assert table["dpi"][0] == "1,500 (2/2)"
+    assert table_of((to / "report.md").read_text(), "## B-v0")["trpo"][0].startswith("9.00")
+    assert rows(to / "runs.csv")[0]["folder"] == str(first / "dpi/A-v0_1")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_two_hundred_runs_in_fifteen_seconds(tmp_path: Path) -> None:
     """Of the processor: what else the machine does is not the report's."""
     tasks = learning(
         tmp_path, n_tasks=8, algos=("mdgps", "trpo", "ppo", "sac", "crossq"), seeds=5, evaluations=100, episodes=10
     )
     start = time.process_time()
     write_report(tmp_path, tasks)
-    assert time.process_time() - start < 10.0
+    assert time.process_time() - start < 15.0
     assert len(rows(tmp_path / "runs.csv")) == 200
     assert (tmp_path / "evaluations.csv").read_bytes().count(b"\n") == 200 * 100 * 10 + 1
     assert len(list((tmp_path / "figures").glob("*.png"))) == 8 + 4

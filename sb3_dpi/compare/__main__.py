@@ -1,4 +1,4 @@
-"""Train algorithms head to head and report what came out: ``python -m sb3_dpi.compare run|report|export --help``."""
+"""Train algorithms head to head and report what came out: ``python -m sb3_dpi.compare run|report|export|pack --help``."""
 
 import argparse
 import os
@@ -12,10 +12,11 @@ from rich.console import Console
 
 import sb3_dpi  # noqa: F401  (registers the environments of this package)
 from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
-from sb3_dpi.compare.preflight import check_device, check_report, check_runs
-from sb3_dpi.compare.report import print_table, write_report
+from sb3_dpi.compare.preflight import check_device, check_runs
+from sb3_dpi.compare.report import all_tasks, write_report
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import CorruptRun, Store, export_runs
+from sb3_dpi.compare.study import archive, pack, read_runs, studies
 from sb3_dpi.compare.suite import Suite, load_suite, make_configs, merge_tasks, read_tasks, suite_from_arguments, write_tasks
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo.environments import import_custom_envs
@@ -71,11 +72,15 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(run)
     _add_report(run)
     report = commands.add_parser("report", help="tables and figures from stored evaluations")
-    report.add_argument("--out", default="compare", help="folder of the comparison (default: compare)")
+    report.add_argument("--out", nargs="+", default=["compare"], help="folders to read, nothing else (default: compare)")
+    report.add_argument("--to", default="report", help="folder to write into (default: report)")
     _add_report(report)
     export = commands.add_parser("export", help="copy finished runs without models and logs, as baselines for others")
     export.add_argument("--out", default="compare", help="folder of the comparison (default: compare)")
     export.add_argument("--to", required=True, help="folder to copy into")
+    packing = commands.add_parser("pack", help="turn the finished runs of whole studies into one table each, losing nothing")
+    packing.add_argument("--out", nargs="+", default=["compare"], help="studies, or folders of studies (default: compare)")
+    packing.add_argument("--archive", metavar="FILE.zip", help="then move them into this archive, files of other kinds too")
     return parser
 
 
@@ -144,8 +149,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     :return: Exit status: 0, 1 if a run failed, 130 after Ctrl-C
     :raises ValueError: If an argument is wrong
     """
-    if not args.no_report:
-        check_report()
     check_device(args.device, here=args.engine == "local")
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
@@ -183,12 +186,40 @@ def report(args: argparse.Namespace, console: Console) -> int:
     :return: Exit status 0
     :raises ValueError: If there is nothing to report
     """
-    out = Path(args.out)
-    if not out.is_dir():
-        raise ValueError(f"--out {out}: no such folder")
-    tasks = read_tasks(out)
-    write_report(out, tasks, console=console, published=args.published, baseline=args.baseline, steps=args.at)
-    print_table(console, out, tasks, baseline=args.baseline)
+    outs = _folders(args.out)
+    # A run writes its report into its own folder, a report never into what it reads
+    to = outs[0] if args.command == "run" else Path(args.to)
+    if args.command != "run" and (inside := [out for out in outs if out.resolve() in (to.resolve(), *to.resolve().parents)]):
+        raise ValueError(f"--to {to}: is in {inside[0]}, which is read; choose another folder")
+    tasks = all_tasks(outs)
+    write_report(outs, tasks, console=console, published=args.published, baseline=args.baseline, steps=args.at, to=to)
+    return 0
+
+
+def _folders(texts: str | Sequence[str]) -> list[Path]:
+    folders = [Path(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    for folder in folders:
+        if not folder.exists():
+            raise ValueError(f"--out {folder}: no such folder")
+    return folders
+
+
+def pack_studies(args: argparse.Namespace, console: Console) -> int:
+    """
+    Turn studies into tables, and move them into an archive where one is named.
+
+    :param args: The parsed command line
+    :param console: Where to print
+    :return: Exit status 0
+    :raises ValueError: If a study is not whole
+    """
+    outs = _folders(args.out)
+    for study in [study for out in outs if out.is_dir() for study in studies(out)]:
+        if args.archive and not any(read_runs(study)):
+            continue  # Data of another kind
+        console.print(f"{study}: {pack(study)} runs in {study / 'study.csv'}", markup=False, highlight=False, soft_wrap=True)
+    if args.archive:
+        console.print(f"{archive(outs, Path(args.archive))} files moved into {args.archive}", markup=False)
     return 0
 
 
@@ -224,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         import_custom_envs()
-        return {"run": run, "report": report, "export": export}[args.command](args, Console())
+        return {"run": run, "report": report, "export": export, "pack": pack_studies}[args.command](args, Console())
     except (CorruptRun, ImportError, OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog} {args.command}: {error}\n")
 

@@ -1,18 +1,19 @@
-"""What a report says, as data: the runs that it is about, their numbers, and what a reader has to be warned of."""
+"""The numbers of a report: a row a run, a row an algorithm and threshold, scores over all tasks, curves."""
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import trim_mean
 
+from sb3_dpi.compare import fairness
 from sb3_dpi.compare.figures import Line
-from sb3_dpi.compare.key import ALGORITHM_VERSION, RECORDED
+from sb3_dpi.compare.runs import Group, Reader, Run
 from sb3_dpi.compare.statistics import (
     FloatArray,
     Interval,
@@ -25,112 +26,27 @@ from sb3_dpi.compare.statistics import (
     steps_to_threshold,
     value_at,
 )
-from sb3_dpi.compare.store import RECORD, CorruptRun, find_runs, find_without_result, read_record, read_result
 from sb3_dpi.compare.suite import Task
-from sb3_dpi.compare.types import RunConfig, RunResult
+from sb3_dpi.compare.types import Curve
 
 GRID = 60
 """Points of an aggregated curve"""
+KEEPS = 0.9
+"""A run keeps a threshold if at least this share of its evaluations from the crossing on, that included, is at or above it"""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run, its place and what it ran on."""
+def share_kept(curve: Curve, threshold: float) -> float:
+    """
+    Tell how much of the time a run stays at a threshold once it has come there.
 
-    result: RunResult
-    folder: str
-    """Relative to that of the comparison"""
-    environment: dict[str, str]
-    """Versions of its key, of the other packages that matter, of Python, the platform and the device"""
-
-    @property
-    def config(self) -> RunConfig:
-        """Its configuration."""
-        return self.result.config
-
-    @cached_property
-    def curve(self) -> tuple[FloatArray, FloatArray]:
-        """Environment steps and mean return of each evaluation, ``[k]``."""
-        return self.result.curve.timesteps.astype(np.float64), self.result.curve.means
-
-    @property
-    def steps(self) -> int:
-        """Environment steps that it has surely done: a last rollout goes on beyond the budget."""
-        return min(self.config.n_timesteps, int(self.result.curve.timesteps[-1]))
-
-    def per_1000(self, seconds: float) -> float:
-        """
-        Divide seconds of the run by its thousands of steps.
-
-        :param seconds: Any of its times
-        :return: Seconds per 1000 environment steps
-        """
-        return 1000 * seconds / float(self.result.curve.timesteps[-1])
-
-    def wall_seconds_at(self, steps: float) -> float:
-        """
-        Look up when an evaluation took place.
-
-        :param steps: Environment steps of one of its evaluations, or infinity
-        :return: Wall seconds of training until then; infinity for infinity, NaN where the run did not store them
-        """
-        curve = self.result.curve
-        if not math.isfinite(steps):
-            return math.inf
-        if curve.wall_seconds is None:
-            return math.nan
-        return float(curve.wall_seconds[np.searchsorted(curve.timesteps, steps)])
-
-
-Group = Sequence[Run]
-"""The runs of one algorithm on one task, by seed"""
-
-
-@dataclass(frozen=True)
-class Reached:
-    """How an algorithm came to a threshold."""
-
-    threshold: float
-    steps: tuple[float, ...]
-    """By seed, infinite where it was not reached"""
-    median: float
-    ratio: Ratio | None
-    """To the baseline, None without one"""
-    wall_seconds: float
-    """Of training, the median of the seeds"""
-
-    @property
-    def number(self) -> int:
-        """How many seeds reached it."""
-        return sum(map(math.isfinite, self.steps))
-
-
-@dataclass(frozen=True)
-class Row:
-    """The numbers of one algorithm on one task."""
-
-    name: str
-    runs: Group
-    final: Interval[float]
-    worst: float
-    common: Interval[float]
-    """Return at the common number of steps"""
-    reached: tuple[Reached, ...]
-    """One per threshold"""
-    wall_seconds: float
-    """Of training, like those below the median of the seeds"""
-    cpu_per_1000: float
-    evaluation_cpu_per_1000: float
-
-    @property
-    def budget(self) -> str:
-        """Environment steps."""
-        return _span(run.config.n_timesteps for run in self.runs)
-
-    @property
-    def source(self) -> str:
-        """Where the hyperparameters come from."""
-        return "; ".join(sorted({run.config.source or "not recorded" for run in self.runs}))
+    :param curve: Its evaluations
+    :param threshold: The return
+    :return: The share of its evaluations at or above it, from the first of the three that count as reaching it to the end; NaN
+        where it was not reached
+    """
+    crossing = steps_to_threshold(curve.timesteps, curve.results, threshold)
+    later = curve.means[curve.timesteps >= crossing]
+    return float((later >= threshold).mean()) if len(later) else math.nan
 
 
 @dataclass(frozen=True)
@@ -197,35 +113,75 @@ class Comparison:
         return min(run.steps for group in self.groups[task].values() for run in group)
 
     @cached_property
-    def rows(self) -> dict[str, list[Row]]:
-        """From task to one row per algorithm."""
-        return {task: [self._row(task, name, group) for name, group in groups.items()] for task, groups in self.groups.items()}
+    def runs(self) -> pd.DataFrame:
+        """A row a run, as in ``runs.csv``."""
+        most = max((len(self.thresholds(task)) for task in self.groups), default=0)
+        return pd.DataFrame([self._run(task, run, most) for task, run in self._all()], dtype=object)
 
-    def _row(self, task: str, name: str, group: Group) -> Row:
+    def _all(self) -> Iterable[tuple[str, Run]]:
+        return ((task, run) for task, groups in self.groups.items() for group in groups.values() for run in group)
+
+    def _run(self, task: str, run: Run, most: int) -> dict[str, Any]:
+        config, reached = run.config, {}
+        for k, threshold in enumerate([*self.thresholds(task), *[None] * most][:most], 1):
+            reached[f"threshold_{k}"] = threshold
+            reached[f"steps_to_threshold_{k}"] = None if threshold is None else _steps_to([run], threshold)[0]
+            reached[f"share_kept_{k}"] = None if threshold is None else share_kept(run.on_grid, threshold)
+        return {
+            **{"task": task, "env": config.env_id, "name": config.name, "algo": config.algo, "seed": config.seed},
+            **{"n_timesteps": config.n_timesteps, **reached, "final_return": run.result.final_return},
+            **vars(run.result.timing),
+            **{"imported": int(run.result.imported), "folder": run.folder, "source": config.source},
+        }
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """A row for each task, threshold and algorithm, as in ``summary.csv``; seconds are medians over seeds."""
+        rows = []
+        for task, groups in self.groups.items():
+            of_runs = {name: self._row(task, name, group) for name, group in groups.items()}
+            for threshold in self.thresholds(task) or (None,):
+                for name, group in groups.items():
+                    row = of_runs[name] | self._reached(task, name, group, threshold)
+                    rows.append({column: row[column] for column in _COLUMNS})
+        return pd.DataFrame(rows, dtype=object)
+
+    def _row(self, task: str, name: str, group: Group) -> dict[str, Any]:
         finals = np.array([run.result.final_return for run in group])
         timings = [run.result.timing for run in group]
-        pairs = list(zip(group, timings, strict=True))
-        return Row(
-            name=name,
-            runs=group,
-            final=_iqm(finals),
-            worst=float(finals.min()),
-            common=self.value(group, self.common_steps(task)),
-            reached=tuple(self._reached(task, name, group, threshold) for threshold in self.thresholds(task)),
-            wall_seconds=float(np.median([timing.wall_seconds for timing in timings])),
-            cpu_per_1000=float(np.median([run.per_1000(timing.cpu_seconds) for run, timing in pairs])),
-            evaluation_cpu_per_1000=float(np.median([run.per_1000(timing.evaluation_cpu_seconds) for run, timing in pairs])),
-        )
+        common = self.common_steps(task)
 
-    def _reached(self, task: str, name: str, group: Group, threshold: float) -> Reached:
-        steps = _steps_to(group, threshold)
-        baseline = self.groups[task].get(self.baseline)
-        ratio = None
+        def median(name: str) -> float:
+            return float(np.median([run.per_1000(vars(timing)[name]) for run, timing in zip(group, timings, strict=True)]))
+
+        return {
+            **{"task": task, "env": group[0].config.env_id, "name": name, "algo": group[0].config.algo, "seeds": len(group)},
+            **{"n_timesteps": min(run.config.n_timesteps for run in group), **_named("final", _iqm(finals))},
+            **{"final_worst": float(finals.min()), "common_steps": common, **_named("common", self.value(group, common))},
+            "wall_seconds": float(np.median([timing.wall_seconds for timing in timings])),
+            "cpu_seconds_per_1000_steps": median("cpu_seconds"),
+            "evaluation_cpu_seconds_per_1000_steps": median("evaluation_cpu_seconds"),
+            "source": "; ".join(sorted({run.config.source or "not recorded" for run in group})),
+        }
+
+    def _reached(self, task: str, name: str, group: Group, threshold: float | None) -> dict[str, Any]:
+        if threshold is None:
+            return dict.fromkeys(_REACHED)
+        steps, baseline = _steps_to(group, threshold), self.groups[task].get(self.baseline)
+        ratio: Ratio | None = None
         if baseline is not None and name != self.baseline:
             ratio = ratio_to(steps, _budget(group), _steps_to(baseline, threshold), _budget(baseline))
         walls = [run.wall_seconds_at(value) for run, value in zip(group, steps, strict=True)]
-        wall = math.nan if any(map(math.isnan, walls)) else median_steps(walls)
-        return Reached(threshold, tuple(steps), median_steps(steps), ratio, wall)
+        return {
+            "threshold": threshold,
+            "seeds_reached": sum(map(math.isfinite, steps)),
+            "seeds_keeping": sum(share_kept(run.on_grid, threshold) >= KEEPS for run in group),
+            "steps_median": median_steps(steps),
+            "baseline": self.baseline if ratio else None,
+            "ratio": ratio.value if ratio else None,
+            "ratio_bound": ratio.bound if ratio else None,
+            "wall_seconds_to_threshold": math.nan if any(map(math.isnan, walls)) else median_steps(walls),
+        }
 
     @staticmethod
     def value(group: Group, steps: int) -> Interval[float]:
@@ -296,37 +252,38 @@ class Comparison:
                 low, high = self.scale(task) or (0.0, 1.0)
                 curves.append((np.stack([np.interp(x, *run.curve) for run in group]) - low) / (high - low))
             finite = np.logical_and.reduce([np.isfinite(curve).all(axis=0) for curve in curves])
-            if not finite.any():
-                continue
-            x, interval = x[finite], iqm_curve([curve[:, finite] for curve in curves])
-            lines.append(Line(name, x, interval.point, interval.low, interval.high))
+            if finite.any():
+                x, interval = x[finite], iqm_curve([curve[:, finite] for curve in curves])
+                lines.append(Line(name, x, interval.point, interval.low, interval.high))
         return lines
 
     def warnings(self) -> list[str]:
         """
         Say what makes the comparison less than fair, or less than complete.
 
-        :return: Sentences, those about the same thing on several tasks put together
+        :return: Sentences
         """
-        found = list(self.problems)
-        for check in (_imported, _budgets, _seeds, _single, _points, _settings, _not_finite, _versions):
-            said: dict[str, list[str]] = {}
-            for task, groups in self.groups.items():
-                for text in check([run for group in groups.values() for run in group]):
-                    said.setdefault(text, []).append(task)
-            for text, tasks in said.items():
-                everywhere = len(tasks) == len(self.groups) > 1
-                found.append(f"{'All tasks' if everywhere else ', '.join(tasks)}: {text}")
-        return found
+        return [*self.problems, *fairness.warnings(self.groups)]
+
+
+_REACHED = (
+    *("threshold", "seeds_reached", "seeds_keeping", "steps_median", "baseline", "ratio", "ratio_bound"),
+    "wall_seconds_to_threshold",
+)
+_COLUMNS = (
+    *("task", "env", "threshold", "name", "algo", "seeds", "n_timesteps", *_REACHED[1:-1]),
+    *("final_iqm", "final_low", "final_high", "final_worst", "common_steps", "common_iqm", "common_low", "common_high"),
+    *("wall_seconds_to_threshold", "wall_seconds", "cpu_seconds_per_1000_steps", "evaluation_cpu_seconds_per_1000_steps"),
+    "source",
+)
+
+
+def _named(name: str, value: Interval[float]) -> dict[str, float]:
+    return {f"{name}_iqm": value.point, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def _iqm(values: FloatArray) -> Interval[float]:
     return iqm_interval([values]) if np.isfinite(values).all() else Interval(math.nan, math.nan, math.nan)
-
-
-def _span(numbers: Iterable[int]) -> str:
-    ordered = sorted(set(numbers))
-    return f"{ordered[0]:,}" if len(ordered) == 1 else f"{ordered[0]:,} to {ordered[-1]:,}"
 
 
 def _budget(group: Group) -> float:
@@ -334,12 +291,11 @@ def _budget(group: Group) -> float:
 
 
 def _steps_to(group: Group, threshold: float) -> list[float]:
-    curves = [run.result.curve for run in group]
-    return [steps_to_threshold(curve.timesteps, curve.results, threshold) for curve in curves]
+    return [steps_to_threshold(run.on_grid.timesteps, run.on_grid.results, threshold) for run in group]
 
 
 def _values_at(group: Group, steps: int) -> FloatArray:
-    return np.array([value_at(*run.curve, steps) for run in group])
+    return np.array([value_at(run.on_grid.timesteps, run.on_grid.means, steps) for run in group])
 
 
 def _range(runs: Group) -> tuple[float, float]:
@@ -359,132 +315,20 @@ def _line(name: str, group: Group) -> Line | None:
     return Line(name, x, np.asarray(trim_mean(values, 0.25, axis=0)), values.min(axis=0), values.max(axis=0))
 
 
-def _environment(result: RunResult, provenance: Mapping[str, Any]) -> dict[str, str]:
-    # The commit is left out: a run of this package depends on the version of its algorithm, which says nothing of others
-    found = {key: str(provenance[key]) for key in ("python", "platform") if key in provenance}
-    installed = provenance.get("packages", {})
-    packages = {name: str(installed.get(name, "absent")) for name in RECORDED} if installed else {}
-    versions = {key: value[:12] if len(value) == 64 else value for key, value in result.versions.items()}
-    if ALGORITHM_VERSION in versions:
-        versions[f"{ALGORITHM_VERSION} of {result.config.algo_name}"] = versions.pop(ALGORITHM_VERSION)
-    return {**found, "device": result.config.device, **packages, **versions}
-
-
-def read_comparison(out: Path, tasks: Mapping[str, Task], baseline: str = "") -> Comparison:
+def read_comparison(outs: Path | Sequence[Path], tasks: Mapping[str, Task], baseline: str = "") -> Comparison:
     """
     Read all finished runs of a comparison; one that cannot be read is left out and named.
 
-    :param out: Its folder
+    :param outs: Its folder, or several
     :param tasks: Thresholds and scales
     :param baseline: Name of the algorithm that ratios refer to
     :return: The runs
     :raises ValueError: If there are none
     """
-    runs: dict[tuple[str, str, int], Run] = {}
-    problems = []
-    for folder in find_runs(out):
-        place = folder.relative_to(out).as_posix()
-        try:
-            result = read_result(read_record(folder))
-        except CorruptRun as error:
-            problems.append(f"Corrupt, left out: {str(error).replace(str(folder), place)}")
-            continue
-        provenance = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("provenance", {})
-        run = Run(result, place, _environment(result, provenance))
-        first = runs.setdefault((run.config.task_name, run.config.name, run.config.seed), run)
-        if first is not run:
-            problems.append(f"The same run twice, left out: {place}, which is {run.config} like {first.folder}")
-    if missing := [path.relative_to(out).as_posix() for path in find_without_result(out)]:
-        problems.append(f"No result, failed or not finished; the logs say more: {', '.join(missing)}")
-    if not runs:
-        reasons = "".join(f"\n{problem}" for problem in problems)
-        raise ValueError(f"{out}: no finished runs to report; start some with `python -m sb3_dpi.compare run`{reasons}")
-    ours = {run.config.name for run in runs.values() if ALGORITHM_VERSION in run.result.versions}
-    names = sorted({name for _, name, _ in runs}, key=lambda name: (name not in ours, name))
-    found = {task for task, _, _ in runs}
-    order = [task for task in tasks if task in found] + sorted(found - set(tasks))
-    groups: dict[str, dict[str, Group]] = {}
-    for task in order:
-        for name in names:
-            group = [runs[key] for key in sorted(runs) if key[:2] == (task, name)]
-            if group:
-                groups.setdefault(task, {})[name] = group
-    return Comparison(groups, tuple(names), tasks, baseline, tuple(problems))
-
-
-def _who(runs: Group, chosen: Group) -> str:
-    """Name the algorithms of the chosen runs, with the seeds where only some of an algorithm's are among them."""
-    words = []
-    for name in dict.fromkeys(run.config.name for run in chosen):
-        seeds = [str(run.config.seed) for run in chosen if run.config.name == name]
-        complete = len(seeds) == sum(run.config.name == name for run in runs)
-        words.append(name if complete else f"{name} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
-    return ", ".join(words)
-
-
-def _difference(runs: Group, value: Callable[[Run], Any], words: str = "{}") -> str:
-    """Say who has which value; empty where all have the same."""
-    values: dict[Any, list[Run]] = {}
-    for run in runs:
-        values.setdefault(value(run), []).append(run)
-    if len(values) < 2:
-        return ""
-    return "; ".join(f"{words.format(value)} ({_who(runs, values[value])})" for value in sorted(values))
-
-
-def _imported(runs: Group) -> Iterable[str]:
-    imported = [run for run in runs if run.result.imported]
-    if imported:
-        yield f"imported baselines, matched by configuration and seed: {_who(runs, imported)}"
-
-
-def _budgets(runs: Group) -> Iterable[str]:
-    if said := _difference(runs, lambda run: run.config.n_timesteps, "{:,} steps"):
-        yield f"budgets differ, so final returns are not at the same number of steps: {said}"
-
-
-def _seeds(runs: Group) -> Iterable[str]:
-    seeds: dict[str, list[int]] = {}
-    for run in runs:
-        seeds.setdefault(run.config.name, []).append(run.config.seed)
-    if len({tuple(found) for found in seeds.values()}) > 1:
-        said = "; ".join(f"{name} has {len(found)} ({', '.join(map(str, found))})" for name, found in seeds.items())
-        yield f"seeds differ: {said}"
-
-
-def _single(runs: Group) -> Iterable[str]:
-    single = [run for run in runs if sum(other.config.name == run.config.name for other in runs) == 1]
-    if single:
-        yield f"one seed says nothing about the spread: {', '.join(run.config.name for run in single)}"
-
-
-def _points(runs: Group) -> Iterable[str]:
-    if said := _difference(
-        runs, lambda run: f"every {run.config.eval_every} steps at first, {run.config.n_eval_episodes} episodes"
-    ):
-        yield f"evaluations differ: {said}"
-
-
-def _settings(runs: Group) -> Iterable[str]:
-    for name in dict.fromkeys(run.config.name for run in runs):
-        group = [run for run in runs if run.config.name == name]
-        settings = [json.dumps([run.config.algo, run.config.hyperparams], sort_keys=True, default=str) for run in group]
-        if len(set(settings)) > 1:
-            odd = [run for run, setting in zip(group, settings, strict=True) if setting != settings[0]]
-            yield f"hyperparameters of {name} are not the same for all seeds: {_who(group, odd)} differ from the first"
-    if said := _difference(runs, lambda run: f"{run.config.env_id} {json.dumps(run.config.env_kwargs, sort_keys=True)}"):
-        yield f"the environment is not the same for all: {said}"
-
-
-def _not_finite(runs: Group) -> Iterable[str]:
-    odd = [run for run in runs if not np.isfinite(run.result.curve.results).all()]
-    if odd:
-        yield f"returns that are not finite: {_who(runs, odd)}"
-
-
-def _versions(runs: Group) -> Iterable[str]:
-    for key in sorted({key for run in runs for key in run.environment}):
-        # An algorithm's own distribution says nothing about the others
-        concerned = [run for run in runs if key in run.environment]
-        if said := _difference(concerned, lambda run, key=key: run.environment[key]):  # type: ignore[misc]
-            yield f"versions differ, {key}: {said}"
+    reader = Reader([outs] if isinstance(outs, Path) else outs)
+    reader.read()
+    if not reader.runs:
+        reasons = "".join(f"\n{problem}" for problem in reader.problems)
+        where = ", ".join(map(str, reader.outs))
+        raise ValueError(f"{where}: no finished runs to report; start some with `python -m sb3_dpi.compare run`{reasons}")
+    return Comparison(reader.groups(tasks), reader.names, tasks, baseline, tuple(reader.problems))

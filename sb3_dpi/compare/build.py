@@ -145,4 +145,7 @@ def build_model(config: RunConfig, monitor_dir: str | None = None) -> BaseAlgori
     env = make_env(config, monitor_dir)
     if config.hyperparams.get("noise_type"):
         arguments["action_noise"] = _action_noise(config.hyperparams, env)
-    return algorithm_class(config.algo)(env=env, seed=config.seed, verbose=0, device=config.device, **arguments)
+    model: BaseAlgorithm = algorithm_class(config.algo)(
+        env=env, seed=config.seed, verbose=0, device=config.device, **arguments
+    )
+    return model

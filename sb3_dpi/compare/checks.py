@@ -97,7 +97,7 @@ def number(value: Any, path: str) -> float:
     :return: The number
     :raises SuiteError: If it is none
     """
-    found = as_number(value)
+    found: float = as_number(value)
     if not _finite(found):
         fail(path, f"a number is needed, not {value!r}")
     return found
@@ -233,7 +233,7 @@ def check_env_kwarg(spec: EnvSpec, key: str, path: str) -> None:
         fail(path, f"{spec.id} takes no such argument, {offer(key, taken)}")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
     """YAML without its silence about a key that is there twice."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:

@@ -106,7 +106,8 @@ def lean_actor(model: BaseAlgorithm) -> Act | None:
             mean = (hidden.tanh() if squashed else hidden).cpu().numpy().reshape(-1, *actions.shape)
         if policy.squash_output:
             return policy.unscale_action(np.clip(mean, -1.0, 1.0))
-        return np.clip(mean, actions.low, actions.high)
+        clipped: np.ndarray = np.clip(mean, actions.low, actions.high)
+        return clipped
 
     return act
 

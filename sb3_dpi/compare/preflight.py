@@ -6,7 +6,6 @@ A comparison takes hours or days. Nobody shall learn on the next morning what a 
 import io
 import shutil
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch as th
@@ -17,28 +16,12 @@ from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo.cause import in_one_line
 from sb3_dpi.zoo.environments import LONGEST_EPISODE, time_limit
 
-REPORT_PACKAGES = {"matplotlib": "plots"}
-"""What a report needs beyond the core, and the extra that brings it"""
 GROWTH = 3
 """By how much a model's file grows in training: two moments of each parameter"""
 FILES_PER_RUN = 2
 """The last model and the best one"""
 BYTES_BESIDE = 2_000_000
 """Of a run without its models: evaluations, episodes, log"""
-
-
-def check_report() -> None:
-    """
-    See that a report can be written.
-
-    :raises ImportError: If a package is missing
-    """
-    missing = [name for name in REPORT_PACKAGES if find_spec(name) is None]
-    if missing:
-        extras = ",".join(dict.fromkeys(REPORT_PACKAGES[name] for name in missing))
-        raise ImportError(
-            f"The report needs {' and '.join(missing)}: pip install 'sb3_dpi[{extras}]', or leave it out with --no-report"
-        )
 
 
 def check_device(device: str, here: bool) -> None:

@@ -152,7 +152,8 @@ def _checked(scores: Sequence[npt.ArrayLike], name: str, ndim: int = 1, finite: 
 
 
 def _point(statistic: Callable[[FloatArray], FloatArray], n_runs: int) -> FloatArray:
-    return statistic(np.ones((1, n_runs)))[0]
+    point: FloatArray = statistic(np.ones((1, n_runs)))[0]
+    return point
 
 
 def _bootstrap(
@@ -263,35 +264,25 @@ def _improvement_statistic(x: Scores, y: Scores) -> tuple[Callable[[FloatArray],
     def statistic(counts: FloatArray) -> FloatArray:
         strata = np.split(counts, np.cumsum(sizes)[:-1], axis=1)
         pairs = zip(strata[: len(x)], wins, strata[len(x) :], strict=True)
-        return np.mean([((drawn_x @ won) * drawn_y).sum(axis=1) / won.size for drawn_x, won, drawn_y in pairs], axis=0)
+        shares = [((drawn_x @ won) * drawn_y).sum(axis=1) / won.size for drawn_x, won, drawn_y in pairs]
+        mean: FloatArray = np.mean(shares, axis=0)
+        return mean
 
     return statistic, sizes
 
 
-def probability_of_improvement(x: Scores, y: Scores) -> float:
+def improvement_interval(x: Scores, y: Scores, reps: int = RESAMPLES, level: float = 0.95, seed: int = 0) -> Interval[float]:
     """
-    Estimate how likely a run of one algorithm beats a run of another on a task chosen at random.
+    Estimate how likely a run of one algorithm beats a run of another on a task chosen at random: the mean over tasks of the
+    share of pairs with x > y, ties counted as half. Both algorithms are resampled, each on its own.
 
     :param x: One array of runs per task; infinite values are compared as they are
     :param y: The same of the other algorithm, the same tasks in the same order, with any number of runs
-    :return: Mean over tasks of the share of pairs with x > y, ties counted as half
-    :raises ValueError: without tasks or runs, for NaN, or for different numbers of tasks
-    """
-    statistic, sizes = _improvement_statistic(x, y)
-    return float(_point(statistic, sum(sizes)))
-
-
-def improvement_interval(x: Scores, y: Scores, reps: int = RESAMPLES, level: float = 0.95, seed: int = 0) -> Interval[float]:
-    """
-    Make the bootstrap interval of ``probability_of_improvement``; both algorithms are resampled, each on its own.
-
-    :param x: One array of runs per task
-    :param y: The same of the other algorithm
     :param reps: Resamples, 1 or more
     :param level: Probability that the interval is to hold, between 0 and 1
     :param seed: Of the resamples: the same seed gives the same interval
     :return: Estimate and interval
-    :raises ValueError: as ``probability_of_improvement``, and for ``reps`` or ``level`` out of range
+    :raises ValueError: without tasks or runs, for NaN, for other numbers of tasks, or for ``reps`` or ``level`` out of range
     """
     statistic, sizes = _improvement_statistic(x, y)
     return _scalars(_bootstrap(statistic, sizes, reps, level, seed))
@@ -307,24 +298,11 @@ def _profile_statistic(arrays: Scores, taus: npt.ArrayLike) -> Callable[[FloatAr
     return lambda counts: counts @ weighted
 
 
-def performance_profile(scores: Scores, taus: npt.ArrayLike) -> FloatArray:
-    """
-    Find the share of runs above each of a list of scores.
-
-    :param scores: One array of runs per task; every task weighs the same, however many runs it has
-    :param taus: Scores to compare with, ``[k]``
-    :return: Mean over tasks of the share of runs whose score is above ``tau``, ``[k]``
-    :raises ValueError: without tasks, runs or taus, or for NaN
-    """
-    arrays = _checked(scores, "scores")
-    return _point(_profile_statistic(arrays, taus), sum(_sizes(arrays)))
-
-
 def profile_interval(
     scores: Scores, taus: npt.ArrayLike, reps: int = RESAMPLES, level: float = 0.95, seed: int = 0
 ) -> Interval[FloatArray]:
     """
-    Make the bootstrap interval of ``performance_profile``.
+    Find the share of runs above each of a list of scores: the mean over tasks, every task weighs the same.
 
     :param scores: One array of runs per task
     :param taus: Scores to compare with, ``[k]``
@@ -332,7 +310,7 @@ def profile_interval(
     :param level: Probability that the interval is to hold at each single ``tau``, between 0 and 1
     :param seed: Of the resamples: the same seed gives the same interval
     :return: Arrays ``[k]``
-    :raises ValueError: as ``performance_profile``, and for ``reps`` or ``level`` out of range
+    :raises ValueError: without tasks, runs or taus, for NaN, or for ``reps`` or ``level`` out of range
     """
     arrays = _checked(scores, "scores")
     return _bootstrap(_profile_statistic(arrays, taus), _sizes(arrays), reps, level, seed)

@@ -148,7 +148,7 @@ def _check_labels(entrants: Sequence[Entrant], path: str) -> None:
 
 
 def _overrides(content: Any, algo: str, path: str) -> dict[str, Any]:
-    overrides = as_number(mapping(content, path))
+    overrides: dict[str, Any] = as_number(mapping(content, path))
     for key in overrides:
         check_hyperparameter(algo, key, f"{path}.{key}")
     return overrides

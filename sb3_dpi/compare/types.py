@@ -113,7 +113,8 @@ class Curve:
     @property
     def means(self) -> npt.NDArray[np.float64]:
         """Mean return of each evaluation, ``[k]``."""
-        return self.results.mean(axis=1)
+        means: npt.NDArray[np.float64] = self.results.mean(axis=1)
+        return means
 
     def arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """

@@ -58,7 +58,8 @@ def newest_version(keys: list[str], env_id: str) -> str | None:
 
 
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return entries
 
 
 def zoo_entries(algo: str) -> dict[str, dict[str, Any]]:

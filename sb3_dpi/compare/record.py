@@ -1,0 +1,204 @@
+"""The record of a finished run: what identifies it, what it ran with, how long it took, and where its evaluations are."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+from zlib import error as ZlibError
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_dpi.compare.key import (
+    ALGORITHM_VERSION,
+    configuration_key,
+    in_present_words,
+    provenance,
+    run_key,
+    run_versions,
+    stored_versions,
+)
+from sb3_dpi.compare.types import Curve, RunConfig, RunResult, Timing
+
+RECORD = "run.json"
+EVALUATIONS = "evaluations.npz"
+CURVES = "study.npz"
+FORMAT = 1
+Arrays = dict[str, npt.NDArray[Any]]
+"""The evaluations of a run by the names of RL Zoo's ``evaluations.npz``"""
+
+
+class CorruptRun(ValueError):
+    """A finished run cannot be read; the message names the file."""
+
+
+def make_record(config: RunConfig, timing: Timing, folder: Path) -> dict[str, Any]:
+    """
+    Describe a finished run.
+
+    :param config: The run
+    :param timing: Its seconds
+    :param folder: Where its evaluations are
+    :return: The content of ``run.json``
+    """
+    return {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "key": run_key(config),
+        "configuration_key": configuration_key(config),
+        "versions": run_versions(config.algo),
+        "provenance": provenance(),
+        "timing": asdict(timing),
+        "evaluations_sha256": sha256((folder / EVALUATIONS).read_bytes()).hexdigest(),
+    }
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run on disk."""
+
+    folder: Path
+    """Its place; of a run in a study's table the one that it had, which need not exist"""
+    record: Mapping[str, Any]
+    """As ``run.json`` has it"""
+    config: RunConfig
+    key: str
+    configuration_key: str
+    """What identifies its configuration, whatever the versions"""
+    versions: dict[str, str]
+    timing: Timing
+    table: Path | None = None
+    """Folder of the study whose table holds it, None where it has files of its own"""
+    curve: str = ""
+    """In a table the name of its evaluations, a hash of their content"""
+    imported: bool = False
+    """Whether it is a copy of a stored baseline, matched by configuration, seed and version of the algorithm alone"""
+
+    def stands_in_for(self, config: RunConfig) -> bool:
+        """
+        Tell whether a stored baseline may be read instead of a run.
+
+        :param config: The run
+        :return: Whether configuration, seed and version of the algorithm are the same; the other versions may differ
+        """
+        version = run_versions(config.algo).get(ALGORITHM_VERSION)
+        return self.configuration_key == configuration_key(config) and self.versions.get(ALGORITHM_VERSION) == version
+
+
+def parse_record(record: Any, folder: Path, where: Path, table: Path | None = None, curve: str = "") -> StoredRun:
+    """
+    Check a record.
+
+    :param record: The content of ``run.json``, or of a table's row
+    :param folder: Place of the run
+    :param where: The file that a message names
+    :param table: Folder of the study whose table holds the run, if one does
+    :param curve: In a table the name of its evaluations
+    :return: The run
+    :raises CorruptRun: If something is missing or of a newer format
+    """
+    try:
+        if record["format"] > FORMAT:
+            raise CorruptRun(f"{where}: written by a newer version of this package")
+        config, versions = RunConfig(**record["config"]), stored_versions(record["versions"])
+        present = in_present_words(config)
+        # Of an old record the key holds the hash of all sources, or words that have changed since
+        key = record["key"] if (versions, present) == (record["versions"], config) else run_key(present, versions)
+        if table is None:
+            curve = record["evaluations_sha256"]
+        timing, imported = Timing(**record["timing"]), bool(record.get("imported", False))
+        same = configuration_key(present)
+        return StoredRun(folder, record, config, key, same, versions, timing, table, curve, imported)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CorruptRun):
+            raise
+        raise CorruptRun(f"{where}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def read_record(folder: Path) -> StoredRun:
+    """
+    Read the record of a finished run.
+
+    :param folder: Its folder
+    :return: The record
+    :raises CorruptRun: If it cannot be read or is of a newer format
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    return parse_record(record, folder, path)
+
+
+def digest(arrays: Arrays) -> str:
+    """
+    Name evaluations by their content.
+
+    :param arrays: The evaluations
+    :return: A hash
+    """
+    found = sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:32]
+
+
+@lru_cache(maxsize=4)
+def _table_arrays(path: Path, _modified: int) -> dict[str, Arrays]:
+    """Read all evaluations of a study at once: opening the file for each run would take most of a report's time."""
+    found: dict[str, Arrays] = {}
+    with np.load(path) as stored:
+        for name in stored.files:
+            curve, _, array = name.partition("/")
+            found.setdefault(curve, {})[array] = stored[name]
+    return found
+
+
+def read_arrays(run: StoredRun) -> Arrays:
+    """
+    Read the evaluations of a finished run.
+
+    :param run: Its record
+    :return: Its arrays
+    :raises CorruptRun: If they are missing or not what was written
+    """
+    path = run.folder / EVALUATIONS if run.table is None else run.table / CURVES
+    try:
+        if run.table is None:
+            arrays, content = {}, path.read_bytes()
+            same = sha256(content).hexdigest() == run.curve
+            if same:
+                with np.load(BytesIO(content)) as stored:
+                    arrays = dict(stored)
+        else:
+            arrays = _table_arrays(path, path.stat().st_mtime_ns).get(run.curve, {})
+            same = digest(arrays) == run.curve
+    except (OSError, ValueError, KeyError, BadZipFile, ZlibError) as error:
+        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if not same:
+        raise CorruptRun(f"{path}: not what the run wrote, {run.config} (its hash differs from that in its record)")
+    return arrays
+
+
+def read_result(run: StoredRun, config: RunConfig | None = None) -> RunResult:
+    """
+    Read the evaluations of a finished run.
+
+    :param run: Its record
+    :param config: The configuration to give the result, with its present names; that of the record by default
+    :return: The result
+    :raises CorruptRun: If the evaluations are missing or not what was written
+    """
+    arrays = dict(read_arrays(run))
+    try:
+        curve = Curve(lengths=arrays.pop("ep_lengths"), **arrays)
+    except (KeyError, TypeError) as error:
+        raise CorruptRun(f"{run.folder}: its evaluations lack an array ({error})") from error
+    return RunResult(config or run.config, curve, run.timing, run.versions, run.imported)

@@ -1,0 +1,197 @@
+"""The runs of a report: read from one folder or several, by task and algorithm, on one grid of evaluations a task."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_dpi.compare.evaluation import evaluation_points
+from sb3_dpi.compare.key import ALGORITHM_VERSION, RECORDED
+from sb3_dpi.compare.record import CorruptRun, StoredRun, read_result
+from sb3_dpi.compare.statistics import FloatArray
+from sb3_dpi.compare.study import find_without_result, read_runs
+from sb3_dpi.compare.types import Curve, RunConfig, RunResult
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, its place and what it ran on."""
+
+    result: RunResult
+    folder: str
+    """Relative to that of the comparison, with it where there are several"""
+    environment: Mapping[str, str]
+    """Versions of its key, of the other packages that matter, of Python, the platform and the device"""
+    grid: Curve | None = None
+    """Its evaluations on the grid of its task; None: all of them"""
+
+    @property
+    def config(self) -> RunConfig:
+        """Its configuration."""
+        return self.result.config
+
+    @property
+    def settings(self) -> str:
+        """Algorithm and hyperparameters in one text, which is the same for all seeds."""
+        return json.dumps([self.config.algo, self.config.hyperparams], sort_keys=True, default=str)
+
+    @property
+    def on_grid(self) -> Curve:
+        """What tables read."""
+        return self.grid or self.result.curve
+
+    @cached_property
+    def curve(self) -> tuple[FloatArray, FloatArray]:
+        """Environment steps and mean return of each evaluation, ``[k]``."""
+        return self.result.curve.timesteps.astype(np.float64), self.result.curve.means
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that it has surely done: a last rollout goes on beyond the budget."""
+        return min(self.config.n_timesteps, int(self.result.curve.timesteps[-1]))
+
+    def per_1000(self, seconds: float) -> float:
+        """
+        Divide seconds of the run by its thousands of steps.
+
+        :param seconds: Any of its times, which have no evaluations in them
+        :return: Seconds per 1000 environment steps
+        """
+        return 1000 * seconds / float(self.result.curve.timesteps[-1])
+
+    def wall_seconds_at(self, steps: float) -> float:
+        """
+        Look up when an evaluation took place.
+
+        :param steps: Environment steps of one of its evaluations, or infinity
+        :return: Wall seconds of training until then; infinity for infinity, NaN where the run did not store them
+        """
+        curve = self.result.curve
+        if not math.isfinite(steps):
+            return math.inf
+        if curve.wall_seconds is None:
+            return math.nan
+        return float(curve.wall_seconds[np.searchsorted(curve.timesteps, steps)])
+
+
+Group = Sequence[Run]
+"""The runs of one algorithm on one task, by seed"""
+
+
+def thin(curve: Curve, points: Sequence[int]) -> Curve:
+    """
+    Keep of a curve what an evaluation at other points would have been.
+
+    :param curve: All evaluations
+    :param points: Environment steps at which evaluations are due, increasing
+    :return: The first evaluation at or after each point, and the last
+    """
+    first = np.searchsorted(curve.timesteps, points)
+    kept = np.union1d(first[first < len(curve.timesteps)], [len(curve.timesteps) - 1])
+    return replace(curve, **{name: array[kept] for name, array in vars(curve).items() if array is not None})
+
+
+def _on_one_grid(groups: Mapping[str, Group]) -> dict[str, Group]:
+    """Let all runs of a task be read as if they had been evaluated as rarely as the one that was evaluated most rarely."""
+    runs = [run for group in groups.values() for run in group]
+    every = {run.config.eval_every for run in runs}
+    if len(every) == 1:
+        return dict(groups)
+    points = evaluation_points(max(every), max(run.config.n_timesteps for run in runs))
+    return {name: [replace(run, grid=thin(run.result.curve, points)) for run in group] for name, group in groups.items()}
+
+
+def _environment(result: RunResult, provenance: Mapping[str, Any]) -> dict[str, str]:
+    # The commit is left out: a run of this package depends on the version of its algorithm, which says nothing of others
+    found = {key: str(provenance[key]) for key in ("python", "platform") if key in provenance}
+    installed = provenance.get("packages", {})
+    packages = {name: str(installed.get(name, "absent")) for name in RECORDED} if installed else {}
+    versions = {key: value[:12] if len(value) == 64 else value for key, value in result.versions.items()}
+    if ALGORITHM_VERSION in versions:
+        versions[f"{ALGORITHM_VERSION} of {result.config.algo_name}"] = versions.pop(ALGORITHM_VERSION)
+    return {**found, "device": result.config.device, **packages, **versions}
+
+
+@dataclass
+class Reader:
+    """
+    Collects the runs of folders.
+
+    :param outs: The folders
+    """
+
+    outs: Sequence[Path]
+    runs: dict[tuple[str, str, int], Run] = field(default_factory=dict)
+    """By task, algorithm and seed"""
+    problems: list[str] = field(default_factory=list)
+    """What was left out, in words"""
+
+    def read(self) -> None:
+        """
+        Read all of them; what cannot be read is left out and named. Runs of another folder join those of the same algorithm on
+        the same task where their settings are the same; where they are not, the folder that comes first has them all.
+        """
+        # The first folder's settings of an algorithm on a task
+        settings: dict[tuple[str, str], tuple[Path, str]] = {}
+        for out in self.outs:
+            found, problems = read_runs(out)
+            self.problems += [f"Corrupt, left out: {self._without_path(str(problem), out)}" for problem in problems]
+            passed_over: dict[tuple[str, str, Path], int] = {}
+            for stored in found:
+                config = stored.config
+                said = json.dumps([config.algo, config.hyperparams, config.env_kwargs], sort_keys=True, default=str)
+                first, theirs = settings.setdefault((config.task_name, config.name), (out, said))
+                if first != out and said != theirs:
+                    group = (config.task_name, config.name, first)
+                    passed_over[group] = passed_over.get(group, 0) + 1
+                else:
+                    self._add(stored, out)
+            for (task, name, first), number in passed_over.items():
+                self.problems.append(
+                    f"Other settings, left out: {number} runs of {name} on {task} in {out}; those of {first} count"
+                )
+            if missing := [self._place(path, out) for path in find_without_result(out)]:
+                self.problems.append(f"No result, failed or not finished; the logs say more: {', '.join(missing)}")
+
+    def _add(self, stored: StoredRun, out: Path) -> None:
+        try:
+            result = read_result(stored)
+        except CorruptRun as error:
+            self.problems.append(f"Corrupt, left out: {self._without_path(str(error), out)}")
+            return
+        place, config = self._place(stored.folder, out), stored.config
+        run = Run(result, place, _environment(result, stored.record.get("provenance", {})))
+        first = self.runs.setdefault((config.task_name, config.name, config.seed), run)
+        if first is not run:
+            self.problems.append(f"The same run twice, left out: {place}, which is {config} like {first.folder}")
+
+    def _place(self, path: Path, out: Path) -> str:
+        return (path.relative_to(out) if len(self.outs) == 1 else path).as_posix()
+
+    def _without_path(self, text: str, out: Path) -> str:
+        return text.replace(f"{out}/", "") if len(self.outs) == 1 else text
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All algorithms, those of this package first."""
+        ours = {run.config.name for run in self.runs.values() if ALGORITHM_VERSION in run.result.versions}
+        return tuple(sorted({name for _, name, _ in self.runs}, key=lambda name: (name not in ours, name)))
+
+    def groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, Group]]:
+        """
+        Put the runs in the order of a report: tasks as the suite has them, then algorithms as in ``names``.
+
+        :param tasks: The tasks of the suite
+        :return: From task and algorithm to runs on one grid
+        """
+        found = {task for task, _, _ in self.runs}
+        groups: dict[str, dict[str, Group]] = {}
+        for task in [name for name in tasks if name in found] + sorted(found - set(tasks)):
+            runs = {name: [self.runs[key] for key in sorted(self.runs) if key[:2] == (task, name)] for name in self.names}
+            groups[task] = _on_one_grid({name: group for name, group in runs.items() if group})
+        return groups

@@ -1,0 +1,411 @@
+"""A study as data: one table of its runs, ``study.csv``, and one file of their curves, ``study.npz``.
+
+While a study runs each run has a folder; ``pack`` turns the folders into a table. A folder at the place of a table's row hides
+the row: it is newer. Curves are named by a hash of what they hold, so that a table never reads those of another run, and files
+are replaced curves first, table second, folders last: whenever this is killed, every run is whole in one place or in both.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import filelock
+import numpy as np
+import yaml
+
+from sb3_dpi.compare.key import ALGORITHM_VERSION
+from sb3_dpi.compare.record import (
+    CURVES,
+    EVALUATIONS,
+    RECORD,
+    CorruptRun,
+    StoredRun,
+    digest,
+    parse_record,
+    read_arrays,
+    read_record,
+    read_result,
+)
+from sb3_dpi.compare.types import RunConfig, RunResult, Timing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE = "study.csv"
+TASKS = "tasks.yml"
+UNFINISHED = ".unfinished"
+SET_ASIDE = "set_aside"
+TRASH = ".packed"
+_CONFIG = tuple(field.name for field in fields(RunConfig))
+_TIMING = tuple(field.name for field in fields(Timing))
+_OTHERS = ("versions", "provenance", "key", "configuration_key", "evaluations_sha256", "format", "imported")
+# Texts as they are; all other cells are JSON
+_TEXTS = {"folder", "curve", "algo", "env_id", "source", "label", "task", "device", "key", "configuration_key"}
+_TEXTS |= {"evaluations_sha256"}
+
+
+def find_runs(out: Path) -> Iterator[Path]:
+    """
+    Find the folders of the finished runs of a comparison; those in tables have none.
+
+    :param out: Folder of the comparison
+    :return: Folders that hold a record, in the order of their names; those set aside are left out
+    """
+    for root, folders, files in os.walk(out):
+        if RECORD in files:
+            folders.clear()
+            yield Path(root)
+        folders[:] = sorted(name for name in folders if name not in (UNFINISHED, SET_ASIDE, TRASH))
+
+
+def _find(out: Path, name: str) -> list[Path]:
+    """Find the folders, ``out`` itself among them, that hold a file."""
+    kept_apart = {UNFINISHED, SET_ASIDE, TRASH}
+    return sorted(path.parent for path in out.rglob(name) if not kept_apart & set(path.relative_to(out).parts))
+
+
+def read_table(study: Path) -> list[StoredRun]:
+    """
+    Read the table of a study.
+
+    :param study: Its folder
+    :return: All rows, also those that a folder hides; none where there is no table
+    :raises CorruptRun: If it cannot be read
+    """
+    path = study / TABLE
+    return list(_read_table(study, path.stat().st_mtime_ns)) if path.is_file() else []
+
+
+@lru_cache(maxsize=8)
+def _read_table(study: Path, _modified: int) -> tuple[StoredRun, ...]:
+    path = study / TABLE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return tuple(_parse_row(row, study) for row in csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _parse_row(row: dict[str, str], study: Path) -> StoredRun:
+    path = study / TABLE
+    try:
+        cells = {name: cell if name in _TEXTS else json.loads(cell) for name, cell in row.items() if cell or name in _TEXTS}
+    except (TypeError, ValueError) as error:
+        raise CorruptRun(f"{path}: the row of {row.get('folder')} cannot be read ({error})") from error
+    record: dict[str, Any] = {name: cells[name] for name in _OTHERS if name in cells}
+    record["config"] = {name: cells[name] for name in _CONFIG if name in cells}
+    record["timing"] = {name: cells[name] for name in _TIMING if name in cells}
+    return parse_record(record, study / cells.get("folder", ""), path, study, cells.get("curve", ""))
+
+
+def _row(run: StoredRun, folder: str, curve: str) -> dict[str, str]:
+    cells = {"folder": folder, **run.record["config"]}
+    cells |= {ALGORITHM_VERSION: int(run.versions.get(ALGORITHM_VERSION, 0)) or None, **run.record["timing"]}
+    cells |= {name: run.record[name] for name in _OTHERS if name in run.record} | {"curve": curve}
+    return {
+        name: cell if name in _TEXTS else json.dumps(cell, separators=(",", ":"))
+        for name, cell in cells.items()
+        if cell is not None
+    }
+
+
+def read_runs(out: Path) -> tuple[list[StoredRun], list[CorruptRun]]:
+    """
+    Read the records of all finished runs of a comparison, those with folders and those in tables.
+
+    :param out: Folder of the comparison, or of several: all below it is read
+    :return: The runs in the order of their folders, and what cannot be read
+    """
+    runs: list[StoredRun] = []
+    problems: list[CorruptRun] = []
+    for read, places in ((lambda folder: [read_record(folder)], find_runs(out)), (_shown_rows, _find(out, TABLE))):
+        for place in places:
+            try:
+                runs += read(place)
+            except CorruptRun as error:
+                problems.append(error)
+    return sorted(runs, key=lambda run: run.folder.parts), problems
+
+
+def _shown_rows(study: Path) -> list[StoredRun]:
+    return [run for run in read_table(study) if not (run.folder / RECORD).is_file()]
+
+
+def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
+    """
+    Replace a file in one piece.
+
+    :param path: The file
+    :param write: Writes the content into a binary file
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_run(run: StoredRun, record: Mapping[str, Any], folder: Path) -> None:
+    """
+    Give a run of a table files of its own.
+
+    :param run: The run
+    :param record: Its record, to which the hash of the new file is added
+    :param folder: Where; the record is written last
+    """
+    arrays: dict[str, Any] = read_arrays(run)
+    path = folder / EVALUATIONS
+    replace_file(path, lambda file: np.savez_compressed(file, **arrays))
+    written = {**record, "evaluations_sha256": sha256(path.read_bytes()).hexdigest()}
+    replace_file(folder / RECORD, lambda file: file.write(json.dumps(written, indent=1).encode()))
+
+
+def write_table(study: Path, runs: Mapping[Path, StoredRun]) -> None:
+    """
+    Write the table of a study: the curves, then the rows, each file in one piece.
+
+    :param study: Its folder
+    :param runs: All its runs by their places, which are below it; other rows that the table had are lost
+    :raises CorruptRun: If the evaluations of one cannot be read; nothing is written then
+    """
+    curves: dict[str, Any] = {}
+    rows = []
+    for place, run in runs.items():
+        arrays = read_arrays(run)
+        name = digest(arrays)
+        curves.update({f"{name}/{key}": array for key, array in arrays.items()})
+        rows.append(_row(run, place.relative_to(study).as_posix(), name))
+    # A run of before a column was there has an empty cell
+    columns = ["folder", *_CONFIG, ALGORITHM_VERSION, *_TIMING, *_OTHERS, "curve"]
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(study / CURVES, lambda file: np.savez_compressed(file, **curves))
+    replace_file(study / TABLE, lambda file: file.write(stream.getvalue().encode()))
+
+
+@contextmanager
+def _alone(study: Path) -> Iterator[None]:
+    """Refuse a study that somebody runs or packs."""
+    locks = [*study.glob(f"{UNFINISHED}/*.lock"), study / ".pack.lock"]
+    held = [filelock.FileLock(path) for path in locks]
+    try:
+        for lock in held:
+            lock.acquire(timeout=0)
+        yield
+    except filelock.Timeout as error:
+        raise ValueError(f"{study}: runs still go on here; pack it when they are finished") from error
+    finally:
+        for lock in held:
+            lock.release(force=True)
+        (study / ".pack.lock").unlink(missing_ok=True)
+
+
+def pack(study: Path) -> int:
+    """
+    Turn the folders of a study's finished runs into one table. Models, logs and whatever else the table does not hold stay.
+
+    :param study: Its folder
+    :return: The number of runs in the table
+    :raises ValueError: If runs go on, have no result, or there are none
+    :raises CorruptRun: If one cannot be read; nothing is changed then
+    """
+    begun = [path.relative_to(study).as_posix() for path in find_without_result(study)]
+    if begun:
+        raise ValueError(f"{study}: no result of {', '.join(begun)}; finish these runs with the command that began them")
+    with _alone(study):
+        shutil.rmtree(study / TRASH, ignore_errors=True)
+        for left in study.rglob(".*.tmp"):
+            left.unlink()
+        runs, problems = read_runs(study)
+        if problems:
+            raise problems[0]
+        if inner := {run.table for run in runs} - {None, study}:
+            raise ValueError(f"{study}: has studies of its own, {', '.join(sorted(map(str, inner)))}; pack each by itself")
+        if not runs:
+            raise ValueError(f"{study}: no finished runs to pack")
+        keys = {run.key for run in runs}
+        for number, hidden in enumerate(run for run in read_table(study) if run.key not in keys):
+            place = study / SET_ASIDE / hidden.folder.relative_to(study)
+            write_run(hidden, hidden.record, place.with_name(f"{place.name}.row{number}"))
+        if any(run.table is None for run in runs):
+            write_table(study, {run.folder: run for run in runs})
+        for run in runs:
+            if run.table is None:
+                _clear(run, study)
+        shutil.rmtree(study / TRASH, ignore_errors=True)
+    return len(runs)
+
+
+def _clear(run: StoredRun, study: Path) -> None:
+    """Remove what a table has of a run: its folder at one stroke, or its record where that holds more, such as models."""
+    settings = run.folder / run.config.env_name
+    told = {run.folder / RECORD, run.folder / EVALUATIONS}
+    told |= {path for path in (settings / "config.yml", settings / "args.yml") if path.is_file() and _is_told(path, run)}
+    if all(path in told for path in run.folder.rglob("*") if path != settings):
+        trash = study / TRASH / "__".join(run.folder.relative_to(study).parts)
+        trash.parent.mkdir(exist_ok=True)
+        run.folder.rename(trash)
+        for parent in run.folder.parents:
+            if parent == study or any(parent.iterdir()):
+                break
+            parent.rmdir()
+    else:
+        (run.folder / RECORD).unlink()
+
+
+def _is_told(path: Path, run: StoredRun) -> bool:
+    """Tell whether the record says all that a file of settings says."""
+    config, record = run.record["config"], run.record
+    told: dict[str, Any] = {**config["hyperparams"], "n_timesteps": config["n_timesteps"]}
+    if path.name == "args.yml":
+        env_kwargs = config["env_kwargs"] or (config["hyperparams"].get("env_kwargs") or None)
+        told = {**config, "env": config["env_id"], "env_kwargs": env_kwargs, **record["timing"]}
+        told |= {"versions": record["versions"], "provenance": record["provenance"]}
+    stated = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return isinstance(stated, dict) and all(name in told and told[name] == value for name, value in stated.items())
+
+
+def studies(out: Path) -> list[Path]:
+    """
+    Find the studies in a folder.
+
+    :param out: A study, or a folder of studies
+    :return: The folders below it that have tasks or a table; itself where there are none
+    """
+    found = sorted({*_find(out, TASKS), *_find(out, TABLE)})
+    return [folder for folder in found if not any(other in folder.parents for other in found)] or [out]
+
+
+def archive(paths: Iterable[Path], target: Path) -> int:
+    """
+    Move files into a zip archive, which is replaced in one piece before any of them is removed.
+
+    :param paths: Files and folders beside or below the archive; their names in it are relative to its folder
+    :param target: The archive; files that it has under the same names are replaced
+    :return: The number of files moved
+    """
+    base = target.absolute().parent
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    new = {file.absolute().relative_to(base).as_posix(): file for file in files}
+
+    def write(stream: Any) -> None:
+        with ZipFile(stream, "w", ZIP_DEFLATED, compresslevel=9) as archived:
+            if target.is_file():
+                with ZipFile(target) as former:
+                    for name in former.namelist():
+                        if name not in new:
+                            archived.writestr(name, former.read(name))
+            for name, file in new.items():
+                archived.write(file, name)
+
+    replace_file(target, write)
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return len(new)
+
+
+def find_without_result(out: Path) -> Iterator[Path]:
+    """
+    Find the runs of a comparison that were begun and have no result: they failed, were stopped or still go on.
+
+    :param out: Folder of the comparison
+    :return: The log file of each, in the order of their names; baselines have none
+    """
+    packed = {run.folder for run in read_runs(out)[0]}
+    for path in sorted(out.rglob("*_*.log")):
+        inside, folder = path.relative_to(out).parts, path.with_suffix("")
+        begun = path.stem.rpartition("_")[2].isdecimal() and not {UNFINISHED, SET_ASIDE, TRASH} & set(inside)
+        if begun and not (folder / RECORD).is_file() and folder not in packed:
+            yield path
+
+
+def export_runs(out: Path, target: Path) -> int:
+    """
+    Put the finished runs of a comparison into a table without models and logs, small enough for a repository.
+
+    :param out: Folder of the comparison
+    :param target: Folder of the table, for instance of stored baselines; what it holds already is replaced by newer runs
+    :return: The number of runs put there
+    """
+    runs, problems = read_runs(out)
+    if problems:
+        raise problems[0]
+    if not runs:
+        return 0
+    if list(find_runs(target)):
+        pack(target)
+    merged = {run.folder: run for run in read_table(target)} | {target / run.config.path: run for run in runs}
+    write_table(target, {folder: merged[folder] for folder in sorted(merged)})
+    return len(runs)
+
+
+def load_study(path: str | Path) -> "pd.DataFrame":
+    """
+    Read a study, or all studies below a folder, for a notebook.
+
+    :param path: A folder of runs, packed or not, or a study's ``study.csv``
+    :return: A row an episode: ``algorithm`` (or the label of its variant), ``task``, ``seed``, ``step`` (environment steps of
+        the evaluation), ``episode``, ``return``, ``length`` and, where tasks tell it, ``success``
+    :raises CorruptRun: If a run cannot be read
+    :raises ValueError: If there is none
+    """
+    place = Path(path)
+    runs, problems = read_runs(place.parent if place.name == TABLE else place)
+    if problems:
+        raise problems[0]
+    if not runs:
+        raise ValueError(f"{path}: no finished runs; give the folder of a comparison")
+    frame = episodes([read_result(run) for run in runs])
+    names = {"name": "algorithm", "timesteps": "step"}
+    columns = [
+        "algorithm",
+        "task",
+        "seed",
+        "step",
+        "episode",
+        "return",
+        "length",
+        *(["success"] if "success" in frame else []),
+    ]
+    return frame.rename(columns=names)[columns]
+
+
+def episodes(results: Sequence[RunResult]) -> "pd.DataFrame":
+    """
+    List all evaluation episodes.
+
+    :param results: The runs
+    :return: A row an episode; ``success`` is there where a run tells it
+    """
+    import pandas as pd
+
+    told, frames = any(result.curve.successes is not None for result in results), []
+    for result in results:
+        config, curve = result.config, result.curve
+        number, width = curve.results.shape
+        columns: dict[str, Any] = {"name": config.name, "algo": config.algo, "env": config.env_id, "seed": config.seed}
+        columns |= {"timesteps": np.repeat(curve.timesteps, width), "episode": np.tile(np.arange(width), number)}
+        columns |= {"return": curve.results.ravel(), "length": curve.lengths.ravel()}
+        if told:
+            columns["success"] = pd.array(
+                [None] * curve.results.size if curve.successes is None else curve.successes.ravel().astype(int), dtype="Int64"
+            )
+        frames.append(pd.DataFrame({**columns, "task": config.task_name}))
+    return pd.concat(frames, ignore_index=True)
