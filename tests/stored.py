@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,3 +50,34 @@ def write(store: Store, config: RunConfig, value: float = 0.0) -> Path:
 def contents(*folders: Path) -> set[bytes]:
     """All that is in all files."""
     return {path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def damage(name: str, folder: Path) -> None:
+    path = folder / ("run.json" if name.startswith(("record", "hash")) else "evaluations.npz")
+    if name in ("record truncated", "evaluations truncated"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif name == "record empty":
+        path.write_bytes(b"")
+    elif name == "record is a list":
+        path.write_text("[]")
+    elif name == "record is not text":
+        path.write_bytes(b"\xff\xfe\x00")
+    elif name == "record without a key":
+        record = json.loads(path.read_text())
+        del record["timing"]["cpu_seconds"]
+        path.write_text(json.dumps(record))
+    elif name == "record of the future":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    elif name == "hash differs":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "evaluations_sha256": "0" * 64}))
+    elif name == "evaluations replaced":
+        np.savez(path, timesteps=[1], results=[[1.0]], ep_lengths=[[1]])
+    elif name == "evaluations gone":
+        path.unlink()
+
+
+class NoEngine:
+    """Runs nothing."""
+
+    def run(self, configs: Any, store: Store, update: Any) -> Any:
+        raise AssertionError(f"would be done again: {configs}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from stored import CONFIG, contents, write
+from stored import CONFIG, NoEngine, contents, write
 
 from sb3_dpi import MDGPS
 from sb3_dpi.compare import RunConfig, key
@@ -253,10 +253,3 @@ def test_stored_runs_are_what_the_same_arguments_ask_for(tmp_path: Path, monkeyp
         run_all([replace(asked, seed=asked.seed + 1)], Store(tmp_path), NoEngine(), Console(quiet=True))
     results, failures = run_all([asked], Store(tmp_path), NoEngine(), Console(quiet=True))
     assert len(results) == 1 and not failures
-
-
-class NoEngine:
-    """Runs nothing."""
-
-    def run(self, configs: Any, store: Store, update: Any) -> Any:
-        raise AssertionError(f"would be done again: {configs}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stored import CONFIG, TIMING, contents, write
+from stored import CONFIG, TIMING, contents, damage, write
 
 from sb3_dpi.compare import key
 from sb3_dpi.compare.key import run_versions
@@ -89,30 +89,6 @@ def test_only_complete_runs_are_put_in_place(tmp_path: Path) -> None:
     assert Store(tmp_path).load(CONFIG) is not None
 
 
-def _damage(name: str, folder: Path) -> None:
-    path = folder / ("run.json" if name.startswith(("record", "hash")) else "evaluations.npz")
-    if name in ("record truncated", "evaluations truncated"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif name == "record empty":
-        path.write_bytes(b"")
-    elif name == "record is a list":
-        path.write_text("[]")
-    elif name == "record is not text":
-        path.write_bytes(b"\xff\xfe\x00")
-    elif name == "record without a key":
-        record = json.loads(path.read_text())
-        del record["timing"]["cpu_seconds"]
-        path.write_text(json.dumps(record))
-    elif name == "record of the future":
-        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    elif name == "hash differs":
-        path.write_text(json.dumps({**json.loads(path.read_text()), "evaluations_sha256": "0" * 64}))
-    elif name == "evaluations replaced":
-        np.savez(path, timesteps=[1], results=[[1.0]], ep_lengths=[[1]])
-    elif name == "evaluations gone":
-        path.unlink()
-
-
 DAMAGES = [
     *("record truncated", "record empty", "record is a list", "record is not text", "record without a key"),
     *("record of the future", "hash differs", "evaluations truncated", "evaluations replaced", "evaluations gone"),
@@ -123,7 +99,7 @@ DAMAGES = [
 def test_a_run_that_cannot_be_read_is_named_set_aside_and_done_again(damage: str, tmp_path: Path) -> None:
     folder = write(Store(tmp_path), CONFIG)
     other = write(Store(tmp_path), replace(CONFIG, seed=2), 3.0)
-    _damage(damage, folder)
+    damage(damage, folder)
     before = contents(tmp_path)
     store = Store(tmp_path)
     assert store.load(CONFIG) is None
@@ -142,7 +118,7 @@ def test_a_run_that_cannot_be_read_is_named_set_aside_and_done_again(damage: str
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_whoever_reads_a_damaged_run_is_told_the_file(damage: str, tmp_path: Path) -> None:
     folder = write(Store(tmp_path), CONFIG)
-    _damage(damage, folder)
+    damage(damage, folder)
     with pytest.raises(CorruptRun, match=str(folder)):
         read_result(read_record(folder))
 
@@ -262,7 +238,7 @@ def test_a_damaged_baseline_is_named_and_passed_over(damage: str, tmp_path: Path
     out, base = tmp_path / "out", tmp_path / "base"
     damaged = write(Store(base), CONFIG, 1.0)
     write(Store(base), replace(CONFIG, seed=2), 2.0)
-    _damage(damage, damaged)
+    damage(damage, damaged)
     before = contents(base)
     store = Store(out, [base])
     assert store.load(CONFIG) is None
@@ -276,7 +252,7 @@ def test_the_second_baseline_stands_in_for_a_damaged_first(tmp_path: Path) -> No
     bases = [tmp_path / "first", tmp_path / "second"]
     for value, base in enumerate(bases):
         write(Store(base), CONFIG, float(value))
-    _damage("record truncated", bases[0] / CONFIG.path)
+    damage("record truncated", bases[0] / CONFIG.path)
     result = Store(tmp_path / "out", bases).load(CONFIG)
     assert result is not None and result.curve.results[0, 0] == 1.0
 
@@ -334,7 +310,7 @@ def test_export(tmp_path: Path) -> None:
 
 def test_a_damaged_run_is_not_exported(tmp_path: Path) -> None:
     folder = write(Store(tmp_path / "out"), CONFIG)
-    _damage("evaluations truncated", folder)
+    damage("evaluations truncated", folder)
     with pytest.raises(CorruptRun, match=str(folder)):
         export_runs(tmp_path / "out", tmp_path / "target")
     assert not (tmp_path / "target").exists()
