@@ -220,4 +220,6 @@ def test_a_step_without_samples_is_anchored_where_the_others_are() -> None:
     means = _means(points, 0.05 * alive)
     np.testing.assert_allclose(means[0, 3], points[0, [0, 2, 3], 3].mean(0))
     np.testing.assert_allclose(means[1, 1], points[1, :, 1].mean(0))
+    alive[:, :, 4] = 0.0
+    assert np.isfinite(_means(points, alive)).all(), "where there is none at all"
     np.testing.assert_allclose(means[1, 3], np.concatenate([points[0, [0, 2, 3], 3], points[2, :, 3]]).mean(0))

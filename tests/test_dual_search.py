@@ -167,6 +167,7 @@ def test_dual_variables_grow_until_every_bound_holds() -> None:
     np.testing.assert_allclose(grown - log_eta, (grown - log_eta)[:, :1].repeat(7, 1))
     steps = 1e-3 * (2.0 ** np.arange(30) - 1.0)
     assert np.all(np.min(np.abs((grown - log_eta)[:, :1] - steps), -1) < 1e-12)
+    assert (per_step._enforce(problem, np.full((2, 7), 1e12), log_eta)[1][4] < 0).all(), "nor is there no solution"
     again, _, n_passes = per_step._enforce(problem, bound, grown)
     np.testing.assert_array_equal(again, grown)
     assert n_passes == 1
