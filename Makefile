@@ -10,14 +10,14 @@ DEMO_OUT ?= demo
 # auto: as many as there are cores
 TEST_PROCESSES ?= auto
 
-.PHONY: demo test test-slow lint type format bench clean help
+.PHONY: demo test test-slow mutants lint type format bench clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One process per core, one thread per process: more threads slow these small networks down
-demo test test-slow bench: export OMP_NUM_THREADS = 1
+demo test test-slow mutants bench: export OMP_NUM_THREADS = 1
 
 demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO head to head on Reacher-v5; a second call goes on or reuses
 	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)
@@ -28,6 +28,11 @@ test: $(VENV)/installed-tests ## run the tests and measure coverage
 
 test-slow: $(VENV)/installed-tests ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(VENV)/installed-tests ## change the mathematics one place at a time, see which tests notice (hours; a second call goes on)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[mutation]'
+	$(BIN)/python benchmarks/mutation.py run mutation/session.sqlite
+	$(BIN)/python benchmarks/mutation.py report mutation/session.sqlite --csv results/mutation/survivors.csv
 
 lint: $(VENV)/installed-tests ## check style, format and the direction of imports
 	$(BIN)/ruff check .
@@ -52,7 +57,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[fast,plots,zoo]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[fast,lab,zoo]'
 	touch $@
 
 $(VENV)/installed-tests: pyproject.toml constraints.txt | $(BIN)/python

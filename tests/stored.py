@@ -52,7 +52,7 @@ def contents(*folders: Path) -> set[bytes]:
     return {path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
-def damage(name: str, folder: Path) -> None:
+def harm(name: str, folder: Path) -> None:
     path = folder / ("run.json" if name.startswith(("record", "hash")) else "evaluations.npz")
     if name in ("record truncated", "evaluations truncated"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stored import CONFIG, TIMING, contents, damage, write
+from stored import CONFIG, TIMING, contents, write
 
 from sb3_dpi.compare import key
 from sb3_dpi.compare.key import run_versions
@@ -99,7 +99,7 @@ DAMAGES = [
 def test_a_run_that_cannot_be_read_is_named_set_aside_and_done_again(damage: str, tmp_path: Path) -> None:
     folder = write(Store(tmp_path), CONFIG)
     other = write(Store(tmp_path), replace(CONFIG, seed=2), 3.0)
-    damage(damage, folder)
+    harm(damage, folder)
     before = contents(tmp_path)
     store = Store(tmp_path)
     assert store.load(CONFIG) is None
@@ -118,7 +118,7 @@ def test_a_run_that_cannot_be_read_is_named_set_aside_and_done_again(damage: str
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_whoever_reads_a_damaged_run_is_told_the_file(damage: str, tmp_path: Path) -> None:
     folder = write(Store(tmp_path), CONFIG)
-    damage(damage, folder)
+    harm(damage, folder)
     with pytest.raises(CorruptRun, match=str(folder)):
         read_result(read_record(folder))
 
@@ -238,7 +238,7 @@ def test_a_damaged_baseline_is_named_and_passed_over(damage: str, tmp_path: Path
     out, base = tmp_path / "out", tmp_path / "base"
     damaged = write(Store(base), CONFIG, 1.0)
     write(Store(base), replace(CONFIG, seed=2), 2.0)
-    damage(damage, damaged)
+    harm(damage, damaged)
     before = contents(base)
     store = Store(out, [base])
     assert store.load(CONFIG) is None
@@ -252,7 +252,7 @@ def test_the_second_baseline_stands_in_for_a_damaged_first(tmp_path: Path) -> No
     bases = [tmp_path / "first", tmp_path / "second"]
     for value, base in enumerate(bases):
         write(Store(base), CONFIG, float(value))
-    damage("record truncated", bases[0] / CONFIG.path)
+    harm("record truncated", bases[0] / CONFIG.path)
     result = Store(tmp_path / "out", bases).load(CONFIG)
     assert result is not None and result.curve.results[0, 0] == 1.0
 
@@ -310,7 +310,7 @@ def test_export(tmp_path: Path) -> None:
 
 def test_a_damaged_run_is_not_exported(tmp_path: Path) -> None:
     folder = write(Store(tmp_path / "out"), CONFIG)
-    damage("evaluations truncated", folder)
+    harm("evaluations truncated", folder)
     with pytest.raises(CorruptRun, match=str(folder)):
         export_runs(tmp_path / "out", tmp_path / "target")
     assert not (tmp_path / "target").exists()

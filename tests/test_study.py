@@ -18,7 +18,7 @@ import pytest
 from reports import learning, rows
 from reports import write_run as write_report_run
 from rich.console import Console
-from stored import CONFIG, NoEngine, contents, damage, write
+from stored import CONFIG, NoEngine, contents, harm, write
 
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare import load_study
@@ -187,7 +187,7 @@ def test_only_whole_studies_are_packed(tmp_path: Path) -> None:
     (out / "ppo" / "Pendulum-v1_9.log").unlink()
     with Store(out).lock(CONFIG), pytest.raises(ValueError, match="runs still go on here"):
         pack(out)
-    damage("evaluations truncated", out / CONFIG.path)
+    harm("evaluations truncated", out / CONFIG.path)
     with pytest.raises(CorruptRun, match=r"evaluations\.npz"):
         pack(out)
     assert (
@@ -198,7 +198,7 @@ def test_only_whole_studies_are_packed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["table cut", "table without a column", "no curves", "curves cut", "other curves"])
-def test_adamaged_table_is_named_and_nothing_is_run_again(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_table_is_named_and_nothing_is_run_again(damage: str, tmp_path: Path) -> None:
     out = exported(tmp_path)
     pack(out)
     table, curves = out / "study.csv", out / "study.npz"
