@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stored import CONFIG, TIMING, contents, write
+from stored import CONFIG, TIMING, contents, harm, write
 
 from sb3_dpi.compare import key
 from sb3_dpi.compare.key import run_versions
