@@ -318,7 +318,7 @@ def test_names_that_mean_something_elsewhere(tmp_path: Path) -> None:
 
 def test_published_file() -> None:
     content = yaml.safe_load(report_module.PUBLISHED.read_text())
-    assert content["source"] and set(content["tasks"]) == {"HalfCheetah", "Hopper", "Walker2d"}
+    assert content["source"] and set(content["tasks"]) == {"HalfCheetah", "Hopper", "Walker2d", "Ant"}
     for entries in content["tasks"].values():
         for entry in entries:
             assert len(entry["steps"]) == len(entry["mean"]) == len(entry["worst"])
