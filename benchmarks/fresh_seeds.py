@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from sb3_dpi.compare.statistics import median_steps, steps_to_threshold, value_at
-from sb3_dpi.compare.store import find_runs, read_record, read_result
+from sb3_dpi.compare.store import read_result
+from sb3_dpi.compare.study import read_runs
 from sb3_dpi.trajopt.types import FloatArray
 
 STORED = Path(__file__).parents[1] / "results" / "dpi" / "defaults"
@@ -72,7 +73,10 @@ def read_stored(folder: Path) -> dict[str, dict[int, Curve]]:
     :return: by task and seed
     """
     found: dict[str, dict[int, Curve]] = defaultdict(dict)
-    for run in map(read_record, find_runs(folder)):
+    runs, problems = read_runs(folder)
+    if problems:
+        raise problems[0]
+    for run in runs:
         curve = read_result(run).curve
         found[run.config.env_id][run.config.seed] = curve.timesteps.astype(float), curve.means
     return found
