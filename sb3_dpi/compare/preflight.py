@@ -1,4 +1,4 @@
-"""What can be known before the first run: that every algorithm runs on its task, that a report can be written, that all fits.
+"""What can be known before the first run: that there is the device, that every algorithm runs on its task, that all fits.
 
 A comparison takes hours or days. Nobody shall learn on the next morning what a minute would have shown.
 """
