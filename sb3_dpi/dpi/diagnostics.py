@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.utils import explained_variance
 
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 from sb3_dpi.world_model.actor import SquashedGaussian, gaussian_kl
@@ -86,12 +87,11 @@ def critic_r_squared(ensemble: Ensemble, critic: Critic, data: Transitions, retu
     :param critic: the critic
     :param data: real steps
     :param returns: realised, ``[n]``
-    :return: at most 1
+    :return: at most 1; NaN where returns do not vary
     """
     actions = th.as_tensor(data.actions, dtype=th.float32, device=ensemble.state_mean.device)
     values = critic(ensemble.standardize(data.states), actions).cpu().numpy() * float(critic.unit)
-    spread = float(returns.var())
-    return 1.0 - float((returns - values).var()) / spread if spread > 0.0 else 0.0
+    return float(explained_variance(values, returns))
 
 
 @th.no_grad()
