@@ -19,7 +19,7 @@ from torch import nn
 
 from sb3_dpi import DPI
 from sb3_dpi.common.features import RandomFourierExtractor
-from sb3_dpi.common.policies import StandardizedExtractor
+from sb3_dpi.common.standardized import StandardizedExtractor
 from sb3_dpi.dpi import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.policies import ExtractedFeatures
 

@@ -17,9 +17,9 @@ from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
     BoundedGaussianMultiInputPolicy,
     BoundedGaussianPolicy,
-    StandardizedExtractor,
     StatelessCombinedExtractor,
 )
+from sb3_dpi.common.standardized import StandardizedExtractor
 
 SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([5.0, 0.5], np.float32), dtype=np.float32)

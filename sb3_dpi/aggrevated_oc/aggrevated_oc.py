@@ -20,7 +20,7 @@ from sb3_dpi.common.critic import (
     trajectory_values,
 )
 from sb3_dpi.common.interruption import whole_or_undone
-from sb3_dpi.common.local_models import CostSettings, LocalModel, fit_local_value, total_cost
+from sb3_dpi.common.local_models import CostSettings, LocalModel, RegressionSettings, fit_local_value, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, natural_gradient_step
 from sb3_dpi.common.policies import BoundedGaussianPolicy
@@ -218,6 +218,10 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
 
     def _planned_conditions(self, trajectories: Trajectories) -> int:
         return len(trajectories.alive) if self.aggregate else self.total_conditions
+
+    def _fitted_conditions(self) -> int:
+        pools_all = self.aggregate or RegressionSettings.parse("dynamics", self.dynamics).prior == "niw"
+        return super()._fitted_conditions() if pools_all else self.total_conditions
 
     def _planning_discount(self) -> float:
         return self.gamma * self.plan_lambda

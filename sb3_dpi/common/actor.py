@@ -11,7 +11,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_dpi.common.numpy_networks import Layers, Weights, forward
-from sb3_dpi.common.policies import BoundedGaussianPolicy, StandardizedExtractor
+from sb3_dpi.common.policies import BoundedGaussianPolicy, StatelessCombinedExtractor
+from sb3_dpi.common.standardized import StandardizedExtractor, Standardizing
 from sb3_dpi.common.trajectories import Observations
 
 Actor = Callable[[Observations], np.ndarray]
@@ -35,27 +36,42 @@ def export_actor(policy: BoundedGaussianPolicy) -> Actor:
         first = False
 
     def mean(observations: Observations) -> np.ndarray:
-        assert isinstance(observations, np.ndarray)
-        flat = observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
-        return forward(flat.astype(np.float32), layers)
+        return forward(flat_inputs(policy, observations), layers)
 
     return mean
 
 
+def flat_inputs(policy: BoundedGaussianPolicy, observations: Observations) -> np.ndarray:
+    """Observations as a plain network reads them.
+
+    :param policy: one that ``plain_layers`` knows
+    :param observations: ``[n, ...]``, or a dictionary of such
+    :return: ``[n, features_dim]``, float32, not standardised
+    """
+    if isinstance(observations, dict):
+        extractor = policy.pi_features_extractor
+        assert isinstance(extractor, Standardizing)
+        return extractor.vectors(observations).astype(np.float32)
+    flat = observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
+    return flat.astype(np.float32)
+
+
 def plain_layers(policy: BoundedGaussianPolicy) -> Layers | None:
-    """The layers of a policy whose mean is a plain network of the flattened, perhaps standardised observation.
+    """The layers of a policy whose mean is a plain network of the flattened, perhaps standardised observation, or of all
+    vectors of a dictionary behind each other.
 
     :param policy: the policy
     :return: linear modules, each with the activation that follows it (``nn.Tanh``, ``nn.ReLU`` or None for none); None if the
         mean is anything else
     """
     space, extractor = policy.observation_space, policy.pi_features_extractor
+    is_vector = isinstance(space, spaces.Box) and not is_image_space(space)
+    known = (FlattenExtractor, StandardizedExtractor) if is_vector else (StatelessCombinedExtractor,)
     if (
         type(policy).action_mean is not BoundedGaussianPolicy.action_mean
-        or type(extractor) not in (FlattenExtractor, StandardizedExtractor)
+        or type(extractor) not in known
+        or not (is_vector or extractor.sees_vectors_only)
         or type(policy.mlp_extractor) is not MlpExtractor
-        or not isinstance(space, spaces.Box)
-        or is_image_space(space)
     ):
         return None
     layers: Layers = []
@@ -71,9 +87,7 @@ def plain_layers(policy: BoundedGaussianPolicy) -> Layers | None:
 
 def _affine(module: nn.Linear, extractor: nn.Module | None) -> tuple[np.ndarray, np.ndarray]:
     weight, bias = module.weight.detach().double(), module.bias.detach().double()
-    if isinstance(
-        extractor, StandardizedExtractor
-    ):  # standardisation is affine: it costs nothing once folded into the first layer
+    if isinstance(extractor, Standardizing):  # standardisation is affine: it costs nothing once folded into the first layer
         weight = weight / extractor.obs_std
         bias = bias - weight @ extractor.obs_mean.double()
     return np.ascontiguousarray(weight.float().cpu().numpy().T), bias.float().cpu().numpy()[None]

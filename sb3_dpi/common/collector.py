@@ -1,5 +1,6 @@
 """Sampling of time-aligned trajectories from initial conditions, as rollouts of Stable-Baselines3."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,16 +9,24 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.actor import Actor, export_actor
+from sb3_dpi.common.asking import ask
 from sb3_dpi.common.choices import check_choice
 from sb3_dpi.common.early_resets import install
 from sb3_dpi.common.environments import environment_indices, make_environments
 from sb3_dpi.common.finite import KeptStatistics, NotFiniteError, check_finite
-from sb3_dpi.common.original_observations import before_reset, original_obs, original_rewards, step_unclipped
-from sb3_dpi.common.planner_state import is_vector_space, make_state_view
+from sb3_dpi.common.original_observations import (
+    ReadsOriginals,
+    before_reset,
+    original_obs,
+    original_rewards,
+    step_unclipped,
+)
+from sb3_dpi.common.planner_state import make_state_view, sees_the_state
 from sb3_dpi.common.policies import BoundedGaussianCnnPolicy, BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Observations, TrajectoryBuffer
 from sb3_dpi.trajopt.noise import correlate
@@ -28,11 +37,13 @@ Sampler = Callable[[int, Any, FloatArray], np.ndarray]
 DEFAULT_HORIZON = 200
 """Planned time steps where the environment has no time limit."""
 CONDITIONS = ("fresh", "fixed", "random", "continue", "mixed")
+GOING_ON = ("continue", "mixed")
+"""Those whose trajectories may begin where others were cut."""
 MIXED_RESTARTS = 0.5
 """Probability that an episode is left after a window, so that a new one begins: early and late states are seen alike."""
 
 
-class TrajectoryCollector(OnPolicyAlgorithm):
+class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
     """An algorithm of Stable-Baselines3 whose rollouts are N trajectories from each of M initial conditions, aligned in time.
 
     Initial condition i is ``reset(seed=base + i)``. Observations and rewards are kept as the environments returned them.
@@ -56,6 +67,7 @@ class TrajectoryCollector(OnPolicyAlgorithm):
     policy: BoundedGaussianPolicy
     rollout_buffer: TrajectoryBuffer
     _actor: Actor
+    _may_reset = True
 
     def __init__(
         self,
@@ -130,12 +142,16 @@ class TrajectoryCollector(OnPolicyAlgorithm):
             "environment_indices": self.environment_indices,
         }
         self._cut_episodes = np.zeros((2, self.n_envs))  # returns and lengths of what goes on
+        self._check_size()
         super()._setup_model()
         if not isinstance(self.policy, BoundedGaussianPolicy):
             raise ValueError(
                 f"The policy must act in units of the action bounds: derive {self.policy_class.__name__} from "
                 "sb3_dpi.common.policies.BoundedGaussianPolicy, or use one of " + ", ".join(self.policy_aliases)
             )
+
+    def _check_size(self) -> None:
+        """What is too large is known before anything is allocated."""
 
     @property
     def n_environments(self) -> int:
@@ -165,9 +181,9 @@ class TrajectoryCollector(OnPolicyAlgorithm):
     def _resolve_horizon(self) -> int:
         limit = None
         if self.env is not None:
-            limits = [spec.max_episode_steps for spec in self.env.get_attr("spec") if spec is not None]
-            if not any(limits) and self.env.has_attr("_max_episode_steps"):  # a TimeLimit around an environment without an id
-                limits = self.env.get_attr("_max_episode_steps")
+            limits = [getattr(spec, "max_episode_steps", None) for spec in ask(self.env, "spec") or ()]
+            if not any(limits):  # a TimeLimit around an environment without an id
+                limits = ask(self.env, "_max_episode_steps") or []
             limit = min(filter(None, limits), default=None)
         if self.horizon is None:
             # a model that was loaded without environment keeps the horizon it was trained with
@@ -190,7 +206,14 @@ class TrajectoryCollector(OnPolicyAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if self.env is not None:
             layer = install(self.env)  # hands out reset seeds
-            self.env = self.env if isinstance(self.env, VecEnvWrapper) else layer
+            self.env = layer.in_place_of(self.env)
+            could_reset, self._may_reset = self._may_reset, layer.can_reset_all
+            if could_reset and not self._may_reset and self.conditions not in GOING_ON:
+                warnings.warn(
+                    "A Monitor forbids to leave an episode before its end: trajectories go on where the last were cut, as "
+                    'with conditions="continue". Use Monitor(allow_early_resets=True) to begin at initial conditions',
+                    stacklevel=3,
+                )
         return super()._setup_learn(*args, **kwargs)
 
     def collect_rollouts(
@@ -210,7 +233,7 @@ class TrajectoryCollector(OnPolicyAlgorithm):
         self._actor = export_actor(self.policy)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        statistics = KeptStatistics(self._vec_normalize_env)
+        statistics = KeptStatistics(self.get_vec_normalize_env())
         try:
             for batch in range(rollout_buffer.n_batches):
                 if not self._collect_batch(env, callback, rollout_buffer, batch):
@@ -239,7 +262,7 @@ class TrajectoryCollector(OnPolicyAlgorithm):
             actions = act(t, self._last_obs, states)
             new_obs, rewards, dones, infos = step_unclipped(env, normalizer, self._to_env_units(actions))
             self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
+            self._tell(callback, locals(), alive, t == rollout_buffer.horizon - 1)
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
@@ -262,15 +285,25 @@ class TrajectoryCollector(OnPolicyAlgorithm):
                     break
         rollout_buffer.end_batch()
         self._cut_episodes = np.where(alive, self._cut_episodes + np.stack(rollout_buffer.last_batch()), 0.0)
-        if self.conditions not in ("continue", "mixed"):
+        if self._may_reset and self.conditions not in GOING_ON:
             self._report_cut_episodes()
         return True
 
     def _begins_anew(self) -> bool:
         """Whether the next trajectories start from a reset, instead of where the last ones were cut."""
-        if self.num_timesteps == self._num_timesteps_at_start or self.conditions not in ("continue", "mixed"):
+        if not self._may_reset:
+            return False
+        if self.num_timesteps == self._num_timesteps_at_start or self.conditions not in GOING_ON:
             return True
         return self.conditions == "mixed" and self._rng.random() < MIXED_RESTARTS
+
+    def _tell(self, callback: BaseCallback, seen: dict[str, Any], alive: np.ndarray, is_last: bool) -> None:
+        """Tell callbacks of a step; the episodes that a reset leaves behind it have ended for them, as by a time limit."""
+        dones = seen["dones"]
+        if self._may_reset and self.conditions not in GOING_ON and (is_last or not np.any(alive & ~dones)):
+            dones, infos = install(seen["env"]).tell_ends(dones, seen["infos"], seen["new_obs"])
+            seen = {**seen, "dones": dones, "infos": infos}
+        callback.update_locals(seen)
 
     def _report_cut_episodes(self) -> None:
         """An episode that is left before its end leaves nothing for Monitor to report."""
@@ -300,17 +333,27 @@ class TrajectoryCollector(OnPolicyAlgorithm):
 
     def _input_scale(self) -> FloatArray | None:
         """Derivative of the policy's input with respect to the planner's state; None where the policy sees something else."""
-        if not is_vector_space(self.observation_space):
+        if not sees_the_state(self.observation_space):
             return None
-        normalizer = self._vec_normalize_env
-        if normalizer is None or not normalizer.norm_obs:
-            return np.ones(self._state_dim)
-        assert not isinstance(normalizer.obs_rms, dict)
-        return np.ravel(1.0 / np.sqrt(normalizer.obs_rms.var + normalizer.epsilon))
+        return self._of_inputs(lambda statistics, epsilon, _: 1.0 / np.sqrt(statistics.var + epsilon), 1.0)
 
-    def _input_limit(self) -> float:
-        normalizer = self._vec_normalize_env
-        return np.inf if normalizer is None or not normalizer.norm_obs else normalizer.clip_obs
+    def _input_limit(self) -> FloatArray:
+        """Where the policy's inputs are clipped, ``[dx]``, in the order of the planner's state."""
+        return self._of_inputs(lambda statistics, _, clip: np.full(np.shape(statistics.var), clip), np.inf)
+
+    def _of_inputs(self, of: Callable[[RunningMeanStd, float, float], FloatArray], otherwise: float) -> FloatArray:
+        """What follows from the statistics of VecNormalize, for each number that the policy sees."""
+        normalizer, space = self._vec_normalize_env, self.observation_space
+        is_on = normalizer is not None and normalizer.norm_obs
+        parts = []
+        for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else (("", space),):
+            found = normalizer.obs_rms if is_on else None  # type: ignore[union-attr]
+            statistics = found.get(key) if isinstance(found, dict) else found
+            if statistics is None:
+                parts.append(np.full(int(np.prod(part.shape or ())), otherwise))
+            else:
+                parts.append(np.ravel(of(statistics, normalizer.epsilon, normalizer.clip_obs)))  # type: ignore[union-attr]
+        return np.concatenate(parts)
 
     def _policy_inputs(self, observations: Observations) -> Observations:
         """Observations ``[n, ...]`` as the policy sees them, with the present statistics of VecNormalize."""

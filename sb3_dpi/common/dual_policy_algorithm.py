@@ -13,10 +13,10 @@ from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
     BoundedGaussianMultiInputPolicy,
     BoundedGaussianPolicy,
-    StandardizedExtractor,
 )
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
-from sb3_dpi.common.trajectories import Trajectories, concatenate
+from sb3_dpi.common.standardized import Standardizing
+from sb3_dpi.common.trajectories import Trajectories, concatenate, map_observations
 
 SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")
 
@@ -119,13 +119,13 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
 
         :param trajectories: of this iteration and those that are kept
         """
-        if not isinstance(self.policy.pi_features_extractor, StandardizedExtractor):
+        extractor = self.policy.pi_features_extractor
+        if not isinstance(extractor, Standardizing) or not len(extractor.columns):
             return
-        observations = np.asarray(trajectories.observations)[:, :, :-1]
-        inputs = np.asarray(self._policy_inputs(observations[trajectories.alive])).astype(np.float64)
-        flat = inputs.reshape(len(inputs), -1)
+        seen = map_observations(lambda array: array[:, :, :-1][trajectories.alive], trajectories.observations)
+        flat = extractor.vectors(self._policy_inputs(seen)).astype(np.float64)
         std = flat.std(0)
-        self.policy.set_standardization(flat.mean(0), np.where(std > 1e-6, std, 1.0))
+        self.policy.set_standardization(*extractor.in_features(flat.mean(0), np.where(std > 1e-6, std, 1.0)))
 
     def _end_iteration(self) -> None:
         """Count the iteration, and log what every algorithm logs of one."""

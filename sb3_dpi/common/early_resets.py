@@ -6,6 +6,7 @@ callbacks all see an episode that a time limit has ended. The layer also hands o
 """
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +15,17 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from sb3_dpi.common.asking import allow_early_resets, ask, is_monitored
 from sb3_dpi.common.choices import as_settings
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
+LAST = "terminal_observation"
+"""In the info of an episode's last step: what followed it."""
 EARLY = "early_reset"
 """In the info of an episode's last step: it was left before its end."""
 COUNTED = "early_reset_counted"
@@ -76,6 +80,8 @@ class ResetLayer(VecEnv):
         """of the episodes that go on, ``[N]``"""
         self.lengths: IntArray = np.zeros(n, dtype=int)
         """of the episodes that ended last, ``[N]``"""
+        self.returns: FloatArray = np.zeros(n)
+        """rewards of the episodes that go on, ``[N]``"""
         self.takes_seeds: bool | None = None
         """whether the environments began with the seeds that they were given; None as long as none were"""
         self._after: int | None = None
@@ -85,6 +91,11 @@ class ResetLayer(VecEnv):
         self._time_limits = self._find_time_limits()
         self._handed_out: list[int] | None = None
         self._has_warned = False
+        space = base.observation_space
+        self._is_monitored = is_monitored(base)
+        self._keys = tuple(space.spaces) if isinstance(space, spaces.Dict) else None
+        self._latest: Any = None
+        self._began = time.time()
 
     # ------------------------------------------------------------------ what algorithms use
 
@@ -124,17 +135,30 @@ class ResetLayer(VecEnv):
         self._handed_out = [int(seed) for seed in seeds]
         self._base._seeds = self._handed_out  # type: ignore[assignment]
 
+    def in_place_of(self, env: VecEnv) -> VecEnv:
+        """
+        What an algorithm steps once the layer is there.
+
+        :param env: that it has stepped until now
+        :return: the layer, or the outermost of the wrappers above it
+        """
+        return self if env is self._base else env
+
     @property
     def can_reset_one(self) -> bool:
         """Whether one copy can begin anew while the others go on. A VecEnv of another kind whose
         ``env_method("reset", indices=[i])`` resets copy i alone says so by an attribute ``resets_single_copies``."""
         base = self._base
-        if isinstance(base, DummyVecEnv):
-            return all(_allows_early_resets(env) for env in base.envs)
-        if isinstance(base, SubprocVecEnv):
-            name = "allow_early_resets"
-            return not base.has_attr(name) or all(base.get_attr(name))
+        if isinstance(base, DummyVecEnv) and len(base.envs) != base.num_envs:  # a batch in the guise of one environment
+            return False
+        if isinstance(base, DummyVecEnv | SubprocVecEnv):
+            return self.can_reset_all
         return bool(getattr(base, "resets_single_copies", False))
+
+    @property
+    def can_reset_all(self) -> bool:
+        """Whether all copies can begin anew at any time."""
+        return allow_early_resets(self._base)
 
     @property
     def time_limit(self) -> int | None:
@@ -144,11 +168,7 @@ class ResetLayer(VecEnv):
 
     def _find_time_limits(self) -> FloatArray:
         """Of each copy, infinite where it is not known."""
-        base, name = self._base, "_max_episode_steps"
-        found: list[Any] = [None] * base.num_envs
-        # the default of has_attr asks for the value, which would end a worker that has none
-        if type(base).has_attr is not VecEnv.has_attr or isinstance(base, DummyVecEnv):
-            found = base.get_attr(name) if base.has_attr(name) else found
+        found = ask(self._base, "_max_episode_steps") or [None] * self.num_envs
         is_known = [isinstance(value, int | np.integer) and value > 0 for value in found]
         return np.array([value if known else np.inf for value, known in zip(found, is_known, strict=True)], dtype=float)
 
@@ -160,7 +180,8 @@ class ResetLayer(VecEnv):
 
         :return: first observations
         """
-        observations: VecEnvObs = _map(np.array, self._base.reset())
+        observations: VecEnvObs = self._own(self._base.reset())
+        self._latest = observations
         self.reset_infos = list(getattr(self._base, "reset_infos", self.reset_infos))
         if self._handed_out is not None:
             # who uses the seeds replaces the list: they serve once
@@ -182,34 +203,65 @@ class ResetLayer(VecEnv):
         """
         Finish the step, and leave the episodes that have reached their limit.
 
-        :return: observations, rewards, dones and infos; all arrays are copies, for some environments use theirs again
+        :return: observations, rewards, dones and infos; all arrays are copies, for some environments use theirs again. Where
+            one does not tell how an episode ended, its last observation stands for the terminal one
         """
-        observations, rewards, dones, infos = self._base.step_wait()
-        observations, rewards, dones = _map(np.array, observations), np.array(rewards), np.array(dones)
+        observations, rewards, ended, infos = self._base.step_wait()
+        observations, rewards, dones = self._own(observations), np.array(rewards), np.array(ended, dtype=bool)
+        before, self._latest = self._latest, observations
         self.steps += 1
-        ended = dones.astype(bool)
+        self.returns += rewards
+        ended = dones.copy()
         left = np.flatnonzero((self.steps >= self._limits()) & ~ended) if self._after is not None else ()
         if len(left) == 0 and not any(ended.tolist()):
             return observations, rewards, dones, infos
         infos = list(infos)
         which = np.flatnonzero(ended)
         self._longest = max([self._longest, *self.steps[which]])
-        for i in which:
+        for i in map(int, which):
+            infos[i] = {**infos[i], LAST: self._own(infos[i][LAST]) if LAST in infos[i] else _row(before, i)}
             self.reset_infos[i] = getattr(self._base, "reset_infos", self.reset_infos)[i]
             if self._after is not None:
                 infos[i] = {**infos[i], COUNTED: self._is_counted(int(i))}
-        for i in left:
-            last = _map(lambda array: array[i].copy(), observations)  # noqa: B023  # it is called at once
-            infos[i] = {**infos[i], "TimeLimit.truncated": True, "terminal_observation": last, EARLY: True, COUNTED: False}
+        for i in map(int, left):
+            infos[i] = self._left_info(infos[i], _row(observations, i), self._is_monitored, i)
             first, self.reset_infos[i] = self._base.env_method("reset", indices=[int(i)])[0]
             _put(observations, int(i), first)
             dones[i] = True
         self._begin(np.flatnonzero(dones))
         return observations, rewards, dones, infos
 
+    def tell_ends(
+        self, dones: np.ndarray, infos: Sequence[dict[str, Any]], observations: VecEnvObs
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """
+        What callbacks are told of a step behind which a reset leaves all episodes.
+
+        :param dones: of the step, ``[N]``
+        :param infos: likewise
+        :param observations: likewise, as the outermost wrapper shows them
+        :return: dones and infos with the ends of the others, as by a time limit
+        """
+        told = list(infos)
+        for i in map(int, np.flatnonzero(~dones)):
+            told[i] = self._left_info(infos[i], _row(observations, i), True, i)
+        return np.ones_like(dones), told
+
+    def _left_info(self, info: dict[str, Any], last: Any, is_monitored: bool, i: int) -> dict[str, Any]:
+        """Of the last step of an episode that copy i leaves; Monitor says nothing of it."""
+        episode = {"r": float(self.returns[i]), "l": int(self.steps[i]), "t": time.time() - self._began}
+        own = {"TimeLimit.truncated": True, LAST: last, EARLY: True, COUNTED: False}
+        return {**info, **own, **({"episode": episode} if is_monitored else {})}
+
+    def _own(self, observations: Any) -> Any:
+        """Copies of the arrays that the observation space knows."""
+        if self._keys is not None and isinstance(observations, dict):
+            return {key: np.array(observations[key]) for key in self._keys}
+        return _map(np.array, observations)
+
     def _begin(self, which: IntArray) -> None:
         self.lengths[which] = self.steps[which]
-        self.steps[which] = 0
+        self.steps[which], self.returns[which] = 0, 0.0
         self._shares[which] = np.nan
         self._draw(which)
 
@@ -357,7 +409,8 @@ def install(env: VecEnv) -> ResetLayer:
     :return: the layer, as whoever had it before has left it
     """
     lowest: VecEnvWrapper | None = None
-    while isinstance(env, VecEnvWrapper):
+    # beneath the last may be a simulator with methods of its own, which only that wrapper knows how to call
+    while isinstance(env, VecEnvWrapper) and isinstance(env.venv, VecEnv):
         lowest, env = env, env.venv
     if isinstance(env, ResetLayer):
         return env
@@ -402,8 +455,7 @@ class LeavesEpisodes(BaseAlgorithm):
             yield None
             return
         layer = self.reset_layer = install(self.env)
-        if not isinstance(self.env, VecEnvWrapper):
-            self.env = layer
+        self.env = layer.in_place_of(self.env)
         settings = choose(layer)
         layer.limit_episodes(settings.after, rng if settings.spread else None)
         try:
@@ -422,14 +474,6 @@ def _restore() -> ResetLayer:
     return ResetLayer.__new__(ResetLayer)
 
 
-def _allows_early_resets(env: gym.Env) -> bool:
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, Monitor) and not env.allow_early_resets:
-            return False
-        env = env.env
-    return True
-
-
 def _map(function: Callable[[Any], Any], observations: Any) -> Any:
     """Apply to each array of observations."""
     if isinstance(observations, dict):
@@ -437,6 +481,11 @@ def _map(function: Callable[[Any], Any], observations: Any) -> Any:
     if isinstance(observations, tuple):
         return tuple(function(array) for array in observations)
     return function(observations)
+
+
+def _row(observations: Any, i: int) -> Any:
+    """What copy i observes."""
+    return _map(lambda array: array[i].copy(), observations)
 
 
 def _put(observations: Any, i: int, observation: Any) -> None:

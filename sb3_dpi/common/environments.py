@@ -6,11 +6,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
+from sb3_dpi.common.asking import ask
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 Environment = str | gym.Env | Callable[[], gym.Env]
@@ -87,18 +89,16 @@ def environment_indices(env: VecEnv) -> IntArray:
     :param env: the vectorised environment
     :return: ``[n_envs]``, from 0 on, in the order of their first appearance
     """
-    labels: list[Any]
-    if env.has_attr("environment_index"):
-        labels = env.get_attr("environment_index")
-    else:
-        labels = [_identity(spec) for spec in env.get_attr("spec")]
+    labels = ask(env, "environment_index") or [_identity(spec) for spec in ask(env, "spec") or [None] * env.num_envs]
     places = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return np.array([places[label] for label in labels])
 
 
 def _identity(spec: Any) -> str:
     """How an environment was made."""
-    return "" if spec is None else f"{spec.id} {sorted((key, repr(value)) for key, value in spec.kwargs.items())}"
+    if not isinstance(spec, EnvSpec):  # simulators have others
+        return ""
+    return f"{spec.id} {sorted((key, repr(value)) for key, value in spec.kwargs.items())}"
 
 
 def evaluate_on_environments(

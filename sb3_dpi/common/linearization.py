@@ -21,7 +21,7 @@ def linearize_policy(
     input_scale: FloatArray | None,
     method: str | dict[str, Any] | None,
     rng: np.random.Generator,
-    input_limit: float = np.inf,
+    input_limit: float | FloatArray = np.inf,
     n_fitted: int | None = None,
 ) -> LinearGaussianFit:
     """Linearise a policy around the samples of each condition and time step (MDGPS, section 3.1).
@@ -33,7 +33,7 @@ def linearize_policy(
         policy sees something else
     :param method: ``"jacobian"``, the settings of a regression, or None: the Jacobian where there is one, else "nearest"
     :param rng: of the regression
-    :param input_limit: where the policy's inputs are clipped
+    :param input_limit: where the policy's inputs are clipped, a number or ``[dx]``
     :param n_fitted: linearise at the first so many conditions; None does at all
     :return: mean actions on states
     :raises ValueError: if the Jacobian is asked for where policy and planner see different things
@@ -51,8 +51,9 @@ def linearize_policy(
         )
     if by_jacobian:
         assert input_scale is not None
-        means, jacobians = policy_mean_and_jacobian(policy, np.asarray(flat), input_scale)
-        flat_array = np.asarray(flat).reshape(len(jacobians), 1, -1)
+        means, jacobians = policy_mean_and_jacobian(policy, flat, input_scale)
+        arrays = list(flat.values()) if isinstance(flat, dict) else [flat]
+        flat_array = np.concatenate([array.reshape(len(jacobians), 1, -1) for array in arrays], -1)
         jacobians = jacobians * (np.abs(flat_array) < input_limit)  # a clipped input does not react
         jacobians = jacobians.reshape(*shape, *jacobians.shape[1:])
         return average_jacobians(states, means.reshape(*shape, -1), jacobians, trajectories.weights)
@@ -80,19 +81,28 @@ def policy_mean(policy: BoundedGaussianPolicy, inputs: Observations, chunk: int 
 
 
 def policy_mean_and_jacobian(
-    policy: BoundedGaussianPolicy, inputs: np.ndarray, input_scale: FloatArray
+    policy: BoundedGaussianPolicy, inputs: Observations, input_scale: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Mean action and its derivative with respect to the planner's state.
 
     :param policy: whose observation is the planner's state, up to a scale
-    :param inputs: what the policy saw, ``[n, dx]``
+    :param inputs: what the policy saw, ``[n, ...]``, or a dictionary of such in the state's order
     :param input_scale: derivative of the policy's input with respect to the state, ``[dx]``
     :return: mean ``[n, du]``, Jacobian ``[n, du, dx]``
     """
-    tensor = th.as_tensor(inputs, dtype=th.float32, device=policy.device).requires_grad_()
-    mean = policy.action_mean(tensor)
-    rows = [th.autograd.grad(mean[:, i].sum(), tensor, retain_graph=True)[0] for i in range(mean.shape[1])]
-    jacobian = th.stack(rows, 1).reshape(len(inputs), mean.shape[1], -1).double().cpu().numpy()
+
+    def leaf(array: np.ndarray) -> th.Tensor:
+        return th.as_tensor(array, dtype=th.float32, device=policy.device).requires_grad_()
+
+    tensors: Any = {key: leaf(array) for key, array in inputs.items()} if isinstance(inputs, dict) else leaf(inputs)
+    leaves = list(tensors.values()) if isinstance(inputs, dict) else [tensors]
+    mean = policy.action_mean(tensors)
+    n, du = mean.shape
+    rows = [
+        th.cat([part.reshape(n, -1) for part in th.autograd.grad(mean[:, i].sum(), leaves, retain_graph=True)], 1)
+        for i in range(du)
+    ]
+    jacobian = th.stack(rows, 1).double().cpu().numpy()
     return mean.detach().double().cpu().numpy(), jacobian * input_scale
 
 

@@ -1,6 +1,6 @@
 """Local linear-Gaussian models of sampled trajectories: dynamics and cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -26,12 +26,15 @@ from sb3_dpi.trajopt.types import (
     IntArray,
     LinearGaussianController,
     LinearGaussianDynamics,
+    NormalInverseWishart,
     QuadraticCost,
     QuadraticValue,
 )
 from sb3_dpi.world_model.known_cost import CostFunction, expand_cost
 
 PRIORS = ("niw", "nearest", "gmm")
+FITTED_AT_ONCE = 256e6
+"""Bytes of joint covariances that are fitted at a time: their copies would fill the memory of many conditions."""
 
 Part = TypeVar("Part")
 
@@ -230,24 +233,40 @@ def fit_regression(
     """
     scale = Standardizer.fit(points, weights)
     standard = scale.apply(points)
-    fitted = slice(n_fitted)
+    prior_of = _make_prior(standard, weights, n_inputs, settings, rng, n_same)
+    M, _, T, D = points[slice(n_fitted)].shape
+    at_once = max(int(FITTED_AT_ONCE / (8 * T * D**2)), 1)
+    parts = []
+    for begin in range(0, M, at_once):
+        own = slice(begin, min(begin + at_once, M))
+        parts.append(fit_linear_gaussian(points[own], weights[own], n_inputs, prior_of(own), scale, settings.ridge))
+    return parts[0] if len(parts) == 1 else join_conditions(parts)
+
+
+def _make_prior(
+    standard: FloatArray,
+    weights: FloatArray,
+    n_inputs: int,
+    settings: RegressionSettings,
+    rng: np.random.Generator,
+    n_same: int | None,
+) -> Callable[[slice], NormalInverseWishart]:
+    """From conditions to their prior; ``standard`` are standardised points, the rest is that of ``fit_regression``."""
+    mean_count, cov_count = settings.mean_count, settings.cov_count
     if settings.prior == "gmm":
         living = standard[weights > 0]
         n_clusters = number_of_components(len(living), settings.samples_per_cluster, settings.max_clusters)
         mixture = fit_mixture(living, n_clusters, rng)
-        by_time, weights_by_time = np.swapaxes(standard[fitted], 1, 2), np.swapaxes(weights[fitted], 1, 2)
-        count = n_inputs if settings.cov_count is None else settings.cov_count
-        prior = mixture_prior(mixture, by_time, weights_by_time, settings.mean_count, count)
-    elif settings.prior == "nearest":
-        count = 100.0 if settings.cov_count is None else settings.cov_count
-        pool = standard[weights > 0]
-        own = standard[fitted], weights[fitted]
-        prior = nearest_prior(*own, pool, n_inputs, settings.neighbours, settings.mean_count, count)
-    else:
-        count = 4.0 if settings.cov_count is None else settings.cov_count
-        neighbours = take_conditions(_neighbours_in_time(standard, weights, settings.window, n_same), fitted)
-        prior = window_prior(neighbours, settings.mean_count, count)
-    return fit_linear_gaussian(points[fitted], weights[fitted], n_inputs, prior, scale, settings.ridge)
+        count = n_inputs if cov_count is None else cov_count
+        return lambda own: mixture_prior(
+            mixture, np.swapaxes(standard[own], 1, 2), np.swapaxes(weights[own], 1, 2), mean_count, count
+        )
+    if settings.prior == "nearest":
+        count, pool = 100.0 if cov_count is None else cov_count, standard[weights > 0]
+        return lambda own: nearest_prior(standard[own], weights[own], pool, n_inputs, settings.neighbours, mean_count, count)
+    count = 4.0 if cov_count is None else cov_count
+    neighbours = _neighbours_in_time(standard, weights, settings.window, n_same)
+    return lambda own: window_prior(take_conditions(neighbours, own), mean_count, count)
 
 
 def _neighbours_in_time(standard: FloatArray, weights: FloatArray, window: int, n_same: int | None) -> Moments:

@@ -1,11 +1,14 @@
 """The part that algorithms with local linear-Gaussian models share: fitting them around the sampled trajectories."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.linearization import as_controller, linearize_policy
@@ -24,6 +27,7 @@ from sb3_dpi.common.local_models import (
     take_conditions,
     transition_points,
 )
+from sb3_dpi.common.plan_size import PlanSize, reduce_states
 from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
 from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianController
@@ -94,6 +98,9 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         "min_samples": 'dynamics={"min_samples": ...}',
     }
 
+    state_rank: int | None = None
+    """numbers that states are reduced to, so that a plan fits into memory; None where they stay as they are"""
+
     def __init__(
         self,
         *,
@@ -130,7 +137,45 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         """Living trajectories that a time step needs to be planned."""
         return RegressionSettings.parse("dynamics", self.dynamics).min_samples
 
+    def _check_size(self) -> None:
+        """Whether a plan of whole states fits into memory, and what to do where it does not."""
+        prior = RegressionSettings.parse("dynamics", self.dynamics).prior
+        assert self._resolved_horizon is not None
+        du = int(np.prod(self.action_space.shape or ()))
+        size = PlanSize(
+            self._fitted_conditions(), self.samples_per_condition, self._resolved_horizon, self._state_dim, du, prior
+        )
+        self.state_rank = size.rank()
+        if self.state_rank is None:
+            return
+        needed = self._whole_state_needed_by()
+        whole = f"A plan with all {self._state_dim} numbers of the state takes {size.n_bytes(self._state_dim) / 2**30:.1f} GiB"
+        advice = "a shorter horizon, fewer n_conditions or less replay keep all"
+        if needed:
+            raise ValueError(f"{whole}, and {', '.join(needed)} cannot do with fewer numbers: {advice}")
+        warnings.warn(f"{whole}: it is made in the {self.state_rank} directions of most variance; {advice}", stacklevel=4)
+
+    def _fitted_conditions(self) -> int:
+        """How many conditions have a model."""
+        return self.total_conditions * (self.replay + 1)
+
+    def _whole_state_needed_by(self) -> list[str]:
+        """Arguments that have no meaning for a reduced state."""
+        known = CostSettings.parse(self.cost).cost_fn is not None
+        return ["a known cost"] * known + ['linearization="jacobian"'] * (self.linearization == "jacobian")
+
     # ------------------------------------------------------------------ the model
+
+    def recall(self) -> Trajectories:
+        """Read this iteration's trajectories from the buffer, and remember them.
+
+        :return: those of the iterations that are kept stand behind the latest ones; with states of ``state_rank`` numbers
+        """
+        together = super().recall()
+        return together if self.state_rank is None else reduce_states(together, self.state_rank)
+
+    def _input_scale(self) -> FloatArray | None:
+        return None if self.state_rank is not None else super()._input_scale()
 
     def fit_model(self, trajectories: Trajectories) -> LocalModel:
         """Fit dynamics, cost and the policy's linearisation around the trajectories, those of each environment apart.
@@ -168,9 +213,11 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         n_same = self.n_conditions if self.conditions == "fixed" else None
         points = transition_points(trajectories)
         dynamics = as_dynamics(fit_regression(points, trajectories.weights, n_inputs, settings, self._rng, n_same, n))
-        bounds = self.action_space.low.ravel(), self.action_space.high.ravel()  # type: ignore[attr-defined]
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = bounds(self.action_space)
+        settings_of_cost = CostSettings.parse(self.cost)
         cost = fit_local_cost(
-            trajectories, lengths, self._planning_discount(), CostSettings.parse(self.cost), dynamics, bounds
+            trajectories, lengths, self._planning_discount(), settings_of_cost, dynamics, (low.ravel(), high.ravel())
         )
         return LocalModel(dynamics, cost, self._linearize(trajectories, n), initial_state(planned), lengths)
 

@@ -7,10 +7,24 @@ those after the reset of an episode that ended; the terminal ones it only offers
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+    unwrap_vec_normalize,
+)
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_dpi.common.trajectories import Observations, map_observations
+
+SHOWING_THE_SAME = (VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
+"""Wrappers through which the original of an observation is known."""
 
 
 def step_unclipped(env: VecEnv, normalizer: VecNormalize | None, actions: np.ndarray) -> VecEnvStepReturn:
@@ -88,6 +102,35 @@ def before_reset(
         else:
             obs[i] = final
     return obs
+
+
+def readable_normalizer(env: VecEnv) -> VecNormalize | None:
+    """
+    VecNormalize, if what it has normalised is all that the policy sees.
+
+    :param env: the outermost wrapper
+    :return: None where there is none, or where a wrapper around it may show something else, as a frame stack does: what the
+        policy sees is then kept as it is
+    """
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            return env
+        if type(env) not in SHOWING_THE_SAME:
+            return None
+        env = env.venv
+    return None
+
+
+class ReadsOriginals(BaseAlgorithm):
+    """What an algorithm that keeps original observations inherits beside its base of Stable-Baselines3."""
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        return None if self.env is None else unwrap_vec_normalize(self.env)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self.env is not None:
+            self._vec_normalize_env = readable_normalizer(self.env)
+        return super()._setup_learn(*args, **kwargs)
 
 
 class UnclippedTerminals(VecEnvWrapper):

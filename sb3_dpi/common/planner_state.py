@@ -21,6 +21,19 @@ def is_vector_space(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space) and not is_image_space(space, check_channels=False)
 
 
+def sees_the_state(observation_space: spaces.Space[Any]) -> bool:
+    """
+    Tell whether the policy sees all that the planner sees, and nothing else.
+
+    :param observation_space: the environment's observation space
+    :return: true for a vector, or a dictionary of vectors none of which is hidden
+    """
+    if isinstance(observation_space, spaces.Dict):
+        named = observation_space.spaces
+        return STATE_KEY not in named and all(is_vector_space(space) for space in named.values())
+    return is_vector_space(observation_space)
+
+
 def make_state_view(observation_space: spaces.Space[Any]) -> tuple[Callable[[Observations], FloatArray], int]:
     """Choose the planner's state: ``"state"`` where there is one, else the vector keys, else the observation itself.
 

@@ -8,49 +8,24 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
+
+from sb3_dpi.common.action_units import AnyBox, check_bounded, is_bounded
+from sb3_dpi.common.standardized import StandardizedCombinedExtractor, StandardizedExtractor, Standardizing
 
 STATE_KEY = "state"
 """Key of a dictionary observation that the planner sees and the policy does not."""
 
 
-class StandardizedExtractor(FlattenExtractor):
-    """``FlattenExtractor`` that standardises vector observations with statistics that the algorithm sets.
-
-    Positions of centimetres and velocities of metres per second otherwise reach the network as they are, and what is small
-    is learned last.
-
-    :param observation_space: Box
-    """
-
-    obs_mean: th.Tensor
-    obs_std: th.Tensor
-    is_set: th.Tensor
-
-    def __init__(self, observation_space: spaces.Space[Any]):
-        super().__init__(observation_space)
-        self.register_buffer("obs_mean", th.zeros(self.features_dim))
-        self.register_buffer("obs_std", th.ones(self.features_dim))
-        self.register_buffer("is_set", th.zeros(()))  # one once they are; averages of state_dicts know no bool
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        """Standardise.
-
-        :param observations: ``[n, ...]``
-        :return: ``[n, features_dim]``
-        """
-        return (super().forward(observations) - self.obs_mean) / self.obs_std
-
-
-class StandardizedPolicy(ActorCriticPolicy):
+class StandardizedPolicy(AnyBox, ActorCriticPolicy):
     """``ActorCriticPolicy`` in units that no task has to be scaled for: a Box action space's limits are -1 and 1, and vector
     observations are standardised.
 
     Exploration, cost of actions and every KL divergence are then in the same units on every task, asymmetric and scaled
     action spaces included. Actions are clipped to the bounds, not squashed, so that a Gaussian stays one. Discrete actions
-    are what they are.
+    are what they are, and where a Box has no bounds to be units all its actions are in those of the environment.
 
     :param observation_space: observation space
     :param action_space: action space
@@ -80,8 +55,8 @@ class StandardizedPolicy(ActorCriticPolicy):
 
     @property
     def squash_output(self) -> bool:
-        """True for a Box: actions are in [-1, 1] and ``unscale_action`` leads to the environment's units."""
-        return isinstance(self.action_space, spaces.Box)
+        """True for a bounded Box: actions are in [-1, 1] and ``unscale_action`` leads to the environment's units."""
+        return isinstance(self.action_space, spaces.Box) and is_bounded(self.action_space)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions = super()._predict(observation, deterministic)
@@ -104,12 +79,12 @@ class StandardizedPolicy(ActorCriticPolicy):
         new_mean, new_std = (th.as_tensor(array, dtype=th.float32, device=self.device) for array in (mean, std))
         with th.no_grad():
             for extractor, reader in pairs:
-                assert isinstance(extractor, StandardizedExtractor) and isinstance(reader, nn.Linear)
+                assert isinstance(extractor, Standardizing) and isinstance(reader, nn.Linear)
                 if extractor.is_set:
                     reader.bias.add_(reader.weight @ ((new_mean - extractor.obs_mean) / extractor.obs_std))
                     reader.weight.mul_(new_std / extractor.obs_std)
             for extractor, _ in pairs:
-                assert isinstance(extractor, StandardizedExtractor)
+                assert isinstance(extractor, Standardizing)
                 extractor.obs_mean.copy_(new_mean)
                 extractor.obs_std.copy_(new_std)
                 extractor.is_set.fill_(1.0)
@@ -122,7 +97,15 @@ class BoundedGaussianPolicy(StandardizedPolicy):
     :param action_space: action space, a bounded Box
     :param lr_schedule: learning rate schedule
     :param kwargs: as for ``StandardizedPolicy``
+    :raises ValueError: if an action has no bounds
     """
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
+    ):
+        if isinstance(action_space, spaces.Box):
+            check_bounded(action_space)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def action_mean(self, obs: PyTorchObs) -> th.Tensor:
         """Mean action, without the cost of building a distribution.
@@ -202,8 +185,8 @@ class BoundedGaussianCnnPolicy(BoundedGaussianPolicy):
         )
 
 
-class StatelessCombinedExtractor(CombinedExtractor):
-    """``CombinedExtractor`` that does not look at the key ``"state"``, which only the planner may see.
+class StatelessCombinedExtractor(StandardizedCombinedExtractor):
+    """``StandardizedCombinedExtractor`` that does not look at the key ``"state"``, which only the planner may see.
 
     :param observation_space: dictionary space
     :param kwargs: as for ``CombinedExtractor``

@@ -12,9 +12,10 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_dpi.common.actor import plain_layers
+from sb3_dpi.common.actor import flat_inputs, plain_layers
 from sb3_dpi.common.numpy_networks import Adam, Layers, Network
-from sb3_dpi.common.policies import BoundedGaussianPolicy, StandardizedExtractor
+from sb3_dpi.common.policies import BoundedGaussianPolicy
+from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -92,8 +93,8 @@ def _regress_numpy(
     precisions: FloatArray,
     minibatches: IntArray,
 ) -> FloatArray:
-    x = np.asarray(observations, dtype=np.float32).reshape(len(targets), -1)
-    if isinstance(policy.pi_features_extractor, StandardizedExtractor):
+    x = flat_inputs(policy, observations)
+    if isinstance(policy.pi_features_extractor, Standardizing):
         x = (x - policy.pi_features_extractor.obs_mean.numpy()) / policy.pi_features_extractor.obs_std.numpy()
     target, precision = targets.astype(np.float32), precisions.astype(np.float32)
     adam = Adam(policy.optimizer, _parameters(layers))

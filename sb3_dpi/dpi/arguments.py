@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.choices import as_settings, check_choice, parse_choice
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.world_model.critic import Critic, CriticOptions
@@ -76,10 +77,10 @@ def known_functions(
     :return: the reward and whether an episode ends, None where it is learned
     """
     assert isinstance(action_space, spaces.Box)
-    bounds = np.stack([action_space.low.reshape(-1), action_space.high.reshape(-1)])
+    limits = np.stack([bound.reshape(-1) for bound in bounds(action_space)])
 
     def env_units(actions: th.Tensor) -> th.Tensor:
-        low, high = th.as_tensor(bounds, device=actions.device)
+        low, high = th.as_tensor(limits, device=actions.device)
         scaled: th.Tensor = low + 0.5 * (actions + 1.0) * (high - low)
         return scaled
 

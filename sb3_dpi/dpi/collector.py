@@ -17,7 +17,7 @@ from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted
-from sb3_dpi.common.original_observations import UnclippedTerminals, original_rewards
+from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import Preset, choose_preset, parse_preset
 from sb3_dpi.dpi.replay import ReplayMemory
@@ -38,7 +38,7 @@ WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
 knows no fine movements, and a model must know both."""
 
 
-class BlockCollector(LeavesEpisodes, OffPolicyAlgorithm):
+class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     """What DPI adds to the way in which SB3's off-policy algorithms take steps. DPI sets the attributes."""
 
     policy: MlpPolicy
@@ -183,7 +183,7 @@ class BlockCollector(LeavesEpisodes, OffPolicyAlgorithm):
         :raises ValueError: if an observation or reward is not finite, naming environment and step
         """
         self._act = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
-        self._statistics = KeptStatistics(self._vec_normalize_env)
+        self._statistics = KeptStatistics(self.get_vec_normalize_env())
         if self._vec_normalize_env is not None:
             env = UnclippedTerminals(env, self._vec_normalize_env)
         return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)

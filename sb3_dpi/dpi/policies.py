@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_dpi.common.action_units import AnyBox, check_bounded
 from sb3_dpi.common.planner_state import is_vector_space
 from sb3_dpi.common.policies import STATE_KEY
 from sb3_dpi.world_model.actor import SquashedGaussian
@@ -86,7 +87,7 @@ class ExtractedFeatures(nn.Module):
         return features
 
 
-class MlpPolicy(BasePolicy):
+class MlpPolicy(AnyBox, BasePolicy):
     """Squashed Gaussian policy of standardised vector observations; it acts by the Polyak average of what was learned lately.
 
     An extractor of the user's reads observations as ``predict`` is given them, but for what lies beyond ten standard
@@ -109,7 +110,7 @@ class MlpPolicy(BasePolicy):
     :param optimizer_kwargs: for it, beside the learning rate
     :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
     :param std_bounds: smallest and largest standard deviation; equal ones fix it
-    :raises ValueError: if an argument has no meaning for vectors, or is out of range
+    :raises ValueError: if an argument has no meaning for vectors, or is out of range, or an action has no bounds
     """
 
     obs_mean: th.Tensor
@@ -140,6 +141,7 @@ class MlpPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
+        check_bounded(action_space)
         if use_sde:
             raise ValueError("DPI explores by noise that lasts, see preset={'noise_correlation': ...}: leave use_sde off")
         arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "qf": (64, 64)}
@@ -205,7 +207,7 @@ class MlpPolicy(BasePolicy):
         :return: ``[n, dx]``
         """
         named = obs if isinstance(obs, dict) else {"": obs}
-        parts = [named[key].reshape(-1, n_numbers(space)) for key, space in self.vectors.items()]
+        parts = [named[key].reshape(-1, n_numbers(space)).double() for key, space in self.vectors.items()]
         joined = th.cat(parts, dim=1)
         return ((joined - self.obs_mean) / self.obs_std).clamp(-10.0, 10.0).float()
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
@@ -21,8 +21,9 @@ from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
-from sb3_dpi.common.policies import StandardizedExtractor, StandardizedPolicy
+from sb3_dpi.common.policies import StandardizedPolicy
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
+from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.dual_ac import windows
 from sb3_dpi.dual_ac.actor import improve
 from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
@@ -377,15 +378,13 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
             tensor: Any = preprocess_obs(th.as_tensor(observations, device=self.device), self.observation_space)
             for module in {extractor, self.policy.vf_features_extractor}:
                 module.fit(tensor)  # type: ignore[operator]
-        elif isinstance(extractor, StandardizedExtractor) and isinstance(self.policy, StandardizedPolicy):
-            if not isinstance(self.observation_space, spaces.Box) or is_image_space(self.observation_space):
-                return
-            flat = observations.reshape(len(observations), -1).astype(np.float64)
+        elif isinstance(extractor, Standardizing) and isinstance(self.policy, StandardizedPolicy) and len(extractor.columns):
+            flat = extractor.vectors(observations).astype(np.float64)
             if self.obs_rms is None:
                 self.obs_rms = RunningMeanStd(epsilon=1e-4, shape=flat.shape[1:])
             self.obs_rms.update(flat)
             std = np.sqrt(self.obs_rms.var)
-            self.policy.set_standardization(self.obs_rms.mean, np.where(std > 1e-6, std, 1.0))
+            self.policy.set_standardization(*extractor.in_features(self.obs_rms.mean, np.where(std > 1e-6, std, 1.0)))
 
     def _scale(self) -> tuple[float, float]:
         """Units of the value network; before the first returns are known V is zero in any."""
@@ -465,7 +464,8 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         factors = th.as_tensor(weights * advantages / max(spread, 1e-12), dtype=th.float32, device=self.device)
         observations = take(batch.observations, slice(0, len(factors)))
         step = improve(self.policy, observations, batch.actions, factors, self._kl_bound(spread), self.cg_damping)
-        if not self.use_sde:
+        has_units = not isinstance(self.policy, StandardizedPolicy) or self.policy.squash_output
+        if not self.use_sde and has_units:
             limit_noise(self.policy, self.min_std, self.max_std, self._current_progress_remaining)
         return step, spread
 

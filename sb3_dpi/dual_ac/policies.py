@@ -3,11 +3,13 @@ from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_dpi.common.action_units import is_bounded
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.policies import StandardizedPolicy
+from sb3_dpi.common.standardized import StandardizedCombinedExtractor
 
 LARGEST_FIRST_STD, LARGEST_FIRST_SUM = 0.75, 3.0
 """Standard deviation of an action, and the sum of those of all."""
@@ -108,7 +110,7 @@ class MultiInputPolicy(MlpPolicy):
         observation_space: spaces.Dict,
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] = StandardizedCombinedExtractor,
         **kwargs: Any,
     ):
         super().__init__(
@@ -121,8 +123,11 @@ def first_log_std(action_space: spaces.Space[Any]) -> float:
     Noise to begin with: where there are many actions each has less.
 
     :param action_space: action space
-    :return: log standard deviation of each action, in units of the bounds; the standard deviations sum to 3 at most
+    :return: log standard deviation of each action, in units of the bounds; the standard deviations sum to 3 at most. Without
+        bounds 0, as PPO's
     """
+    if isinstance(action_space, spaces.Box) and not is_bounded(action_space):
+        return 0.0
     n_actions = math.prod(action_space.shape or (1,))
     return math.log(min(LARGEST_FIRST_STD, LARGEST_FIRST_SUM / n_actions))
 

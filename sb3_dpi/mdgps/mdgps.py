@@ -182,6 +182,16 @@ class MDGPS(LocalPlanningAlgorithm):
                 'conditions="fixed"'
             )
 
+    def _whole_state_needed_by(self) -> list[str]:
+        kind, _ = parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
+        # directions change from iteration to iteration, and what is compared or run later belongs to the former ones
+        needed = {
+            f'initial_controller="{kind}"': kind != "policy",
+            'sampling="local"': self.sampling == "local",
+            'step_rule="classic"': self.step_rule == "classic",
+        }
+        return [*super()._whole_state_needed_by(), *(name for name, is_set in needed.items() if is_set)]
+
     # ------------------------------------------------------------------ Algorithm 4
 
     @whole_or_undone

@@ -1,0 +1,100 @@
+"""Actions in units of their bounds: of all kinds of numbers, and only where there are bounds."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_dpi.trajopt.types import BoolArray
+
+
+def bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Bounds to compute with: the range of small integers is no number of their type, and truth values have no difference.
+
+    :param space: of actions
+    :return: lowest and highest actions, floating-point numbers
+    """
+    if space.low.dtype in (np.float32, np.float64):
+        return space.low, space.high
+    kind = np.float64 if space.low.dtype.itemsize > 2 else np.float32
+    return space.low.astype(kind), space.high.astype(kind)
+
+
+def is_bounded(space: spaces.Box) -> bool:
+    """
+    Tell whether bounds can serve as units. Infinite ones cannot, and the largest number of a type stands for infinity.
+
+    :param space: of actions
+    :return: whether all actions have two bounds
+    """
+    return not bool((_endless(space.low) | _endless(space.high)).any())
+
+
+def check_bounded(space: spaces.Box) -> None:
+    """
+    Refuse actions without units.
+
+    :param space: of actions
+    :raises ValueError: if a bound is infinite
+    """
+    if not is_bounded(space):
+        raise ValueError(
+            f"The action space must have a finite lower and upper bound in every entry, for actions are in units of their "
+            f"bounds; the largest number of a type is no bound: {space}. Give the bounds that the task has, or use an "
+            "algorithm that acts in the environment's units (DualAC, PPO)"
+        )
+
+
+def _endless(bound: np.ndarray) -> BoolArray:
+    kind = bound.dtype
+    endless: BoolArray
+    if kind.kind == "f":
+        largest = min(float(np.finfo(kind).max), float(np.finfo(np.float32).max))
+        endless = np.abs(bound.astype(np.float64)) >= 0.999 * largest
+        return endless
+    if kind.kind in "iu" and kind.itemsize >= 4:  # all values of the smaller types are possible actions
+        endless = (bound == np.iinfo(kind).max) | ((bound == np.iinfo(kind).min) & (kind.kind == "i"))
+        return endless
+    return np.zeros(bound.shape, dtype=bool)
+
+
+class AnyBox(BasePolicy):
+    """What a policy inherits so that it takes Boxes of all kinds of numbers, and observations with keys it does not know."""
+
+    def scale_action(self, action: np.ndarray) -> np.ndarray:
+        """
+        From the environment's units to those of the bounds.
+
+        :param action: ``[..., *action_shape]``
+        :return: from -1 to 1
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = bounds(self.action_space)
+        scaled: np.ndarray = 2.0 * ((action - low) / (high - low)) - 1.0
+        return scaled
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        From units of the bounds to those of the environment.
+
+        :param scaled_action: ``[..., *action_shape]``, from -1 to 1
+        :return: between the bounds
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        low, high = bounds(self.action_space)
+        action: np.ndarray = low + (0.5 * (scaled_action + 1.0) * (high - low))
+        return action
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """
+        Convert a numpy observation; keys beyond the observation space are left out.
+
+        :param observation: array or dictionary of arrays
+        :return: tensors, and whether the observation was vectorized
+        """
+        if isinstance(observation, dict) and isinstance(self.observation_space, spaces.Dict):
+            observation = {key: array for key, array in observation.items() if key in self.observation_space.spaces}
+        return super().obs_to_tensor(observation)
