@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch as th
 from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, limited
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
@@ -83,6 +85,34 @@ def small_dual_ac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> 
     return DualAC(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
 
 
+def small_ppo(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> PPO:
+    """:return: likewise, of Stable-Baselines3"""
+    options: dict[str, Any] = {
+        "n_steps": ITERATION // getattr(env, "num_envs", 1),
+        "batch_size": 20,
+        "n_epochs": 2,
+        "policy_kwargs": {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return PPO(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
+def small_sac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> SAC:
+    """:return: likewise"""
+    options: dict[str, Any] = {
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "learning_starts": ITERATION // 2,
+        "gradient_steps": 2,
+        "batch_size": 16,
+        "buffer_size": 1000,
+        "policy_kwargs": {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return SAC(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
 # ---------------------------------------------------------------------- the registry
 
 
@@ -127,6 +157,21 @@ def every(**facts: bool) -> pytest.MarkDecorator:
 
 
 every_algorithm = every()
+
+REFERENCES = (
+    Make(PPO, small_ppo, keeps_originals=False, any_space=True),
+    Make(SAC, small_sac, squashes=True, any_space=True),
+)
+"""What works with these works with ours: tests over both show that the tests themselves are right"""
+
+with_references = pytest.mark.parametrize("make", (*ALGORITHMS, *REFERENCES), ids=str)
+"""over every algorithm, and PPO and SAC beside them"""
+off_policy = pytest.mark.parametrize(
+    "make", [make for make in (*ALGORITHMS, *REFERENCES) if issubclass(make.algorithm, OffPolicyAlgorithm)], ids=str
+)
+on_policy = pytest.mark.parametrize(
+    "make", [make for make in (*ALGORITHMS, *REFERENCES) if issubclass(make.algorithm, OnPolicyAlgorithm)], ids=str
+)
 
 
 def called(*algorithms: type[Model]) -> tuple[Make, ...]:

@@ -1,5 +1,6 @@
 """Callbacks see what Stable-Baselines3 promises them: every real step once, and local variables under the usual names."""
 
+import time
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,39 @@ def test_progress_bar(make: Make) -> None:
     callback = ProgressBarCallback()
     make().learn(ITERATION, callback=callback, progress_bar=True)
     assert callback.pbar.n == ITERATION
+
+
+class Slow(BaseCallback):
+    """Takes its time where algorithms learn, and reads the bars beside it."""
+
+    def __init__(self, bar: ProgressBarCallback):
+        super().__init__()
+        self.bar, self.rates = bar, list[tuple[float, float]]()
+
+    def _on_training_start(self) -> None:
+        self.start = time.monotonic()
+
+    def _on_step(self) -> bool:
+        self.bar.pbar.refresh()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        time.sleep(0.1)
+        (task,) = self.bar.pbar._prog.tasks
+        self.rates.append((float(task.speed), self.model.num_timesteps / (time.monotonic() - self.start)))
+        assert task.time_remaining is not None
+
+
+@every_algorithm
+def test_progress_bars_show_the_true_rate_and_end_full(make: Make) -> None:
+    """Pauses count, and a last iteration that is completed beyond the total does not leave the bar behind."""
+    bar = ProgressBarCallback()
+    slow = Slow(bar)
+    model = make().learn(ITERATION + 5, callback=[bar, slow])
+    assert bar.pbar.n == bar.pbar.total == model.num_timesteps == 2 * ITERATION
+    assert [task.percentage for task in bar.pbar._prog.tasks] == [100.0]
+    for shown, true in slow.rates:
+        assert shown == pytest.approx(true, rel=0.2)
 
 
 @every_algorithm

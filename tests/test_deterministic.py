@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from algorithms import ALGORITHMS, Make, every, every_algorithm, parameters
+import torch as th
+from algorithms import ALGORITHMS, Make, every, every_algorithm, iterations, parameters
 from dummy_envs import ITERATION, DictPointMass, PointMass, limited, vec_env
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -95,6 +96,41 @@ def test_set_random_seed_after_construction(make: Make) -> None:
         return [float(model.predict(np.zeros(2, np.float32))[0][0]) for _ in range(3)]
 
     assert drawn(5) == drawn(5) != drawn(6)
+
+
+@every_algorithm
+def test_seeds_of_other_libraries(make: Make, tmp_path: Path) -> None:
+    """They are the numbers that they are, also on loading and afterwards."""
+
+    def drawn(model: Any, seed: Any) -> list[float]:
+        model.set_random_seed(seed)
+        return [parameters(model), *(float(model.predict(np.zeros(2, np.float32))[0][0]) for _ in range(3))]
+
+    plain = make(seed=7)
+    expected = drawn(plain, 7)
+    assert expected != drawn(make(seed=8), 7)
+    for seed in (np.int32(7), np.int64(7), np.uint8(7), np.array(7), th.tensor(7)):
+        given = make(seed=seed)
+        assert type(given.seed) is int and vars(given).get("condition_base") == vars(plain).get("condition_base")
+        assert drawn(given, seed) == expected
+    given.save(tmp_path / "model")
+    loaded = make.algorithm.load(tmp_path / "model", env=limited(12), seed=np.int64(9))
+    assert loaded.seed == 9 and iterations(loaded.learn(ITERATION)) == 1
+
+
+@every_algorithm
+def test_seeds_at_the_ends_of_their_range(make: Make) -> None:
+    for seed in (0, 2**32 - 1):
+        assert iterations(make(vec_env(2, lambda: limited(12)), seed=seed).learn(ITERATION)) == 1
+
+
+@every_algorithm
+def test_seeds_out_of_range(make: Make) -> None:
+    for seed in (-1, 2**32, 10**30, np.int64(-7)):
+        with pytest.raises(ValueError, match=rf"seed must be from 0 to 2\*\*32 - 1, got {int(seed)}"):
+            make(seed=seed)
+    with pytest.raises(TypeError, match=r"seed must be an integer .* got '7'"):
+        make(seed="7")
 
 
 @every_algorithm

@@ -90,6 +90,7 @@ OF_DPI: list[tuple[dict[str, Any], str]] = [
     ({"ent_coef": 0.0}, "ent_coef must be above 0"),
     ({"policy_kwargs": {"std_bounds": (0.5, 0.1)}}, "std_bounds"),
     ({"policy_kwargs": {"use_sde": True}}, "leave use_sde off"),
+    ({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8]}}}, "net_arch has the keys 'pi' and 'qf', not 'vf'"),
     ({"replay_buffer_class": HerReplayBuffer}, "HerReplayBuffer, whose sample"),
     ({"replay_buffer_kwargs": {"optimize_memory_usage": True}}, "leave optimize_memory_usage off"),
 ]
@@ -148,6 +149,20 @@ def test_arguments_out_of_range(options: dict[str, Any]) -> None:
 def test_unknown_argument_of_an_initial_controller() -> None:
     with pytest.raises(TypeError, match="stiff"):
         small_mdgps(initial_controller={"kind": "lqr", "stiff": 1.0}).learn(1)
+
+
+@every_algorithm
+@pytest.mark.parametrize("name", ["CnnLstmPolicy", "mlppolicy", "MLP"])
+def test_unknown_policies(make: Make, name: str) -> None:
+    """The error lists what there is."""
+    aliases = ", ".join(repr(alias) for alias in make.algorithm.policy_aliases)
+    with pytest.raises(ValueError, match=f"Policy {name} unknown: {make} has {aliases}"):
+        make(policy=name)
+
+
+def test_policies_that_dpi_has_not() -> None:
+    with pytest.raises(ValueError, match="Policy CnnPolicy unknown: DPI has 'MlpPolicy', 'MultiInputPolicy'"):
+        DPI("CnnPolicy", PointMass())
 
 
 @every_algorithm

@@ -219,6 +219,21 @@ def test_samples_of_a_condition_share_their_start() -> None:
     assert len(np.unique(starts[:, 0, 0])) == 4
 
 
+def test_what_follows_an_action_beyond_the_mean_is_its_advantage() -> None:
+    """In the buffer's own places, also where slots stay empty and trajectories die."""
+    model = small_mdgps(vec_env(3, lambda: PointMass(death=(4, 12))), n_conditions=2, samples_per_condition=4, gamma=0.9)
+    model.learn(1)
+    buffer, sampled = model.rollout_buffer, model.rollout_buffer.trajectories()
+    rewards = np.where(buffer.alive, buffer.rewards, 0.0)
+    for row, column in np.argwhere(buffer.alive):
+        following = rewards[row : row - row % HORIZON + HORIZON, column]
+        assert buffer.returns[row, column] == pytest.approx(following @ 0.9 ** np.arange(len(following)), rel=1e-5)
+    returns, values, advantages = (buffer._fold(getattr(buffer, name)) for name in ("returns", "values", "advantages"))
+    np.testing.assert_allclose(returns, values + advantages, atol=1e-5)
+    np.testing.assert_allclose(np.where(sampled.alive, advantages, 0.0).sum(1), 0.0, atol=1e-4)
+    assert not np.any(buffer.returns[~buffer.alive]) and np.ptp(advantages[sampled.alive]) > 0.1
+
+
 @pytest.mark.parametrize("make", [lambda: PointMass(death=(5, 6)), lambda: limited(5)], ids=["death", "time limit"])
 def test_last_observations_are_those_before_the_automatic_reset(make: Any) -> None:
     model = small_mdgps(make(), horizon=5)

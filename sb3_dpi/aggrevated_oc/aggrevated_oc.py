@@ -266,7 +266,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         self.return_scale = scale
         inputs = self._inputs_at(fitted, fitted.alive)
         loss = fit_values(self.policy, inputs, returns, self.return_scale, self.n_critic_updates, self.batch_size, self._rng)
-        return Evaluation(self._advantages(latest)[1] if self.critic_replay else advantages, explained, loss)
+        judged = self._advantages(latest)[1] if self.critic_replay else advantages
+        self.rollout_buffer.fill(advantages=judged)
+        return Evaluation(judged, explained, loss)
 
     def fit_values_around(self, trajectories: Trajectories, model: LocalModel) -> QuadraticValue:
         """Fit quadratics to the learned values around the trajectories, those of each environment apart.
@@ -378,6 +380,10 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         values = trajectory_values(self.policy, trajectories, self._policy_inputs, self.return_scale)
         rewards, alive = np.where(trajectories.alive, trajectories.rewards, 0.0), trajectories.alive
         return values, generalized_advantages(rewards, values, alive, trajectories.terminated, self.gamma, self.gae_lambda)
+
+    def _judge_rollout(self, trajectories: Trajectories) -> tuple[FloatArray, FloatArray]:
+        values, advantages = self._advantages(trajectories)
+        return values[..., :-1], advantages
 
     def _close(self, model: LocalModel, value: QuadraticValue) -> LocalModel:
         """Close the plan with the learned value: at its end, and with weight 1 - lambda after every step before."""

@@ -5,17 +5,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.actor import Actor, export_actor
 from sb3_dpi.common.asking import ask
 from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.critic import generalized_advantages
 from sb3_dpi.common.early_resets import install
 from sb3_dpi.common.environments import environment_indices, make_environments
 from sb3_dpi.common.finite import KeptStatistics, NotFiniteError, check_finite
@@ -28,7 +31,7 @@ from sb3_dpi.common.original_observations import (
 )
 from sb3_dpi.common.planner_state import make_state_view, sees_the_state
 from sb3_dpi.common.policies import BoundedGaussianCnnPolicy, BoundedGaussianPolicy
-from sb3_dpi.common.trajectories import Observations, TrajectoryBuffer
+from sb3_dpi.common.trajectories import Observations, Trajectories, TrajectoryBuffer, map_observations
 from sb3_dpi.trajopt.noise import correlate
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -241,9 +244,35 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         except NotFiniteError:
             statistics.restore()
             raise
+        self._evaluate_rollout(rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _evaluate_rollout(self, buffer: TrajectoryBuffer) -> None:
+        """Fill in what the policy and its values say of the rollout: callbacks look for it there."""
+        trajectories = buffer.trajectories()
+        values, advantages = self._judge_rollout(trajectories)
+        log_probs, alive = np.zeros(values.shape), trajectories.alive
+        inputs = self._policy_inputs(map_observations(lambda array: array[:, :, :-1][alive], trajectories.observations))
+        with th.no_grad():
+            distribution = self.policy.get_distribution(obs_as_tensor(inputs, self.device))
+            actions = th.as_tensor(trajectories.actions[alive], dtype=th.float32, device=self.device)
+            log_probs[alive] = distribution.log_prob(actions).cpu().numpy()
+        buffer.fill(values=values, advantages=advantages, returns=values + advantages, log_probs=log_probs)
+
+    def _judge_rollout(self, trajectories: Trajectories) -> tuple[FloatArray, FloatArray]:
+        """Values of states and advantages of actions, ``[M, N, T]``.
+
+        Without a value function the value is the mean of the discounted rewards that followed, over the samples of the same
+        condition and time step, and the advantage of an action is what followed beyond it."""
+        alive, weights = trajectories.alive, trajectories.weights
+        nothing = np.zeros((*alive.shape[:2], alive.shape[2] + 1))
+        rewards = np.where(alive, trajectories.rewards, 0.0)
+        returns = generalized_advantages(rewards, nothing, alive, trajectories.terminated, self.gamma, 1.0)
+        mean = (weights * returns).sum(1, keepdims=True) / np.maximum(weights.sum(1, keepdims=True), 1.0)
+        values = np.broadcast_to(mean, returns.shape)
+        return values, returns - values
 
     def _collect_batch(self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, batch: int) -> bool:
         """One trajectory in each environment, from its own reset seed."""

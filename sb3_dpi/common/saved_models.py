@@ -15,9 +15,10 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_dpi.common.conventions import Conventions
 
 SelfSavedModel = TypeVar("SelfSavedModel", bound="SavedModel")
 
@@ -27,7 +28,7 @@ ALWAYS_LOADABLE = ("clip_range", "learning_rate", "lr_schedule", "n_envs", "seed
 """What Stable-Baselines3 and RL Zoo hand to ``load``, whether an algorithm has it or not"""
 
 
-class SavedModel(BaseAlgorithm):
+class SavedModel(Conventions):
     """An algorithm that refuses files and words that it cannot read.
 
     It sets the attributes ``format_version`` and ``algorithm_name`` in its constructor.

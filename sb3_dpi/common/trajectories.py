@@ -264,6 +264,16 @@ class TrajectoryBuffer(RolloutBuffer):
             terminated=self._fold(self.terminated, fill=False),
         )
 
+    def fill(self, **arrays: FloatArray) -> None:
+        """Write what was found out about every living step, in the order of ``trajectories``.
+
+        :param arrays: by the name of the buffer's array, ``[M, N, T]``, samples beyond N are left out
+        """
+        alive = self._fold(self.alive, fill=False)
+        rows = self._fold(np.arange(self.alive.size).reshape(self.alive.shape))[alive]
+        for name, array in arrays.items():
+            getattr(self, name).reshape(-1)[rows] = array[:, : alive.shape[1]][alive]
+
     def _fold(self, array: np.ndarray, length: int | None = None, fill: float | bool = 0) -> np.ndarray:
         length = length or self.horizon
         batches = array.reshape(-1, length, *array.shape[1:]).swapaxes(1, 2)

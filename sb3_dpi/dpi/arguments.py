@@ -17,7 +17,7 @@ from sb3_dpi.world_model.returns_critic import CRITICS
 
 DEFAULT_TEMPERATURE = 0.02
 FORMER_ARGUMENTS = {
-    "n_steps": "train_freq",
+    "n_steps": "train_freq (returns of several steps, SAC's n_steps, have no counterpart)",
     "horizon": "imagination={'horizon': ...}",
     "n_windows": "imagination={'n_windows': ...}",
     "n_branches": "imagination={'n_rollout_steps': ...}",

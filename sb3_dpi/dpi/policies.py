@@ -20,6 +20,9 @@ from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.backends import mlp_forward
 from sb3_dpi.world_model.mlp import follow
 
+DEFAULT_WIDTHS = (64, 64)
+"""Of policy and critic."""
+
 
 def n_numbers(space: spaces.Space[Any]) -> int:
     """
@@ -100,11 +103,12 @@ class MlpPolicy(AnyBox, BasePolicy):
     :param lr_schedule: learning rate schedule
     :param use_sde: not supported; an argument because Stable-Baselines3 passes it
     :param net_arch: widths of the hidden layers, of the policy alone or as ``dict(pi=[...], qf=[...])`` with the critic's; two
-        of one width have compiled loops
+        of one width have compiled loops. None: two of 64
     :param activation_fn: of the hidden layers; hardswish has compiled loops
     :param features_extractor_class: of what policy and critic read; ``FlattenExtractor`` and ``CombinedExtractor`` leave
         vectors as they are, which are then read standardised, and have compiled loops
     :param features_extractor_kwargs: for it
+    :param normalize_images: without effect, observations are vectors; an argument because Stable-Baselines3's policies have it
     :param share_features_extractor: whether the critic reads the policy's features, which it does not change
     :param optimizer_class: of the policy
     :param optimizer_kwargs: for it, beside the learning rate
@@ -122,10 +126,11 @@ class MlpPolicy(AnyBox, BasePolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         use_sde: bool = False,
-        net_arch: Sequence[int] | dict[str, Sequence[int]] = (64, 64),
+        net_arch: Sequence[int] | dict[str, Sequence[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Hardswish,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
         share_features_extractor: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -137,6 +142,7 @@ class MlpPolicy(AnyBox, BasePolicy):
             action_space,
             features_extractor_class,
             features_extractor_kwargs,
+            normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
@@ -144,8 +150,7 @@ class MlpPolicy(AnyBox, BasePolicy):
         check_bounded(action_space)
         if use_sde:
             raise ValueError("DPI explores by noise that lasts, see preset={'noise_correlation': ...}: leave use_sde off")
-        arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "qf": (64, 64)}
-        self.net_arch = {"pi": tuple(arch.get("pi", (64, 64))), "qf": tuple(arch.get("qf", (64, 64)))}
+        self.net_arch = _widths(net_arch)
         self.activation_fn, self.log_std_init, self.std_bounds = activation_fn, log_std_init, tuple(std_bounds)
         if not 0.0 < std_bounds[0] <= std_bounds[1]:
             raise ValueError(f"std_bounds must be positive and not fall, got {tuple(std_bounds)}")
@@ -195,6 +200,7 @@ class MlpPolicy(AnyBox, BasePolicy):
         own = (
             *("net_arch", "activation_fn", "log_std_init", "std_bounds", "optimizer_class", "optimizer_kwargs"),
             *("features_extractor_class", "features_extractor_kwargs", "share_features_extractor"),
+            "normalize_images",
         )
         given = {name: getattr(self, name) for name in ("observation_space", "action_space", *own)}
         return {**given, "lr_schedule": _no_rate}
@@ -345,6 +351,14 @@ class MultiInputPolicy(MlpPolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
+
+
+def _widths(net_arch: Sequence[int] | dict[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+    given = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"pi": net_arch}
+    unknown = [name for name in given if name not in ("pi", "qf")]
+    if unknown:
+        raise ValueError(f"net_arch has the keys 'pi' and 'qf', not {unknown[0]!r}: DPI's critic is a Q-function")
+    return {name: tuple(given.get(name, DEFAULT_WIDTHS)) for name in ("pi", "qf")}
 
 
 def _no_rate(_: float) -> float:

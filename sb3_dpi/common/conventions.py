@@ -1,0 +1,72 @@
+"""What all algorithms of this package take and refuse as Stable-Baselines3 does, and say more clearly."""
+
+import operator
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_dpi.common.progress_bars import TrueRate, progress_bars
+
+LARGEST_SEED = 2**32 - 1
+"""What numpy's global generator takes, which Stable-Baselines3 seeds"""
+
+
+def as_seed(seed: Any) -> int | None:
+    """
+    Read a seed, of whichever library its integers are.
+
+    :param seed: an integer of Python, numpy or torch; None for none
+    :return: the same as Python's integer, which all generators take
+    :raises TypeError: if it is no integer
+    :raises ValueError: if it is negative, or too large for numpy's global generator
+    """
+    if seed is None:
+        return None
+    try:
+        number = int(operator.index(seed))
+    except TypeError:
+        raise TypeError(f"seed must be an integer from 0 to 2**32 - 1, or None for none, got {seed!r}") from None
+    if not 0 <= number <= LARGEST_SEED:
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, got {number}")
+    return number
+
+
+class Conventions(BaseAlgorithm):
+    """Seeds, names of policies, environments that are missing, and progress bars, alike for every algorithm."""
+
+    def _setup_model(self) -> None:
+        self.seed = as_seed(self.seed)
+        super()._setup_model()  # type: ignore[safe-super]  # that of the algorithm's base
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space)
+
+        :param seed: from 0 to 2**32 - 1; None changes nothing
+        """
+        super().set_random_seed(as_seed(seed))
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in self.policy_aliases:
+            return self.policy_aliases[policy_name]
+        names = ", ".join(map(repr, self.policy_aliases))
+        raise ValueError(f"Policy {policy_name} unknown: {type(self).__name__} has {names}, or give a class")
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self.env is None:
+            name = type(self).__name__
+            raise AssertionError(
+                f"You must set the environment before calling learn(): {name}.load(path, env=env), or model.set_env(env)"
+            )
+        return super()._setup_learn(*args, **kwargs)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        given = CallbackList(callback) if isinstance(callback, list) else callback
+        chosen = given if isinstance(given, BaseCallback) else ConvertCallback(given)
+        if progress_bar:
+            chosen = CallbackList([chosen, ProgressBarCallback()])
+        bars = progress_bars(chosen)
+        return super()._init_callback(CallbackList([chosen, TrueRate(bars)]) if bars else chosen)
