@@ -14,6 +14,7 @@ from sb3_dpi.common.local_models import (
     CostSettings,
     LocalModel,
     RegressionSettings,
+    StateUnits,
     as_dynamics,
     fit_local_cost,
     fit_regression,
@@ -453,7 +454,9 @@ def test_total_cost_is_discounted() -> None:
     dynamics = LinearGaussianDynamics(np.tile([[1.0, 0.0]], (1, 3, 1, 1)), np.zeros((1, 3, 1)), np.zeros((1, 3, 1, 1)))
     cost = QuadraticCost(np.zeros((1, 3, 2, 2)), np.tile([1.0, 1.0], (1, 3, 1)), np.zeros((1, 3)))
     initial = GaussianState(np.full((1, 1), 2.0), np.full((1, 1, 1), 1e-6))
-    model = LocalModel(dynamics, cost, controller(0.0), initial, np.array([3]))
+    model = LocalModel(
+        dynamics, cost, controller(0.0), initial, np.array([3]), StateUnits(np.full((1, 1), 5.0), np.full((1, 1), 0.1))
+    )
     np.testing.assert_allclose(total_cost(model, controller(3.0), 0.5), [5.0 * 1.75])
     np.testing.assert_allclose(total_cost(model, controller(3.0), 1.0), [15.0])
 

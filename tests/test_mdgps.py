@@ -10,7 +10,7 @@ from algorithms import logged, parameters, small_mdgps
 from dummy_envs import ITERATION
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_dpi.common.local_models import LocalModel
+from sb3_dpi.common.local_models import LocalModel, StateUnits
 from sb3_dpi.mdgps.mdgps import STEP_LIMITS, CStep, Improvement
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
 
@@ -123,7 +123,9 @@ def stage(policy_costs: list[float], controller_costs: list[float], offset: floa
     dynamics = LinearGaussianDynamics(np.zeros((n, 1, 1, 2)), np.zeros((n, 1, 1)), np.ones((n, 1, 1, 1)))
     cost = QuadraticCost(np.zeros((n, 1, 2, 2)), np.tile([0.0, 1.0], (n, 1, 1)), np.full((n, 1), offset))
     initial = GaussianState(np.zeros((n, 1)), np.ones((n, 1, 1)))
-    model = LocalModel(dynamics, cost, controller(policy_costs), initial, np.ones(n, dtype=int))
+    model = LocalModel(
+        dynamics, cost, controller(policy_costs), initial, np.ones(n, dtype=int), StateUnits(np.zeros((n, 1)), np.ones((n, 1)))
+    )
     return CStep(model, controller(controller_costs))
 
 

@@ -89,7 +89,7 @@ def policy_mean_and_jacobian(
     :param input_scale: derivative of the policy's input with respect to the state, ``[dx]``
     :return: mean ``[n, du]``, Jacobian ``[n, du, dx]``
     """
-    tensor = th.as_tensor(inputs, dtype=th.float32, device=policy.device).requires_grad_()
+    tensor = th.as_tensor(inputs, dtype=th.float64, device=policy.device).requires_grad_()
     mean = policy.action_mean(tensor)
     rows = [th.autograd.grad(mean[:, i].sum(), tensor, retain_graph=True)[0] for i in range(mean.shape[1])]
     jacobian = th.stack(rows, 1).reshape(len(inputs), mean.shape[1], -1).double().cpu().numpy()

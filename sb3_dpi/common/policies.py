@@ -6,24 +6,60 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_dpi.common.finite import check_observation
+
 STATE_KEY = "state"
 """Key of a dictionary observation that the planner sees and the policy does not."""
+
+
+class ObservationReader(BasePolicy):
+    """What lies between ``BasePolicy`` and policies that are given observations in any units."""
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Convert a numpy observation.
+
+        :param observation: array or dictionary of arrays
+        :return: tensors, and whether the observation was vectorized
+        :raises NotFiniteError: if it holds NaN or infinity
+        """
+        tensors, vectorized = super().obs_to_tensor(observation)
+        check_observation(tensors)
+        return tensors, vectorized
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """Extract features; what standardises vectors reads them as they are, not first cut to single precision.
+
+        :param obs: observations, ``[n, ...]``
+        :param features_extractor: what reads them
+        :return: ``[n, features_dim]``
+        """
+        space = self.observation_space
+        is_vector = isinstance(space, spaces.Box) and not (self.normalize_images and is_image_space(space))
+        if is_vector and getattr(features_extractor, "reads_doubles", False):
+            features: th.Tensor = features_extractor(obs)
+            return features
+        return super().extract_features(obs, features_extractor)
 
 
 class StandardizedExtractor(FlattenExtractor):
     """``FlattenExtractor`` that standardises vector observations with statistics that the algorithm sets.
 
     Positions of centimetres and velocities of metres per second otherwise reach the network as they are, and what is small
-    is learned last.
+    is learned last. Before there are statistics it shows nothing: what an untrained network says must not depend on units.
 
     :param observation_space: Box
     """
+
+    reads_doubles = True
+    """whether it is given vectors as they are observed"""
+    sees_raw = False
+    """whether it shows observations as they are before there are statistics"""
 
     obs_mean: th.Tensor
     obs_std: th.Tensor
@@ -31,8 +67,8 @@ class StandardizedExtractor(FlattenExtractor):
 
     def __init__(self, observation_space: spaces.Space[Any]):
         super().__init__(observation_space)
-        self.register_buffer("obs_mean", th.zeros(self.features_dim))
-        self.register_buffer("obs_std", th.ones(self.features_dim))
+        self.register_buffer("obs_mean", th.zeros(self.features_dim, dtype=th.float64))
+        self.register_buffer("obs_std", th.ones(self.features_dim, dtype=th.float64))
         self.register_buffer("is_set", th.zeros(()))  # one once they are; averages of state_dicts know no bool
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
@@ -41,10 +77,29 @@ class StandardizedExtractor(FlattenExtractor):
         :param observations: ``[n, ...]``
         :return: ``[n, features_dim]``
         """
-        return (super().forward(observations) - self.obs_mean) / self.obs_std
+        standard = (super().forward(observations).double() - self.obs_mean) / self.obs_std
+        return (standard if self.sees_raw else standard * self.is_set).float()
+
+    def standardize(self, observations: np.ndarray) -> np.ndarray:
+        """The same in numpy.
+
+        :param observations: ``[n, ...]``
+        :return: ``[n, features_dim]``, float32
+        """
+        center, scale = self.affine()
+        standard: np.ndarray = ((observations.reshape(len(observations), -1) - center) / scale).astype(np.float32)
+        return standard
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is subtracted, and what the difference is divided by.
+
+        :return: both ``[features_dim]``
+        """
+        center, scale = (array.cpu().numpy().copy() for array in (self.obs_mean, self.obs_std))
+        return center, scale if self.sees_raw or self.is_set else np.full_like(scale, np.inf)
 
 
-class StandardizedPolicy(ActorCriticPolicy):
+class StandardizedPolicy(ActorCriticPolicy, ObservationReader):
     """``ActorCriticPolicy`` in units that no task has to be scaled for: a Box action space's limits are -1 and 1, and vector
     observations are standardised.
 
@@ -77,6 +132,9 @@ class StandardizedPolicy(ActorCriticPolicy):
             features_extractor_class=features_extractor_class,
             **kwargs,
         )
+        for extractor in (self.pi_features_extractor, self.vf_features_extractor):
+            if isinstance(extractor, StandardizedExtractor):
+                extractor.sees_raw = self.use_sde  # whose noise is made of the features
 
     @property
     def squash_output(self) -> bool:
@@ -101,13 +159,13 @@ class StandardizedPolicy(ActorCriticPolicy):
             (self.pi_features_extractor, actor[0] if len(actor) else self.action_net),
             (self.vf_features_extractor, critic[0] if len(critic) else self.value_net),
         )
-        new_mean, new_std = (th.as_tensor(array, dtype=th.float32, device=self.device) for array in (mean, std))
+        new_mean, new_std = (th.as_tensor(array, dtype=th.float64, device=self.device) for array in (mean, std))
         with th.no_grad():
             for extractor, reader in pairs:
                 assert isinstance(extractor, StandardizedExtractor) and isinstance(reader, nn.Linear)
                 if extractor.is_set:
-                    reader.bias.add_(reader.weight @ ((new_mean - extractor.obs_mean) / extractor.obs_std))
-                    reader.weight.mul_(new_std / extractor.obs_std)
+                    reader.bias.add_((reader.weight.double() @ ((new_mean - extractor.obs_mean) / extractor.obs_std)).float())
+                    reader.weight.mul_((new_std / extractor.obs_std).float())
             for extractor, _ in pairs:
                 assert isinstance(extractor, StandardizedExtractor)
                 extractor.obs_mean.copy_(new_mean)

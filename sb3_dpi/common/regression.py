@@ -92,9 +92,8 @@ def _regress_numpy(
     precisions: FloatArray,
     minibatches: IntArray,
 ) -> FloatArray:
-    x = np.asarray(observations, dtype=np.float32).reshape(len(targets), -1)
-    if isinstance(policy.pi_features_extractor, StandardizedExtractor):
-        x = (x - policy.pi_features_extractor.obs_mean.numpy()) / policy.pi_features_extractor.obs_std.numpy()
+    x, extractor = np.asarray(observations).reshape(len(targets), -1), policy.pi_features_extractor
+    x = extractor.standardize(x) if isinstance(extractor, StandardizedExtractor) else x.astype(np.float32)
     target, precision = targets.astype(np.float32), precisions.astype(np.float32)
     adam = Adam(policy.optimizer, _parameters(layers))
     network = Network(layers, adam.split(adam.values), adam.split(adam.gradient))
