@@ -405,7 +405,9 @@ def fit_local_cost(
         )
         z = np.concatenate([own.states[:, :, :-1], own.actions], -1)
         mean = np.sum(np.where(own.alive[..., None], z, 0.0), 1) / np.maximum(own.weights.sum(1), 1.0)[..., None]
-        cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C), mean)
+        spread = Standardizer.fit(z, own.weights).std  # what the nearest convex cost is must not depend on units
+        unit = np.outer(spread, spread)
+        cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C * unit) / unit, mean)
     keep = (np.arange(cost.const.shape[1]) < lengths[:, None]).astype(np.float64)
     return QuadraticCost(cost.C * keep[..., None, None], cost.c * keep[..., None], cost.const * keep)
 

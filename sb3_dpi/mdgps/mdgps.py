@@ -169,7 +169,9 @@ class MDGPS(LocalPlanningAlgorithm):
         self.kl_step = as_schedule("kl_step", self.kl_step)
         if len(self.step_multiplier) != self.total_conditions:
             self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.total_conditions), None, None, ()
-        if self.previous is not None and self.previous.controller.K.shape[1] != self._resolved_horizon:
+        if self.previous is not None and (
+            self.previous.controller.K.shape[1] != self._resolved_horizon or not hasattr(self.previous.model, "units")
+        ):  # of another horizon, or of a file from before models knew the units of their states
             self.previous = None
 
     def _check_arguments(self) -> None:
