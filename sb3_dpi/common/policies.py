@@ -99,7 +99,7 @@ class StandardizedExtractor(FlattenExtractor):
         return center, scale if self.sees_raw or self.is_set else np.full_like(scale, np.inf)
 
 
-class StandardizedPolicy(ActorCriticPolicy, ObservationReader):
+class StandardizedPolicy(ActorCriticPolicy, ObservationReader):  # type: ignore[misc]
     """``ActorCriticPolicy`` in units that no task has to be scaled for: a Box action space's limits are -1 and 1, and vector
     observations are standardised.
 

@@ -58,7 +58,7 @@ def geometric_mean(values: FloatArray) -> float:
     :param values: positive, ``[n]``
     :return: the root of their product
     """
-    unit = float(power_of_two(np.max(values)))
+    unit = float(power_of_two(np.asarray(values.max())))
     return unit * float(np.exp(np.log(values / unit).mean()))
 
 
@@ -75,7 +75,7 @@ def outlier_limit(values: FloatArray) -> float:
     if n_rest < 1:
         return np.inf
     rest = np.partition(sizes, n_rest - 1)[:n_rest]
-    unit = float(power_of_two(rest.max()))
+    unit = float(power_of_two(np.asarray(rest.max())))
     size = unit * float(np.sqrt(np.mean(np.square(rest / unit))))
     return FARTHEST * size if size > 0.0 else np.inf
 

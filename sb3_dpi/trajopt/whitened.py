@@ -136,8 +136,7 @@ class WhitenedProblem:
     @property
     def discounts(self) -> FloatArray:
         """gamma^t, ``[T]``."""
-        powers: FloatArray = self.discount ** np.arange(self.horizon)
-        return powers
+        return np.asarray(self.discount ** np.arange(self.horizon), dtype=np.float64)
 
     @property
     def n_conditions(self) -> int:

@@ -229,20 +229,22 @@ class Ensemble(nn.Module):
         self._copy("state_low", np.maximum((low - mean[:dx]) / state_std, -STATE_LIMIT))
         self._copy("state_high", np.minimum((high - mean[:dx]) / state_std, STATE_LIMIT))
         # an untrained network has no function to keep, nor has any of what was constant until now
-        is_known = [th.as_tensor(known_now, device=self.state_mean.device) for known_now in known]
-        one = th.ones((), dtype=th.float64, device=self.state_mean.device)
-        change = UnitsChange(
-            th.where(is_known[0], self.state_std / old[1], one).float(),
-            th.where(is_known[0], (self.state_mean - old[0]) / old[1], 0.0 * one).float(),
-        )
+        scale, shift = self._unit_change(self.state_mean, self.state_std, old[0], old[1], known[0])
+        change = UnitsChange(scale, shift)
         if not fresh:
-            self.networks.rescale_inputs(change.scale, change.shift)
-            self.termination.rescale_inputs(change.scale, change.shift)
-            scale, shift = self.change_std / old[3], (self.change_mean - old[2]) / old[3]
-            self.networks.rescale_outputs(
-                th.where(is_known[1], scale, one).float(), th.where(is_known[1], shift, 0.0 * one).float()
-            )
+            self.networks.rescale_inputs(scale, shift)
+            self.termination.rescale_inputs(scale, shift)
+            self.networks.rescale_outputs(*self._unit_change(self.change_mean, self.change_std, old[2], old[3], known[1]))
         return change
+
+    @staticmethod
+    def _unit_change(
+        mean: th.Tensor, std: th.Tensor, old_mean: th.Tensor, old_std: th.Tensor, is_known: BoolArray
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """The new standard deviations and means in the old units, one and zero of what had none."""
+        known = th.as_tensor(is_known, device=mean.device)
+        scale = th.where(known, std / old_std, th.ones_like(std))
+        return scale.float(), th.where(known, (mean - old_mean) / old_std, th.zeros_like(mean)).float()
 
     def _varied(self) -> tuple[BoolArray, BoolArray]:
         """Which dimensions of the state, and which of the changes and the reward, have done more than round until now."""
