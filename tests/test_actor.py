@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_dpi.common.actor import export_actor, plain_layers
 from sb3_dpi.common.linearization import policy_mean, policy_mean_and_jacobian
-from sb3_dpi.common.policies import BoundedGaussianMultiInputPolicy, BoundedGaussianPolicy
+from sb3_dpi.common.policies import BoundedGaussianMultiInputPolicy, BoundedGaussianPolicy, StandardizedExtractor
 from sb3_dpi.common.trajectories import Trajectories
 
 SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -27,6 +27,8 @@ MEAN, STD = np.array([3.0, -1.0, 0.0]), np.array([0.01, 10.0, 1.0])
 def make_policy(space: spaces.Space = SPACE, **kwargs: Any) -> BoundedGaussianPolicy:
     th.manual_seed(0)
     policy = BoundedGaussianPolicy(space, ACTIONS, lambda _: 1e-3, **kwargs)
+    if isinstance(policy.pi_features_extractor, StandardizedExtractor):  # until then it sees nothing
+        policy.set_standardization(np.zeros(policy.features_dim), np.ones(policy.features_dim))
     with th.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.3 * th.randn_like(parameter))  # biases and small outputs count too

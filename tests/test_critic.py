@@ -156,7 +156,10 @@ def make_policy(
         return BoundedGaussianMultiInputPolicy(space, ACTIONS, lambda _: learning_rate, **options)
     if kind == "deep":
         options["features_extractor_class"] = Encoder
-    return BoundedGaussianPolicy(VECTOR, ACTIONS, lambda _: learning_rate, **options)
+    policy = BoundedGaussianPolicy(VECTOR, ACTIONS, lambda _: learning_rate, **options)
+    if kind == "vector":  # until then it sees nothing
+        policy.set_standardization(np.zeros(3), np.ones(3))
+    return policy
 
 
 class Encoder(th.nn.Module):

@@ -107,10 +107,16 @@ def test_share_of_real_steps(n_imagined: int, expected: int, monkeypatch: pytest
 def test_the_unit_follows_the_size_of_rewards() -> None:
     critic = small_critic()
     inputs, rewards, returns = th.randn(20, 5), np.array([3.0, -4.0]), np.array([-5.0, 1.0, 2.0, 40.0])
+    assert critic.follow_rewards(np.zeros(2), np.zeros(4)) == 1.0 and np.isinf(float(critic.worst)), "nothing earned, no unit"
+    plain = [networks(inputs).detach() for networks in (critic.networks, critic.targets)]
+    assert critic.follow_rewards(0.1 * rewards, 0.1 * returns) == 1.0, "an untrained network has no function to keep"
+    assert float(critic.unit) == pytest.approx(0.1 * UNIT_IN_REWARDS * np.sqrt(12.5))
+    for networks, was in zip((critic.networks, critic.targets), plain, strict=True):
+        assert th.equal(networks(inputs), was)
     before = [networks(inputs).detach() * float(critic.unit) for networks in (critic.networks, critic.targets)]
     ratio = critic.follow_rewards(rewards, returns)
     unit = UNIT_IN_REWARDS * np.sqrt(12.5)
-    assert float(critic.unit) == pytest.approx(unit) and ratio == pytest.approx(1.0 / unit)
+    assert float(critic.unit) == pytest.approx(unit) and ratio == pytest.approx(0.1)
     for networks, was in zip((critic.networks, critic.targets), before, strict=True):
         th.testing.assert_close(networks(inputs).detach() * unit, was.float(), atol=1e-4, rtol=1e-4)
     best, spread = np.quantile(returns, 0.999), returns.std()
@@ -119,5 +125,5 @@ def test_the_unit_follows_the_size_of_rewards() -> None:
     critic.follow_rewards(rewards, 10.0 * returns)
     assert float(critic.worst) == pytest.approx(10.0 * (-5.0 - 0.2 * spread)), "the bounds widen"
     critic.follow_rewards(np.zeros(2), np.full(4, -1.0))
-    assert float(critic.unit) == pytest.approx(UNIT_IN_REWARDS * 1e-8), "and never is the unit zero"
+    assert float(critic.unit) == pytest.approx(unit), "nothing earned of late leaves the unit"
     assert float(critic.best) == pytest.approx(10.0 * (best + 0.3 * max(best, spread))), "nor do they narrow"

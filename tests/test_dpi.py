@@ -19,8 +19,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import DPI
 from sb3_dpi.dpi import dpi as dpi_module
+from sb3_dpi.world_model import returns_critic
 from sb3_dpi.world_model.ensemble import DivergedError, Ensemble
 from sb3_dpi.world_model.experts.plan_targets import PolicyGradient
+from sb3_dpi.world_model.types import Transitions
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 
@@ -36,6 +38,37 @@ def check_learns(model: DPI, iterations: int = 3) -> DPI:
 
 
 # ---------------------------------------------------------------------- units
+
+
+def test_returns_are_learned_from_the_latest_steps_of_all_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(returns_critic, "LATEST", 20)
+    model = small(vec_env(2), critic={"kind": "returns"}).learn(3 * STEPS)
+    latest = model.memory.take(model.memory.newest(20)).states
+    assert len(latest) == 20 and isinstance(model.critic, returns_critic.ReturnsV)
+    np.testing.assert_allclose(model.ensemble.restore(model.critic._states), latest, atol=1e-5)
+    buffer = model.replay_buffer
+    np.testing.assert_array_equal(
+        latest, np.concatenate([buffer.observations[buffer.pos - 10 : buffer.pos, i] for i in (0, 1)])
+    )
+
+
+def test_a_dimension_that_begins_to_vary_is_fresh() -> None:
+    """Its first standard deviation has no unit: neither is it followed slowly from one, nor is a weight scaled by it."""
+
+    def seen(size: float) -> Ensemble:
+        th.manual_seed(0)
+        ensemble, rng = Ensemble(2, 1, 2, 8), np.random.default_rng(0)
+        for spread in (0.0, size):
+            states, after = (rng.normal(size=(50, 2)) * (1.0, spread) for _ in range(2))
+            actions, rewards = rng.uniform(-1.0, 1.0, (50, 1)), spread * rng.normal(size=50)
+            ensemble.observe(Transitions(states, actions, rewards, after, np.zeros(50, dtype=bool)))
+        return ensemble
+
+    one, small_one = seen(1.0), seen(2.0**-30)
+    assert th.equal(one.networks.flat, small_one.networks.flat)
+    for name in ("state_std", "change_std"):
+        ratio = getattr(small_one, name) / getattr(one, name)
+        np.testing.assert_allclose(ratio, [1.0, 2.0**-30, 2.0**-30][: len(ratio)], rtol=1e-9)
 
 
 def test_observations_are_standardised() -> None:

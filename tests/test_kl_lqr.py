@@ -23,9 +23,13 @@ def recomputed_kl(problem: Problem, controller: LinearGaussianController) -> np.
     return controller_kl(controller, problem.reference, marginals)
 
 
-def total_cost(problem: Problem, controller: LinearGaussianController) -> np.ndarray:
+def total_cost(problem: Problem, controller: LinearGaussianController, discount: float = 1.0) -> np.ndarray:
     marginals = forward_marginals(controller, problem.dynamics, problem.initial)
-    return expected_cost(problem.cost, marginals).sum(-1)
+    return discounted(expected_cost(problem.cost, marginals), discount)
+
+
+def discounted(by_time: np.ndarray, discount: float) -> np.ndarray:
+    return by_time @ discount ** np.arange(by_time.shape[-1])
 
 
 def indefinite(seed: int, **sizes: int) -> Problem:
@@ -111,9 +115,13 @@ def test_no_feasible_controller_nearby_is_better(seed: int) -> None:
     assert n_feasible >= 50
 
 
-def test_equals_the_solution_of_a_general_solver() -> None:
+@pytest.mark.parametrize("discount", [1.0, 0.7])
+def test_equals_the_solution_of_a_general_solver(discount: float) -> None:
+    """Dual Policy Iteration, Eq. 9: cost and KL are discounted alike."""
     problem = indefinite(3, horizon=3, dx=2, du=1)
-    solution = solve_kl_constrained(*problem.parts, 0.5)
+    solution = solve_kl_constrained(*problem.parts, 0.5, discount=discount)
+    bound = float(discounted(recomputed_kl(problem, solution.controller), discount)[0])
+    assert 0.45 <= bound <= 0.5 + TOLERANCE
     shapes = problem.reference
 
     def unpack(x: np.ndarray) -> LinearGaussianController:
@@ -123,18 +131,19 @@ def test_equals_the_solution_of_a_general_solver() -> None:
         )
 
     def slack(x: np.ndarray) -> float:
-        return float(solution.kl.sum() - recomputed_kl(problem, unpack(x)).sum())
+        return bound - float(discounted(recomputed_kl(problem, unpack(x)), discount)[0])
 
     start = np.concatenate([shapes.K.ravel(), shapes.k.ravel(), 0.5 * np.log(shapes.cov.ravel())])
     result = minimize(
-        lambda x: float(total_cost(problem, unpack(x))[0]),
+        lambda x: float(total_cost(problem, unpack(x), discount)[0]),
         start,
         method="SLSQP",
+        bounds=[(-30.0, 30.0)] * 9 + [(-6.0, 3.0)] * 3,  # where the numbers stay finite, far from the solution
         constraints={"type": "ineq", "fun": slack},
         options={"maxiter": 500, "ftol": 1e-12},
     )
     assert result.success
-    np.testing.assert_allclose(total_cost(problem, solution.controller)[0], result.fun, rtol=1e-6)
+    np.testing.assert_allclose(total_cost(problem, solution.controller, discount)[0], result.fun, rtol=1e-6)
     np.testing.assert_allclose(solution.controller.K, unpack(result.x).K, atol=1e-3)
 
 
@@ -400,6 +409,21 @@ def test_algorithm_2_is_mirror_descent(per_time_step: bool) -> None:
     assert np.all(np.diff(costs) < 0)
     assert costs[0] > 2.0 * optimum
     assert optimum < costs[-1] < 1.01 * optimum
+
+
+@pytest.mark.parametrize("per_time_step", [False, True])
+def test_a_power_of_two_of_the_cost_changes_no_bit(per_time_step: bool) -> None:
+    problem = indefinite(5)
+    cost = QuadraticCost(*(2.0**-30 * array for array in vars(problem.cost).values()))
+    horizon = problem.dynamics.f.shape[1]
+    for eta in (None, np.full((1, horizon) if per_time_step else 1, 0.37)):
+        plain, small = (
+            solve_kl_constrained(*replace(problem, cost=given).parts, 0.5, eta=start, per_time_step=per_time_step)
+            for given, start in ((problem.cost, eta), (cost, None if eta is None else 2.0**-30 * eta))
+        )
+        for name, array in vars(plain.controller).items():
+            np.testing.assert_array_equal(getattr(small.controller, name), array)
+        np.testing.assert_array_equal(small.eta, 2.0**-30 * plain.eta)
 
 
 @pytest.mark.parametrize("per_time_step", [False, True])

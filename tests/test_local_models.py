@@ -14,6 +14,7 @@ from sb3_dpi.common.local_models import (
     CostSettings,
     LocalModel,
     RegressionSettings,
+    StateUnits,
     as_dynamics,
     fit_local_cost,
     fit_regression,
@@ -446,6 +447,16 @@ def test_known_cost_is_projected() -> None:
     np.testing.assert_allclose(slope, z * np.array([-2.0, -2.0, 2.0]), atol=1e-6)
 
 
+def test_costs_are_those_of_the_executed_actions() -> None:
+    """Beyond the bounds nothing changes, in the cost as in the dynamics: the environment clips."""
+    trajectories = sample(n_samples=40)
+    wild = 3.0 * trajectories.actions
+    clipped = change(trajectories, actions=wild, rewards=reward(trajectories.states[:, :, :-1], np.clip(wild, -1.0, 1.0)))
+    dynamics = LinearGaussianDynamics(np.zeros((M, T, DX, DX + DU)), np.zeros((M, T, DX)), np.zeros((M, T, DX, DX)))
+    cost = fit_local_cost(clipped, np.full(M, T), 1.0, CostSettings(ridge=1e-10), dynamics, NO_BOUNDS)
+    np.testing.assert_allclose(cost.C, np.broadcast_to(np.diag([2.0, 0.6, 0.2]), cost.C.shape), atol=1e-4)
+
+
 def test_total_cost_is_discounted() -> None:
     def controller(u: float) -> LinearGaussianController:
         return LinearGaussianController(np.zeros((1, 3, 1, 1)), np.full((1, 3, 1), u), np.full((1, 3, 1, 1), 0.01))
@@ -453,7 +464,9 @@ def test_total_cost_is_discounted() -> None:
     dynamics = LinearGaussianDynamics(np.tile([[1.0, 0.0]], (1, 3, 1, 1)), np.zeros((1, 3, 1)), np.zeros((1, 3, 1, 1)))
     cost = QuadraticCost(np.zeros((1, 3, 2, 2)), np.tile([1.0, 1.0], (1, 3, 1)), np.zeros((1, 3)))
     initial = GaussianState(np.full((1, 1), 2.0), np.full((1, 1, 1), 1e-6))
-    model = LocalModel(dynamics, cost, controller(0.0), initial, np.array([3]))
+    model = LocalModel(
+        dynamics, cost, controller(0.0), initial, np.array([3]), StateUnits(np.full((1, 1), 5.0), np.full((1, 1), 0.1))
+    )
     np.testing.assert_allclose(total_cost(model, controller(3.0), 0.5), [5.0 * 1.75])
     np.testing.assert_allclose(total_cost(model, controller(3.0), 1.0), [15.0])
 

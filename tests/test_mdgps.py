@@ -10,7 +10,7 @@ from algorithms import logged, parameters, small_mdgps
 from dummy_envs import ITERATION
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_dpi.common.local_models import LocalModel
+from sb3_dpi.common.local_models import LocalModel, StateUnits
 from sb3_dpi.mdgps.mdgps import STEP_LIMITS, CStep, Improvement
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
 
@@ -123,7 +123,9 @@ def stage(policy_costs: list[float], controller_costs: list[float], offset: floa
     dynamics = LinearGaussianDynamics(np.zeros((n, 1, 1, 2)), np.zeros((n, 1, 1)), np.ones((n, 1, 1, 1)))
     cost = QuadraticCost(np.zeros((n, 1, 2, 2)), np.tile([0.0, 1.0], (n, 1, 1)), np.full((n, 1), offset))
     initial = GaussianState(np.zeros((n, 1)), np.ones((n, 1, 1)))
-    model = LocalModel(dynamics, cost, controller(policy_costs), initial, np.ones(n, dtype=int))
+    model = LocalModel(
+        dynamics, cost, controller(policy_costs), initial, np.ones(n, dtype=int), StateUnits(np.zeros((n, 1)), np.ones((n, 1)))
+    )
     return CStep(model, controller(controller_costs))
 
 
@@ -147,6 +149,27 @@ def test_step_rules(rule: str, conditions: str, expected: list[float]) -> None:
     np.testing.assert_allclose(improvement.before - improvement.actual, [2.0, 1.0])
     model.adjust_step(improvement)
     np.testing.assert_allclose(model.step_multiplier, expected, rtol=1e-6)
+
+
+def test_the_step_rule_compares_plans_of_the_same_length() -> None:
+    """Where episodes end early the plans of two iterations differ in length; each step here costs u."""
+
+    def longer(part: Any) -> Any:
+        return type(part)(*(np.repeat(array, 4, 1) for array in vars(part).values()))
+
+    def plan(policy: float, controller: float, lengths: list[int]) -> CStep:
+        one = stage([policy] * 2, [controller] * 2)
+        parts = {name: longer(getattr(one.model, name)) for name in ("dynamics", "cost", "policy")}
+        return CStep(replace(one.model, **parts, lengths=np.array(lengths)), longer(one.controller))
+
+    model = small_mdgps(step_rule="classic", conditions="fixed", gamma=1.0)
+    model.previous = plan(10.0, 6.0, [4, 3])
+    improvement = model.judge_last_step(plan(7.0, 0.0, [2, 4]).model)
+    assert improvement is not None
+    np.testing.assert_allclose(improvement.before, [20.0, 30.0])
+    np.testing.assert_allclose(improvement.predicted, [12.0, 18.0])
+    np.testing.assert_allclose(improvement.actual, [14.0, 21.0])
+    np.testing.assert_allclose(improvement.achieved, [12.0, 18.0])
 
 
 def test_improvements_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:

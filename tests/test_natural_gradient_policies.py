@@ -47,6 +47,7 @@ def image_policy() -> tuple[BoundedGaussianPolicy, th.Tensor]:
 def vector_policy() -> tuple[BoundedGaussianPolicy, th.Tensor]:
     th.manual_seed(0)
     policy = BoundedGaussianPolicy(spaces.Box(-np.inf, np.inf, (3,)), ACTIONS, lambda _: 1e-3, net_arch=[16, 16])
+    policy.set_standardization(np.zeros(3), np.ones(3))
     return policy, th.randn(100, 3, generator=th.Generator().manual_seed(0))
 
 

@@ -96,6 +96,7 @@ def test_extractors_may_be_chosen(options: dict[str, Any]) -> None:
 
 def test_mean_is_that_of_the_distribution() -> None:
     policy = make_policy()
+    policy.set_standardization(np.zeros(3), np.ones(3))
     obs = th.as_tensor(OBSERVATIONS)
     with th.no_grad():
         np.testing.assert_allclose(policy.action_mean(obs), policy.get_distribution(obs).mode(), atol=1e-6)
@@ -103,6 +104,7 @@ def test_mean_is_that_of_the_distribution() -> None:
 
 def test_predictions_are_unscaled_and_clipped() -> None:
     policy = make_policy()
+    policy.set_standardization(np.zeros(3), np.ones(3))
     reader: Any = policy.action_net
     with th.no_grad():
         reader.weight.zero_()
@@ -162,8 +164,16 @@ def test_standardized_features() -> None:
     extractor = StandardizedExtractor(spaces.Box(-1.0, 1.0, (3, 1)))
     extractor.obs_mean.copy_(th.tensor([1.0, 2.0, 3.0]))
     extractor.obs_std.copy_(th.tensor([1.0, 2.0, 4.0]))
-    features = extractor(th.tensor([[[1.0], [4.0], [-1.0]]]))
-    np.testing.assert_allclose(features, [[0.0, 1.0, -1.0]])
+    seen = np.array([[[1.0], [4.0], [-1.0]]])
+    for is_set in (0.0, 1.0):
+        extractor.is_set.fill_(is_set)
+        expected = [[0.0, is_set, -is_set]]  # without statistics nothing is shown
+        np.testing.assert_allclose(extractor(th.as_tensor(seen)), expected)
+        np.testing.assert_allclose(extractor.standardize(seen), expected)
+    far = 1e9 + seen  # single precision knows only multiples of 64 there
+    extractor.obs_mean.add_(1e9)
+    np.testing.assert_allclose(extractor(th.as_tensor(far)), expected)
+    np.testing.assert_allclose(extractor.standardize(far), expected)
 
 
 def test_constant_observations_are_not_divided_by_zero() -> None:

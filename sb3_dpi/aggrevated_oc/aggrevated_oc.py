@@ -21,13 +21,14 @@ from sb3_dpi.common.critic import (
 )
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.local_models import CostSettings, LocalModel, RegressionSettings, fit_local_value, total_cost
-from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
+from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, kl_per_step, solve_shortening
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, natural_gradient_step
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution
 from sb3_dpi.trajopt.lqr import add_next_value, evaluate_controller
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, QuadraticCost, QuadraticValue
+from sb3_dpi.trajopt.units import geometric_mean
 from sb3_dpi.world_model.known_cost import CostFunction
 
 SelfAggreVaTeDOC = TypeVar("SelfAggreVaTeDOC", bound="AggreVaTeDOC")
@@ -94,9 +95,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :param plan_lambda: The same trade-off for the plan: 1 plans to the end of the trajectory with the model alone, as in the
         paper; below 1 plans over windows of all lengths, that of k steps with weight (1 - lambda) lambda^(k-1), each closed
         by the value function. Lower it where the system is unstable; usual: .7 to 1
-    :param trust_region: alpha, bound on KL(expert || policy), nats per time step, mean over the horizon; it can be a function
-        of the progress remaining. 0 leaves the policy itself as the expert, which reduces the algorithm to the natural policy
-        gradient with a model; usual: 0 to 1
+    :param trust_region: alpha, bound on KL(expert || policy), nats per time step, mean over the horizon with the plan's
+        discount as weight; it can be a function of the progress remaining. 0 leaves the policy itself as the expert, which
+        reduces the algorithm to the natural policy gradient with a model; usual: 0 to 1
     :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples, half of the paper's beta; it can be a
         function of the progress remaining, or ``"lin_0.1"``, which falls to zero; usual: .01 to .2
     :param trust: Share of the step that the expert's advantage has, from 0 (natural policy gradient) to 1 (as in the paper);
@@ -131,7 +132,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
 
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
     longest_default_horizon = 100
     renamed_arguments: ClassVar[dict[str, str]] = {
         **LocalPlanningAlgorithm.renamed_arguments,
@@ -189,7 +190,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         # learned
         self.eta: FloatArray | None = None
         self.evidence = (1.0, 0.0)
-        self.return_scale = ReturnScale()
+        self.return_scale = ReturnScale(0.0, 0.0)  # before the first returns are known V is zero in any units
         if _init_setup_model:
             self._setup_model()
 
@@ -259,7 +260,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         values, advantages = self._advantages(fitted)
         returns = (advantages + values[..., :-1])[fitted.alive]
         explained = float(explained_variance(values[..., :-1][fitted.alive], returns))
-        scale = ReturnScale(float(returns.mean()), float(max(returns.std(), 1e-6)))
+        scale = ReturnScale.measured(float(returns.mean()), float(returns.std()))
         # Otherwise old values take the spread of the new returns: they shrink as the policy improves, which learns faster
         if self.critic_replay and self.n_iterations > 0:
             rescale_values(self.policy, self.return_scale, scale)
@@ -373,7 +374,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         """eta of the iteration before, for n conditions."""
         if self.eta is None or len(self.eta) == n:
             return self.eta
-        return np.full(n, np.exp(np.log(self.eta).mean()))
+        return np.full(n, geometric_mean(self.eta))
 
     def _advantages(self, trajectories: Trajectories) -> tuple[FloatArray, FloatArray]:
         """The values of all observations and the advantages of all actions."""
@@ -405,7 +406,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         record, planned, discount = self.logger.record, expert.model, self._planning_discount()
         record("trajopt/held_out_error", self._held_out_error(trajectories, model.lengths))
         if expert.solution is not None:
-            record("trajopt/kl", float(np.sum(expert.solution.kl) / max(planned.lengths.sum(), 1)))
+            record("trajopt/kl", kl_per_step(expert.solution, planned.lengths, discount))
             record("trajopt/eta", float(np.mean(expert.solution.eta)))
         record("trajopt/cost_local", float(total_cost(planned, expert.controller, discount).mean()))
         record("trajopt/cost_linearized", float(total_cost(planned, planned.policy, discount).mean()))

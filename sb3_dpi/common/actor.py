@@ -29,14 +29,13 @@ def export_actor(policy: BoundedGaussianPolicy) -> Actor:
     modules = plain_layers(policy)
     if modules is None:
         return _torch_actor(policy)
-    first = True
-    layers: Weights = []
-    for linear, activation in modules:
-        layers.append((*_affine(linear, policy.pi_features_extractor if first else None), activation))
-        first = False
+    layers: Weights = [(*_arrays(linear), activation) for linear, activation in modules]
+    extractor = policy.pi_features_extractor
+    center, scale = extractor.affine() if isinstance(extractor, Standardizing) else (0.0, 1.0)
 
     def mean(observations: Observations) -> np.ndarray:
-        return forward(flat_inputs(policy, observations), layers)
+        # in double precision: single would lose what is small beside a large mean
+        return forward(((flat_inputs(policy, observations) - center) / scale).astype(np.float32), layers)
 
     return mean
 
@@ -46,14 +45,13 @@ def flat_inputs(policy: BoundedGaussianPolicy, observations: Observations) -> np
 
     :param policy: one that ``plain_layers`` knows
     :param observations: ``[n, ...]``, or a dictionary of such
-    :return: ``[n, features_dim]``, float32, not standardised
+    :return: ``[n, features_dim]``, as they are observed
     """
     if isinstance(observations, dict):
         extractor = policy.pi_features_extractor
         assert isinstance(extractor, Standardizing)
-        return extractor.vectors(observations).astype(np.float32)
-    flat = observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
-    return flat.astype(np.float32)
+        return extractor.vectors(observations)
+    return observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
 
 
 def plain_layers(policy: BoundedGaussianPolicy) -> Layers | None:
@@ -85,12 +83,9 @@ def plain_layers(policy: BoundedGaussianPolicy) -> Layers | None:
     return layers
 
 
-def _affine(module: nn.Linear, extractor: nn.Module | None) -> tuple[np.ndarray, np.ndarray]:
-    weight, bias = module.weight.detach().double(), module.bias.detach().double()
-    if isinstance(extractor, Standardizing):  # standardisation is affine: it costs nothing once folded into the first layer
-        weight = weight / extractor.obs_std
-        bias = bias - weight @ extractor.obs_mean.double()
-    return np.ascontiguousarray(weight.float().cpu().numpy().T), bias.float().cpu().numpy()[None]
+def _arrays(module: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
+    weight, bias = (parameter.detach().cpu().numpy() for parameter in (module.weight, module.bias))
+    return np.array(weight.T, order="C"), bias[None].copy()
 
 
 def _torch_actor(policy: BoundedGaussianPolicy) -> Actor:

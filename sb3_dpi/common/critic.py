@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.units import varies
 
 
 def generalized_advantages(
@@ -44,6 +45,17 @@ class ReturnScale:
 
     mean: float = 0.0
     std: float = 1.0
+    """zero where returns do not vary: the network is then not asked"""
+
+    @classmethod
+    def measured(cls, mean: float, std: float) -> "ReturnScale":
+        """Units by statistics of returns.
+
+        :param mean: of the returns
+        :param std: of the returns; what is but rounding counts as zero
+        :return: units
+        """
+        return cls(mean, std if varies(np.array([std]), np.array([mean]))[0] else 0.0)
 
 
 def actor_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
@@ -92,8 +104,9 @@ def rescale_values(policy: ActorCriticPolicy, old: ReturnScale, new: ReturnScale
     :param new: its units from now on
     """
     with th.no_grad():
-        policy.value_net.weight.mul_(old.std / new.std)
-        policy.value_net.bias.mul_(old.std).add_(old.mean - new.mean).div_(new.std)
+        unit = new.std or 1.0
+        policy.value_net.weight.mul_(old.std / unit)
+        policy.value_net.bias.mul_(old.std).add_(old.mean - new.mean).div_(unit)
 
 
 def fit_values(
@@ -117,7 +130,7 @@ def fit_values(
     :return: mean squared error of the last pass, in units of the variance of the returns
     """
     observations, actor = obs_as_tensor(inputs, policy.device), actor_parameters(policy)
-    standard = th.as_tensor((targets - scale.mean) / scale.std, dtype=th.float32, device=policy.device)
+    standard = th.as_tensor((targets - scale.mean) / (scale.std or 1.0), dtype=th.float32, device=policy.device)
     losses: list[float] = []
     for _ in range(n_epochs):
         losses = []

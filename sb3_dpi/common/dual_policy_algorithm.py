@@ -1,5 +1,6 @@
 """The loop that the algorithms of dual policy iteration share."""
 
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from sb3_dpi.common.policies import (
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.common.trajectories import Trajectories, concatenate, map_observations
+from sb3_dpi.trajopt.units import outlier_limit, spread_or_one
 
 SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")
 
@@ -105,14 +107,16 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
     def recall(self) -> Trajectories:
         """Read this iteration's trajectories from the buffer, and remember them.
 
-        :return: those of the iterations that are kept stand behind the latest ones
+        :return: those of the iterations that are kept stand behind the latest ones; rewards that are outliers are cut
         """
         latest = self.rollout_buffer.trajectories()
         M, _, T = latest.alive.shape
         kept = [past for past in self.past if (past.alive.shape[0], past.alive.shape[2]) == (M, T)]
         together = (latest, *kept)
         self.past = together[: self.replay]
-        return concatenate(together)
+        trajectories = concatenate(together)
+        limit = outlier_limit(trajectories.rewards[trajectories.alive])
+        return replace(trajectories, rewards=np.clip(trajectories.rewards, -limit, limit))
 
     def standardize(self, trajectories: Trajectories) -> None:
         """Let the policy standardise its inputs by what was sampled; its function stays what it was.
@@ -124,8 +128,8 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
             return
         seen = map_observations(lambda array: array[:, :, :-1][trajectories.alive], trajectories.observations)
         flat = extractor.vectors(self._policy_inputs(seen)).astype(np.float64)
-        std = flat.std(0)
-        self.policy.set_standardization(*extractor.in_features(flat.mean(0), np.where(std > 1e-6, std, 1.0)))
+        mean = flat.mean(0)
+        self.policy.set_standardization(*extractor.in_features(mean, spread_or_one(flat.std(0), mean)))
 
     def _end_iteration(self) -> None:
         """Count the iteration, and log what every algorithm logs of one."""

@@ -14,6 +14,8 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from sb3_dpi.trajopt.units import spread_or_one
+
 MEDIAN_SAMPLES = 500
 """Points whose distances the median is taken of."""
 
@@ -62,7 +64,8 @@ class RandomFourierFeatures(nn.Module):
 class RandomFourierExtractor(BaseFeaturesExtractor):
     """Features extractor: random Fourier features of standardised observations.
 
-    The scale of the observations and the bandwidth are set once (``fit``), before anything is learned on the features.
+    The scale of the observations and the bandwidth are set once (``fit``), before anything is learned on the features; until
+    then the features do not depend on what is observed.
 
     :param observation_space: of vectors or numbers
     :param n_features: n; usual: 100 to 500
@@ -70,6 +73,7 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
     :raises ValueError: if there are no features, or a bandwidth is not positive
     """
 
+    reads_doubles = True
     obs_mean: th.Tensor
     obs_std: th.Tensor
     is_fitted: th.Tensor
@@ -83,8 +87,8 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
         n_inputs = get_flattened_obs_dim(observation_space)
         self.fixed_bandwidth = bandwidth
         self.features = RandomFourierFeatures(n_inputs, n_features)
-        self.register_buffer("obs_mean", th.zeros(n_inputs))
-        self.register_buffer("obs_std", th.ones(n_inputs))
+        self.register_buffer("obs_mean", th.zeros(n_inputs, dtype=th.float64))
+        self.register_buffer("obs_std", th.ones(n_inputs, dtype=th.float64))
         self.register_buffer("is_fitted", th.zeros(()))  # one once it is; averages of state_dicts know no bool
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
@@ -93,7 +97,8 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
         :param observations: ``[b, ...]``
         :return: ``[b, n]``
         """
-        features: th.Tensor = self.features((observations.flatten(1) - self.obs_mean) / self.obs_std)
+        standard = (observations.flatten(1).double() - self.obs_mean) / self.obs_std
+        features: th.Tensor = self.features((standard * self.is_fitted).float())
         return features
 
     def fit(self, observations: th.Tensor) -> None:
@@ -104,9 +109,10 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
         if self.is_fitted:
             return
         flat = observations.flatten(1).double()
-        std = flat.std(0, correction=0)
-        self.obs_mean.copy_(flat.mean(0))
-        self.obs_std.copy_(th.where(std > 1e-6, std, 1.0))
+        mean = flat.mean(0)
+        std = spread_or_one(flat.std(0, correction=0).cpu().numpy(), mean.cpu().numpy())
+        self.obs_mean.copy_(mean)
+        self.obs_std.copy_(th.as_tensor(std))
         standard = ((flat - self.obs_mean) / self.obs_std).cpu().numpy()
         self.features.bandwidth.fill_(median_bandwidth(standard) if self.fixed_bandwidth is None else self.fixed_bandwidth)
         self.is_fitted.fill_(1.0)

@@ -5,11 +5,13 @@ import math
 from typing import Any
 
 import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
 
 class NotFiniteError(ValueError):
-    """An environment returned an observation or reward that is not finite."""
+    """An observation or reward is not finite."""
 
 
 def check_finite(observations: Any, rewards: np.ndarray, n_steps: int, t: int | None = None) -> None:
@@ -44,6 +46,25 @@ def check_finite(observations: Any, rewards: np.ndarray, n_steps: int, t: int | 
         f"Environment {int(np.argmax(bad))} returned {what} that is not finite {where}. "
         "The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
     )
+
+
+def check_observation(observation: PyTorchObs) -> None:
+    """Refuse an observation that no action can be chosen by.
+
+    :param observation: what a policy is asked about, ``[n, ...]`` or a dictionary of such
+    :raises NotFiniteError: if a number is not finite, naming the first
+    """
+    for key, tensor in observation.items() if isinstance(observation, dict) else (("", observation),):
+        if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
+            continue
+        bad = th.nonzero(~th.isfinite(tensor.reshape(len(tensor), -1)))
+        if len(bad):
+            row, column = bad[0].tolist()
+            where = f"number {column} of " + (f"{key!r} in " if key else "") + f"observation {row}"
+            raise NotFiniteError(
+                f"No action can be predicted: {where} is {float(tensor.reshape(len(tensor), -1)[row, column])}. Look for what "
+                "made it: the environment, a wrapper, or a division by zero in what is given to predict()"
+            )
 
 
 class KeptStatistics:

@@ -92,7 +92,7 @@ def policy_mean_and_jacobian(
     """
 
     def leaf(array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(array, dtype=th.float32, device=policy.device).requires_grad_()
+        return th.as_tensor(array, dtype=th.float64, device=policy.device).requires_grad_()
 
     tensors: Any = {key: leaf(array) for key, array in inputs.items()} if isinstance(inputs, dict) else leaf(inputs)
     leaves = list(tensors.values()) if isinstance(inputs, dict) else [tensors]

@@ -19,7 +19,7 @@ from sb3_dpi.trajopt.dynamics import (
     window_prior,
 )
 from sb3_dpi.trajopt.gmm import fit_mixture, mixture_prior, number_of_components
-from sb3_dpi.trajopt.lqr import expected_cost, forward_marginals
+from sb3_dpi.trajopt.lqr import expected_cost, forward_marginals, matvec
 from sb3_dpi.trajopt.types import (
     FloatArray,
     GaussianState,
@@ -30,6 +30,7 @@ from sb3_dpi.trajopt.types import (
     QuadraticCost,
     QuadraticValue,
 )
+from sb3_dpi.trajopt.units import varies
 from sb3_dpi.world_model.known_cost import CostFunction, expand_cost
 
 PRIORS = ("niw", "nearest", "gmm")
@@ -37,6 +38,45 @@ FITTED_AT_ONCE = 256e6
 """Bytes of joint covariances that are fitted at a time: their copies would fill the memory of many conditions."""
 
 Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class StateUnits:
+    """Coordinates of the states in which they are of order one: planning must not depend on what they are measured in."""
+
+    mean: FloatArray
+    """``[M, dx]``"""
+    std: FloatArray
+    """``[M, dx]``"""
+
+    @classmethod
+    def of(cls, trajectories: Trajectories, n_conditions: int) -> "StateUnits":
+        """Pool over all living states.
+
+        :param trajectories: sampled
+        :param n_conditions: M
+        :return: the same for all conditions
+        """
+        scale = Standardizer.fit(trajectories.states[:, :, :-1], trajectories.weights)
+        return cls(np.tile(scale.mean, (n_conditions, 1)), np.tile(scale.std, (n_conditions, 1)))
+
+    def apply(self, controller: LinearGaussianController) -> LinearGaussianController:
+        """Let a controller read states in these coordinates.
+
+        :param controller: of states, ``[M, T]``
+        :return: of ``(x - mean) / std``
+        """
+        offset = controller.k + matvec(controller.K, self.mean[:, None])
+        return LinearGaussianController(controller.K * self.std[:, None, None], offset, controller.cov)
+
+    def undo(self, controller: LinearGaussianController) -> LinearGaussianController:
+        """Let a controller read states as they are.
+
+        :param controller: of ``(x - mean) / std``, ``[M, T]``
+        :return: of states
+        """
+        K = controller.K / self.std[:, None, None]
+        return LinearGaussianController(K, controller.k - matvec(K, self.mean[:, None]), controller.cov)
 
 
 @dataclass(frozen=True)
@@ -53,6 +93,30 @@ class LocalModel:
     """``[M]``"""
     lengths: np.ndarray
     """``[M]``, planned time steps of each condition"""
+    units: StateUnits
+    """in which the states are of order one"""
+
+    def standardized(self) -> "LocalModel":
+        """The same model of states in its units.
+
+        :return: dynamics, cost, policy and first states of ``(x - mean) / std``
+        """
+        std, mean, du = self.units.std, self.units.mean, self.policy.k.shape[-1]
+        scale = np.concatenate([std, np.ones((len(std), du))], -1)[:, None]
+        shift = np.concatenate([mean, np.zeros((len(mean), du))], -1)[:, None]
+        F, f, out = self.dynamics.F, self.dynamics.f, std[:, None]
+        dynamics = LinearGaussianDynamics(
+            F * scale[:, :, None] / out[..., None],
+            (matvec(F, shift) + f - mean[:, None]) / out,
+            self.dynamics.cov / (out[..., None] * out[:, :, None]),
+        )
+        C, c = self.cost.C, self.cost.c
+        slope = matvec(C, shift) + c
+        const = self.cost.const + 0.5 * np.sum(shift * (slope + c), -1)
+        cost = QuadraticCost(C * scale[..., None] * scale[:, :, None], slope * scale, const)
+        initial = GaussianState((self.initial.mean - mean) / std, self.initial.cov / (std[..., None] * std[:, None]))
+        units = StateUnits(np.zeros_like(mean), np.ones_like(std))
+        return LocalModel(dynamics, cost, self.units.apply(self.policy), initial, self.lengths, units)
 
     def first(self, n_conditions: int) -> "LocalModel":
         """Restrict to the first conditions, those of the latest iteration.
@@ -300,8 +364,8 @@ def initial_state(trajectories: Trajectories) -> GaussianState:
     mean = np.sum(weights[..., None] * first, 1) / total
     centred = (first - mean[:, None]) * weights[..., None]
     cov = np.swapaxes(centred, 1, 2) @ centred / total[..., None]
-    scale = np.maximum(trajectories.states[:, :, :-1][trajectories.alive].var(0), 1e-12)
-    return GaussianState(mean, cov + 1e-6 * np.diag(scale))
+    spread = Standardizer.fit(trajectories.states[:, :, :-1], trajectories.weights).std
+    return GaussianState(mean, cov + 1e-6 * np.diag(spread**2))
 
 
 def step_costs(trajectories: Trajectories, gamma: float, death_spread: float) -> FloatArray:
@@ -350,7 +414,8 @@ def fit_local_cost(
     own = trajectories.first(len(lengths))
     if settings.cost_fn is None:
         options = (settings.ridge, settings.local_window or None, settings.local_ridge)
-        z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1)
+        # as in the dynamics, the actions that were executed: no other earned these rewards
+        z = np.concatenate([trajectories.states[:, :, :-1], trajectories.executed_actions], -1)
         costs = step_costs(trajectories, gamma, settings.death_spread)
         cost = take_conditions(fit_cost(z, costs, trajectories.weights, *options), slice(len(lengths)))
     else:
@@ -359,7 +424,9 @@ def fit_local_cost(
         )
         z = np.concatenate([own.states[:, :, :-1], own.actions], -1)
         mean = np.sum(np.where(own.alive[..., None], z, 0.0), 1) / np.maximum(own.weights.sum(1), 1.0)[..., None]
-        cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C), mean)
+        spread = Standardizer.fit(z, own.weights).std  # what the nearest convex cost is must not depend on units
+        unit = np.outer(spread, spread)
+        cost = anchor(raw.C, raw.c, raw.const, project_psd(raw.C * unit) / unit, mean)
     keep = (np.arange(cost.const.shape[1]) < lengths[:, None]).astype(np.float64)
     return QuadraticCost(cost.C * keep[..., None, None], cost.c * keep[..., None], cost.const * keep)
 
@@ -397,7 +464,9 @@ def total_cost(model: LocalModel, controller: LinearGaussianController, gamma: f
     :param gamma: discount factor
     :return: ``[M]``
     """
-    costs = expected_cost(model.cost, forward_marginals(controller, model.dynamics, model.initial))
+    standard = model.standardized()  # nothing large cancels in the sums
+    marginals = forward_marginals(model.units.apply(controller), standard.dynamics, standard.initial)
+    costs = expected_cost(standard.cost, marginals)
     return costs @ gamma ** np.arange(costs.shape[-1])
 
 
@@ -427,5 +496,5 @@ def held_out_error(
         return float("nan")
     error = (truth - fit.predict(inputs))[mask]
     variance = (truth - inputs[..., : truth.shape[-1]])[mask].var(0)
-    varies = variance > 1e-12
-    return float(np.mean(np.median(error**2, 0)[varies] / variance[varies])) if varies.any() else 0.0
+    changes = varies(np.sqrt(variance), truth[mask].std(0))
+    return float(np.mean(np.median(error**2, 0)[changes] / variance[changes])) if changes.any() else 0.0

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from sb3_dpi.common.local_models import (
     LocalModel,
     Part,
     RegressionSettings,
+    StateUnits,
     as_dynamics,
     fit_local_cost,
     fit_regression,
@@ -34,9 +36,33 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianController
 from sb3_dpi.world_model.known_cost import CostFunction
 
 
+def discounted_steps(lengths: IntArray, discount: float) -> FloatArray:
+    """What the time steps of a plan weigh together, 1 + gamma + gamma^2 + ...
+
+    :param lengths: steps, ``[M]``; none counts as one
+    :param discount: gamma
+    :return: ``[M]``
+    """
+    longest = int(np.max(lengths, initial=1))
+    weights: FloatArray = np.cumsum(discount ** np.arange(longest))[np.maximum(lengths, 1) - 1]
+    return weights
+
+
+def kl_per_step(solution: KLConstrainedSolution, lengths: IntArray, discount: float) -> float:
+    """KL of plans to the policy, as ``solve_shortening`` bounds it.
+
+    :param solution: of the conditions
+    :param lengths: planned time steps of the first M conditions, ``[M]``
+    :param discount: gamma
+    :return: nats per time step, mean over conditions and time steps with the discount as weight
+    """
+    kl = solution.kl[: len(lengths)]
+    return float(np.sum(kl @ discount ** np.arange(kl.shape[1])) / np.sum(discounted_steps(lengths, discount)))
+
+
 def solve_shortening(
     model: LocalModel,
-    kl_per_step: FloatArray | float,
+    epsilon: FloatArray | float,
     eta: FloatArray | None,
     discount: float,
     per_time_step: bool = False,
@@ -48,7 +74,7 @@ def solve_shortening(
     still be planned.
 
     :param model: of the conditions
-    :param kl_per_step: bound on the KL, nats per time step, number or ``[M]``
+    :param epsilon: bound on the KL, nats per time step, mean over the plan with its discount as weight, number or ``[M]``
     :param eta: start of the search, ``[M]``, or None
     :param discount: gamma
     :param per_time_step: bound every time step instead of their mean
@@ -57,21 +83,15 @@ def solve_shortening(
     :raises KLConstraintError: if not even a single step of a condition can be planned
     """
     while True:
-        epsilon = np.broadcast_to(kl_per_step, model.lengths.shape)
-        bound = epsilon * np.maximum(model.lengths, 1)
+        each = np.broadcast_to(epsilon, model.lengths.shape)
+        bound = each * discounted_steps(model.lengths, discount)
         if per_time_step:
-            bound = np.repeat(epsilon[:, None], model.cost.const.shape[1], axis=1)
+            bound = np.repeat(each[:, None], model.cost.const.shape[1], axis=1)
+        standard = model.standardized()
+        problem = standard.dynamics, standard.cost, standard.policy, standard.initial
         try:
-            return model, solve_kl_constrained(
-                model.dynamics,
-                model.cost,
-                model.policy,
-                model.initial,
-                bound,
-                eta=eta,
-                discount=discount,
-                per_time_step=per_time_step,
-            )
+            solution = solve_kl_constrained(*problem, bound, eta=eta, discount=discount, per_time_step=per_time_step)
+            return model, replace(solution, controller=model.units.undo(solution.controller))
         except KLConstraintError as error:
             lengths = model.lengths.copy()
             lengths[error.condition] //= 2
@@ -219,7 +239,8 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         cost = fit_local_cost(
             trajectories, lengths, self._planning_discount(), settings_of_cost, dynamics, (low.ravel(), high.ravel())
         )
-        return LocalModel(dynamics, cost, self._linearize(trajectories, n), initial_state(planned), lengths)
+        units = StateUnits.of(trajectories, n)
+        return LocalModel(dynamics, cost, self._linearize(trajectories, n), initial_state(planned), lengths, units)
 
     def _planning_discount(self) -> float:
         """The discount of the plan, by which a death is charged for the rewards that it prevents."""

@@ -6,20 +6,55 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_dpi.common.action_units import AnyBox, check_bounded, is_bounded
+from sb3_dpi.common.finite import check_observation
 from sb3_dpi.common.standardized import StandardizedCombinedExtractor, StandardizedExtractor, Standardizing
 
 STATE_KEY = "state"
 """Key of a dictionary observation that the planner sees and the policy does not."""
 
 
-class StandardizedPolicy(AnyBox, ActorCriticPolicy):
+class ObservationReader(BasePolicy):
+    """What lies between ``BasePolicy`` and policies that are given observations in any units."""
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Convert a numpy observation.
+
+        :param observation: array or dictionary of arrays
+        :return: tensors, and whether the observation was vectorized
+        :raises NotFiniteError: if it holds NaN or infinity
+        """
+        tensors, vectorized = super().obs_to_tensor(observation)
+        check_observation(tensors)
+        return tensors, vectorized
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """Extract features; what standardises vectors reads them as they are, not first cut to single precision.
+
+        :param obs: observations, ``[n, ...]``
+        :param features_extractor: what reads them
+        :return: ``[n, features_dim]``
+        """
+        space = self.observation_space
+        if not getattr(features_extractor, "reads_doubles", False) or not isinstance(space, spaces.Box | spaces.Dict):
+            return super().extract_features(obs, features_extractor)
+        seen: Any = obs
+        if isinstance(obs, dict):
+            vectors = {key: obs[key] for key in getattr(features_extractor, "vector_keys", ())}
+            seen = {**preprocess_obs(obs, space, self.normalize_images), **vectors}  # type: ignore[dict-item]
+        elif self.normalize_images and is_image_space(space):
+            seen = preprocess_obs(obs, space)
+        features: th.Tensor = features_extractor(seen)
+        return features
+
+
+class StandardizedPolicy(AnyBox, ActorCriticPolicy, ObservationReader):  # type: ignore[misc]
     """``ActorCriticPolicy`` in units that no task has to be scaled for: a Box action space's limits are -1 and 1, and vector
     observations are standardised.
 
@@ -52,6 +87,9 @@ class StandardizedPolicy(AnyBox, ActorCriticPolicy):
             features_extractor_class=features_extractor_class,
             **kwargs,
         )
+        for extractor in (self.pi_features_extractor, self.vf_features_extractor):
+            if isinstance(extractor, Standardizing):
+                extractor.sees_raw = self.use_sde  # whose noise is made of the features
 
     @property
     def squash_output(self) -> bool:
@@ -76,13 +114,13 @@ class StandardizedPolicy(AnyBox, ActorCriticPolicy):
             (self.pi_features_extractor, actor[0] if len(actor) else self.action_net),
             (self.vf_features_extractor, critic[0] if len(critic) else self.value_net),
         )
-        new_mean, new_std = (th.as_tensor(array, dtype=th.float32, device=self.device) for array in (mean, std))
+        new_mean, new_std = (th.as_tensor(array, dtype=th.float64, device=self.device) for array in (mean, std))
         with th.no_grad():
             for extractor, reader in pairs:
                 assert isinstance(extractor, Standardizing) and isinstance(reader, nn.Linear)
                 if extractor.is_set:
-                    reader.bias.add_(reader.weight @ ((new_mean - extractor.obs_mean) / extractor.obs_std))
-                    reader.weight.mul_(new_std / extractor.obs_std)
+                    reader.bias.add_((reader.weight.double() @ ((new_mean - extractor.obs_mean) / extractor.obs_std)).float())
+                    reader.weight.mul_((new_std / extractor.obs_std).float())
             for extractor, _ in pairs:
                 assert isinstance(extractor, Standardizing)
                 extractor.obs_mean.copy_(new_mean)

@@ -93,9 +93,8 @@ def _regress_numpy(
     precisions: FloatArray,
     minibatches: IntArray,
 ) -> FloatArray:
-    x = flat_inputs(policy, observations)
-    if isinstance(policy.pi_features_extractor, Standardizing):
-        x = (x - policy.pi_features_extractor.obs_mean.numpy()) / policy.pi_features_extractor.obs_std.numpy()
+    x, extractor = flat_inputs(policy, observations), policy.pi_features_extractor
+    x = extractor.standardize(x) if isinstance(extractor, Standardizing) else x.astype(np.float32)
     target, precision = targets.astype(np.float32), precisions.astype(np.float32)
     adam = Adam(policy.optimizer, _parameters(layers))
     network = Network(layers, adam.split(adam.values), adam.split(adam.gradient))

@@ -15,19 +15,31 @@ from torch import nn
 
 
 class Standardizing(BaseFeaturesExtractor):
-    """What such an extractor inherits: the statistics, and which of its features are entries of vectors."""
+    """What such an extractor inherits: the statistics, and which of its features are entries of vectors.
+
+    Before there are statistics it shows nothing of vectors: what an untrained network says must not depend on units.
+    """
+
+    reads_doubles = True
+    """whether it is given vectors as they are observed"""
+    sees_raw = False
+    """whether it shows vectors as they are before there are statistics"""
 
     obs_mean: th.Tensor
     obs_std: th.Tensor
     is_set: th.Tensor
+    has_units: th.Tensor
     columns: np.ndarray
     """places of the vectors' entries among the features"""
 
     def _keep_statistics(self, columns: np.ndarray) -> None:
         self.columns = columns
-        self.register_buffer("obs_mean", th.zeros(self.features_dim))
-        self.register_buffer("obs_std", th.ones(self.features_dim))
+        has_units = th.zeros(self.features_dim)
+        has_units[columns] = 1.0
+        self.register_buffer("obs_mean", th.zeros(self.features_dim, dtype=th.float64))
+        self.register_buffer("obs_std", th.ones(self.features_dim, dtype=th.float64))
         self.register_buffer("is_set", th.zeros(()))  # one once they are; averages of state_dicts know no bool
+        self.register_buffer("has_units", has_units, persistent=False)
 
     def vectors(self, observations: Any) -> np.ndarray:
         """
@@ -37,6 +49,33 @@ class Standardizing(BaseFeaturesExtractor):
         :return: ``[n, len(columns)]``
         """
         raise NotImplementedError
+
+    def _show(self, features: th.Tensor) -> th.Tensor:
+        if not len(self.columns):
+            return features.float()
+        standard = (features.double() - self.obs_mean) / self.obs_std
+        # a sum of numbers that are 0 or 1: exported policies know no branches
+        return (standard if self.sees_raw else standard * (1.0 - self.has_units * (1.0 - self.is_set))).float()
+
+    def standardize(self, vectors: np.ndarray) -> np.ndarray:
+        """
+        The same in numpy, where all features are entries of vectors.
+
+        :param vectors: ``[n, features_dim]``
+        :return: ``[n, features_dim]``, float32
+        """
+        center, scale = self.affine()
+        standard: np.ndarray = ((vectors - center) / scale).astype(np.float32)
+        return standard
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        What is subtracted, and what the difference is divided by.
+
+        :return: both ``[features_dim]``
+        """
+        center, scale = (array.cpu().numpy().copy() for array in (self.obs_mean, self.obs_std))
+        return center, scale if self.sees_raw or self.is_set else np.full_like(scale, np.inf)
 
     @property
     def sees_vectors_only(self) -> bool:
@@ -87,7 +126,7 @@ class StandardizedExtractor(Standardizing, FlattenExtractor):
         """
         # also of single numbers, whose axis torch would not flatten
         flat = observations.reshape(len(observations), self.features_dim)
-        return (flat - self.obs_mean) / self.obs_std
+        return self._show(flat)
 
 
 class StandardizedCombinedExtractor(Standardizing, CombinedExtractor):
@@ -135,4 +174,4 @@ class StandardizedCombinedExtractor(Standardizing, CombinedExtractor):
         for key, extractor in self.extractors.items():
             array = observations[key]
             parts.append(extractor(array[:, None] if array.ndim == 1 else array))
-        return (th.cat(parts, dim=1) - self.obs_mean) / self.obs_std
+        return self._show(th.cat(parts, dim=1))

@@ -22,6 +22,7 @@ from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import Preset, choose_preset, parse_preset
 from sb3_dpi.dpi.replay import ReplayMemory
 from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.units import outlier_limit
 from sb3_dpi.world_model.ensemble import Ensemble
 
 SelfCollector = TypeVar("SelfCollector", bound="BlockCollector")
@@ -52,6 +53,7 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     n_episodes: int
     time_limit: int
     steps_since_training: int
+    reward_limit: float
     _rng: np.random.Generator
     _noise: FloatArray
     _warm_up_correlation: FloatArray
@@ -140,7 +142,13 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         early = self.learning_starts is None and self.n_episodes >= ENOUGH_EPISODES and n >= SHORTEST_WARM_UP
         return early or n >= self._warm_up_rows()
 
+    def _limit_rewards(self) -> None:
+        """One outlier must not decide in what unit all rewards are seen."""
+        buffer = self.replay_buffer
+        self.reward_limit = outlier_limit(buffer.rewards[: buffer.size()])
+
     def _choose_preset(self, layer: ResetLayer) -> None:
+        self._limit_rewards()
         kind, _ = parse_preset(self.preset)
         why = "as asked"
         if kind is None:

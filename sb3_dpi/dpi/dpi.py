@@ -128,7 +128,7 @@ class DPI(SavedModel, BlockCollector):
         "MlpPolicy": MlpPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    algorithm_version: ClassVar[int] = 2
+    algorithm_version: ClassVar[int] = 3
     renamed_arguments: ClassVar[dict[str, str]] = FORMER_ARGUMENTS
     stored_as: ClassVar[dict[str, str]] = {"critic": "critic_options"}
     policy: MlpPolicy
@@ -190,7 +190,7 @@ class DPI(SavedModel, BlockCollector):
         # what is learned beside the networks survives saving
         self.preset_: Preset | None = None
         self.log_temperature: float | None = None
-        self.rate_factor = 1.0
+        self.rate_factor, self.reward_limit = 1.0, np.inf
         self.n_iterations = self.n_episodes = self.time_limit = self.steps_since_training = 0
         if _init_setup_model:
             self._setup_model()
@@ -262,7 +262,7 @@ class DPI(SavedModel, BlockCollector):
     @property
     def memory(self) -> ReplayMemory:
         """The replay buffer, as the world model reads it."""
-        return ReplayMemory(self.replay_buffer, self.policy.join)
+        return ReplayMemory(self.replay_buffer, self.policy.join, self.reward_limit)
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_rng", "_noise", "_warm_up_correlation", "_episode_steps", "_act", "_expert", "_statistics"]
@@ -296,6 +296,7 @@ class DPI(SavedModel, BlockCollector):
         """
         self.policy.set_training_mode(False)  # but for its own update, see imitate
         self._update_learning_rates()
+        self._limit_rewards()
         told = (self.ensemble, self.critic, self.policy.actor, self.memory, self.steps_since_training)
         measured = foresight(*told, self.imagination.horizon, self.discount) if self.n_iterations > 0 else {}
         self._follow_units()
@@ -333,9 +334,8 @@ class DPI(SavedModel, BlockCollector):
             self.critic.rescale_states(change.scale, change.shift)
         rewards = memory.take(memory.newest(2 * RECENT)).rewards
         ratio = self.critic.follow_rewards(rewards, self._realised_returns(memory.newest(RECENT)))
-        if not fresh:
-            assert self.log_temperature is not None
-            self.log_temperature += math.log(ratio)
+        assert self.log_temperature is not None
+        self.log_temperature += math.log(ratio)
         seen = self.policy.units_through(self._vec_normalize_env, self.ensemble.state_mean, self.ensemble.state_std)
         self.policy.set_standardization(*seen, self.critic)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -15,7 +14,7 @@ from torch import nn
 
 from sb3_dpi.common.action_units import AnyBox, check_bounded
 from sb3_dpi.common.planner_state import is_vector_space
-from sb3_dpi.common.policies import STATE_KEY
+from sb3_dpi.common.policies import STATE_KEY, ObservationReader
 from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.backends import mlp_forward
 from sb3_dpi.world_model.mlp import follow
@@ -90,7 +89,7 @@ class ExtractedFeatures(nn.Module):
         return features
 
 
-class MlpPolicy(AnyBox, BasePolicy):
+class MlpPolicy(AnyBox, ObservationReader):
     """Squashed Gaussian policy of standardised vector observations; it acts by the Polyak average of what was learned lately.
 
     An extractor of the user's reads observations as ``predict`` is given them, but for what lies beyond ten standard

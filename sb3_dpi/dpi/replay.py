@@ -20,10 +20,11 @@ class ReplayMemory:
 
     :param buffer: of observations in the environment's units and actions in units of the bounds
     :param join: from observations ``[n, ...]``, or a dictionary of such, to states ``[n, dx]``
+    :param limit: size to which rewards are cut
     """
 
-    def __init__(self, buffer: ReplayBuffer, join: Callable[[Any], FloatArray]) -> None:
-        self.buffer, self._join = buffer, join
+    def __init__(self, buffer: ReplayBuffer, join: Callable[[Any], FloatArray], limit: float = np.inf) -> None:
+        self.buffer, self._join, self._limit = buffer, join, limit
 
     def __len__(self) -> int:
         return self.buffer.size() * self.buffer.n_envs
@@ -45,7 +46,7 @@ class ReplayMemory:
         return Transitions(
             self._join(self._at(buffer.observations, time, env)),
             buffer.actions[time, env].reshape(-1, buffer.action_dim).astype(np.float64),
-            buffer.rewards[time, env].astype(np.float64),
+            np.clip(buffer.rewards[time, env].astype(np.float64), -self._limit, self._limit),
             self._join(self._at(buffer.next_observations, time, env)),
             done & ~cut,
         )

@@ -32,7 +32,7 @@ class Batch:
     actions: th.Tensor
     """``[T * N, ...]``"""
     rewards: FloatArray
-    """as the environment gave them, ``[T, N]``"""
+    """as the environment gave them, but for outliers, ``[T, N]``"""
     following: IntArray
     """row of the true next observation, ``[T, N]``"""
     ends: np.ndarray

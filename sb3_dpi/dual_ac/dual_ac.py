@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.choices import arguments_of_base, as_schedule
+from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
@@ -43,6 +44,7 @@ from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBF
 from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.units import cut_outliers, spread_or_one
 
 SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
 
@@ -128,7 +130,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     :raises ValueError: if an argument is out of range or unknown
     """
 
-    algorithm_version: ClassVar[int] = 3
+    algorithm_version: ClassVar[int] = 4
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "RBFPolicy": RBFPolicy,
@@ -193,7 +195,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         self.algorithm_name = type(self).__name__
         # what is learned beside the networks, it survives saving
         self.obs_rms: RunningMeanStd | None = None
-        self.return_rms = RunningMeanStd(epsilon=1e-4)
+        self.return_rms = RunningMeanStd(epsilon=0.0)  # of nothing: any number would be one of some unit
         self.largest_advantage = 0.0
         self.initial_observations: Any = None
         self.time_limit, self.saw_failure = 0, False
@@ -358,7 +360,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         return Batch(
             every,
             actions,
-            buffer.rewards.astype(np.float64),
+            cut_outliers(buffer.rewards.astype(np.float64)),
             windows.following_rows(endings.terminated, endings.truncated),
             ends,
             windows.window_lengths(ends, self.window_length),
@@ -375,22 +377,25 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     def _update_standardization(self, observations: Any) -> None:
         extractor = self.policy.pi_features_extractor
         if isinstance(extractor, RandomFourierExtractor):
-            tensor: Any = preprocess_obs(th.as_tensor(observations, device=self.device), self.observation_space)
+            tensor: Any = th.as_tensor(observations, device=self.device)
+            if not isinstance(self.observation_space, spaces.Box):  # those are read in double precision
+                tensor = preprocess_obs(tensor, self.observation_space)
             for module in {extractor, self.policy.vf_features_extractor}:
                 module.fit(tensor)  # type: ignore[operator]
         elif isinstance(extractor, Standardizing) and isinstance(self.policy, StandardizedPolicy) and len(extractor.columns):
             flat = extractor.vectors(observations).astype(np.float64)
             if self.obs_rms is None:
-                self.obs_rms = RunningMeanStd(epsilon=1e-4, shape=flat.shape[1:])
+                self.obs_rms = RunningMeanStd(epsilon=0.0, shape=flat.shape[1:])
             self.obs_rms.update(flat)
-            std = np.sqrt(self.obs_rms.var)
-            self.policy.set_standardization(*extractor.in_features(self.obs_rms.mean, np.where(std > 1e-6, std, 1.0)))
+            std = spread_or_one(np.sqrt(self.obs_rms.var), self.obs_rms.mean)
+            self.policy.set_standardization(*extractor.in_features(self.obs_rms.mean, std))
 
     def _scale(self) -> tuple[float, float]:
-        """Units of the value network; before the first returns are known V is zero in any."""
+        """Units of the value network; before returns are known V is zero in any, and constant where they do not vary."""
         if self.return_rms.count < 1.0:
             return 0.0, 0.0
-        return float(self.return_rms.mean), max(float(np.sqrt(self.return_rms.var)), 1e-8)
+        scale = ReturnScale.measured(float(self.return_rms.mean), float(np.sqrt(self.return_rms.var)))
+        return scale.mean, scale.std
 
     def _values(self, batch: Batch) -> FloatArray:
         """V of all rows, in units of the rewards."""
@@ -422,7 +427,8 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         self._rescale_values(targets)
         mean, std = self._scale()
         returns, discounts, end_rows = batch.windows(self.discount)
-        samples = np.stack([(targets - mean) / std, returns / std, discounts, weights]).reshape(4, -1).astype(np.float32)
+        standard = (targets - mean) / (std or 1.0), returns / (std or 1.0)
+        samples = np.stack([*standard, discounts, weights]).reshape(4, -1).astype(np.float32)
         initial = obs_as_tensor(self.initial_observations, self.device)
         ends = th.as_tensor(end_rows.reshape(-1), device=self.device)
         target, earned, kept, alpha = th.as_tensor(samples, device=self.device)
@@ -433,16 +439,15 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
 
     def _rescale_values(self, targets: FloatArray) -> None:
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
-        old_mean, old_std = self._scale()
+        layer, (old_mean, old_std) = self.policy.value_net, self._scale()
         # what early returns were like is forgotten
         self.return_rms.count = min(self.return_rms.count, RETURNS_MEMORY * targets.size)
         self.return_rms.update(targets.reshape(-1))
         mean, std = self._scale()
-        layer = self.policy.value_net
         assert isinstance(layer, th.nn.Linear)
         with th.no_grad():
-            layer.weight.mul_(old_std / std)
-            layer.bias.copy_((old_std * layer.bias + old_mean - mean) / std)
+            layer.weight.mul_(old_std / (std or 1.0))
+            layer.bias.copy_((old_std * layer.bias + old_mean - mean) / (std or 1.0))
 
     def _kl_bound(self, spread: float) -> float:
         """zeta: a normalised step would spend its whole KL on noise where next to nothing is left to gain."""
@@ -461,7 +466,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         advantages, weights = advantages.reshape(-1).astype(np.float64), shares.reshape(-1)
         advantages = advantages - np.average(advantages, weights=weights)
         spread = float(np.sqrt(np.average(advantages**2, weights=weights)))
-        factors = th.as_tensor(weights * advantages / max(spread, 1e-12), dtype=th.float32, device=self.device)
+        factors = th.as_tensor(weights * advantages / (spread or 1.0), dtype=th.float32, device=self.device)
         observations = take(batch.observations, slice(0, len(factors)))
         step = improve(self.policy, observations, batch.actions, factors, self._kl_bound(spread), self.cg_damping)
         has_units = not isinstance(self.policy, StandardizedPolicy) or self.policy.squash_output

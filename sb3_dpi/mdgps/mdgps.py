@@ -11,13 +11,14 @@ from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice,
 from sb3_dpi.common.collector import Sampler
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
-from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, solve_shortening
+from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, kl_per_step, solve_shortening
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.regression import regress_mean
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.trajopt.controllers import lqr_hold_controller, pd_controller
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController
+from sb3_dpi.trajopt.units import geometric_mean
 from sb3_dpi.world_model.known_cost import CostFunction
 
 SelfMDGPS = TypeVar("SelfMDGPS", bound="MDGPS")
@@ -84,8 +85,8 @@ class MDGPS(LocalPlanningAlgorithm):
     :param initial_controller: What samples first: the ``"policy"``, or on torque tasks a controller that holds the
         initial state (``"lqr"``) or is proportional (``"pd"``), which the policy then learns first; a dictionary
         ``{"kind": "lqr", "stiffness": 2.0}`` sets the arguments of ``trajopt.controllers``
-    :param kl_step: epsilon, bound on KL(p || policy), nats per time step, mean over the horizon; it can be a function of the
-        progress remaining; usual: .03 to 1
+    :param kl_step: epsilon, bound on KL(p || policy), nats per time step, mean over the horizon with the discount as weight;
+        it can be a function of the progress remaining; usual: .03 to 1
     :param kl_per_time_step: Bound every time step by epsilon instead of their mean
     :param step_rule: Adjustment of epsilon (section 4.2): ``"classic"``, ``"global"`` or ``"fixed"``; per condition where
         conditions are fixed, else averaged over them
@@ -115,7 +116,7 @@ class MDGPS(LocalPlanningAlgorithm):
         **LocalPlanningAlgorithm.renamed_arguments,
         "step_limits": "nothing: they are fixed",
     }
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -168,7 +169,9 @@ class MDGPS(LocalPlanningAlgorithm):
         self.kl_step = as_schedule("kl_step", self.kl_step)
         if len(self.step_multiplier) != self.total_conditions:
             self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.total_conditions), None, None, ()
-        if self.previous is not None and self.previous.controller.K.shape[1] != self._resolved_horizon:
+        if self.previous is not None and (
+            self.previous.controller.K.shape[1] != self._resolved_horizon or not hasattr(self.previous.model, "units")
+        ):  # of another horizon, or of a file from before models knew the units of their states
             self.previous = None
 
     def _check_arguments(self) -> None:
@@ -230,10 +233,12 @@ class MDGPS(LocalPlanningAlgorithm):
         if self.previous is None:
             return None
         last, latest = self.previous, model.first(self.total_conditions)
-        actual = total_cost(latest, latest.policy, self.gamma)
-        achieved = total_cost(latest, last.controller, self.gamma) if self.step_rule == "classic" else actual
-        before = total_cost(last.model, last.model.policy, self.gamma)
-        return Improvement(before, total_cost(last.model, last.controller, self.gamma), actual, achieved)
+        shared = np.minimum(last.model.lengths, latest.lengths)  # episodes that end early leave plans of other lengths
+        then, now = last.model.shortened(shared), latest.shortened(shared)
+        actual = total_cost(now, now.policy, self.gamma)
+        achieved = total_cost(now, last.controller, self.gamma) if self.step_rule == "classic" else actual
+        before, predicted = (total_cost(then, controller, self.gamma) for controller in (then.policy, last.controller))
+        return Improvement(before, predicted, actual, achieved)
 
     def adjust_step(self, improvement: Improvement | None) -> None:
         """Adjust epsilon to how well the last C-step's prediction held (section 4.2, appendix B.3).
@@ -246,8 +251,9 @@ class MDGPS(LocalPlanningAlgorithm):
         if self.conditions != "fixed":  # other conditions than last time: only their average compares
             before, predicted, achieved = (np.full_like(array, array.mean()) for array in (before, predicted, achieved))
         # epsilon' = epsilon (l_{k-1}^k - l_{k-1}^{k-1, pi}) / 2 (l_{k-1}^k - l_k); no loss of accuracy means no limit
-        loss = np.maximum(achieved - predicted, 1e-4 * np.maximum(np.abs(before - predicted), 1e-12))
-        change = np.nan_to_num((before - predicted) / (2.0 * loss), nan=0.0, posinf=5.0, neginf=0.0)
+        loss = np.maximum(achieved - predicted, 1e-4 * np.abs(before - predicted))
+        with np.errstate(invalid="ignore"):
+            change = np.nan_to_num((before - predicted) / (2.0 * loss), nan=0.0, posinf=5.0, neginf=0.0)
         self.step_multiplier = np.clip(self.step_multiplier * np.clip(change, 0.1, 5.0), *STEP_LIMITS)
 
     def improve_expert(self, model: LocalModel) -> tuple[LocalModel, KLConstrainedSolution]:
@@ -296,7 +302,7 @@ class MDGPS(LocalPlanningAlgorithm):
         """Values of the latest conditions, repeated for those of the iterations that are kept."""
         n = len(model.lengths)
         if self.conditions != "fixed":
-            return np.full(n, np.exp(np.log(values).mean()))
+            return np.full(n, geometric_mean(values))
         return np.tile(values, -(-n // len(values)))[:n]
 
     def _of_latest(self, model: LocalModel, controller: LinearGaussianController) -> CStep:
@@ -345,7 +351,7 @@ class MDGPS(LocalPlanningAlgorithm):
         if improvement is not None:
             record("trajopt/predicted_improvement", float(np.mean(improvement.before - improvement.predicted)))
             record("trajopt/actual_improvement", float(np.mean(improvement.before - improvement.actual)))
-        record("trajopt/kl", float(np.sum(solution.kl[:n]) / max(step.model.lengths.sum(), 1)))
+        record("trajopt/kl", kl_per_step(solution, step.model.lengths, self.gamma))
         record("trajopt/eta", float(np.mean(self.eta)))  # type: ignore[arg-type]
         record("trajopt/kl_step", self.kl_step(self._current_progress_remaining) * float(self.step_multiplier.mean()))
         record("trajopt/cost_local", float(total_cost(step.model, step.controller, self.gamma).mean()))

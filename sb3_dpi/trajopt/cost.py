@@ -18,6 +18,7 @@ import numpy as np
 from sb3_dpi.trajopt.dynamics import Standardizer, moments
 from sb3_dpi.trajopt.lqr import matvec, symmetrize
 from sb3_dpi.trajopt.types import FloatArray, QuadraticCost
+from sb3_dpi.trajopt.units import spread_or_one
 
 
 def project_psd(matrix: FloatArray, floor: float = 0.0) -> FloatArray:
@@ -115,7 +116,8 @@ def fit_cost(
     scale = Standardizer.fit(z, alive)
     points = scale.apply(z)
     level = float(np.average(costs, weights=alive))
-    spread = max(float(np.sqrt(np.average((costs - level) ** 2, weights=alive))), 1e-12)
+    std = float(np.sqrt(np.average((costs - level) ** 2, weights=alive)))
+    spread = float(spread_or_one(np.array([std]), np.array([level]))[0])
     standard_costs = (costs - level) / spread
     C, c, const = fit_quadratic(points.reshape(-1, z.shape[-1]), standard_costs.ravel(), alive.ravel(), ridge)
     mean = _means(points, alive)

@@ -21,6 +21,7 @@ import numpy as np
 
 from sb3_dpi.trajopt.lqr import matvec, symmetrize
 from sb3_dpi.trajopt.types import FloatArray, NormalInverseWishart
+from sb3_dpi.trajopt.units import spread_or_one
 
 _CENTRES_AT_ONCE = 32
 
@@ -47,7 +48,7 @@ class Standardizer:
         mean = flat_weights @ flat / total
         variance = np.maximum(flat_weights @ (flat - mean) ** 2 / total, 0.0)
         std = np.sqrt(variance)
-        return cls(mean, np.where(std > 1e-9 * np.maximum(1.0, np.abs(mean)), std, 1.0))
+        return cls(mean, spread_or_one(std, mean))
 
     def apply(self, points: FloatArray) -> FloatArray:
         """Standardise points.

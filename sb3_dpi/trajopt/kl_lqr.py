@@ -2,19 +2,19 @@
 
 Problem, for each condition:
 
-    p = argmin_p sum_t gamma^t E_p[l_t(x_t, u_t)]   subject to   sum_t E_p[KL(p(u_t|x_t) || r(u_t|x_t))] <= epsilon
+    p = argmin_p sum_t gamma^t E_p[l_t(x_t, u_t)]   subject to   sum_t gamma^t E_p[KL(p(u_t|x_t) || r(u_t|x_t))] <= epsilon
 
-over linear-Gaussian controllers p, with reference r (MDGPS, Eq. 2 and appendix B.1). The Lagrangian is minimised by LQR
-on the cost l / eta - log r, and the dual variable eta > 0 is searched for: the KL falls from infinity, where
-Qww + eta I stops being positive definite, to zero. With ``per_time_step`` every step has its own bound and eta_t.
+over linear-Gaussian controllers p, with reference r (MDGPS, Eq. 2 and appendix B.1; Dual Policy Iteration, Eq. 9). The
+Lagrangian is minimised by LQR on the cost l / eta - log r, cost and penalty of a later step discounted alike, and the dual
+variable eta > 0 is searched for: the KL falls from infinity, where Qww + eta I stops being positive definite, to zero. With
+``per_time_step`` every step has its own bound and eta_t.
 
 Everything is computed in coordinates that whiten the reference (``whitened``): there its negative log-likelihood does not
-depend on the state, no large terms cancel, and what does not depend on eta is built once. With gamma < 1 the penalty of
-a later step is discounted as its cost is, so that the solution is consistent in time; the bound stays on the
-undiscounted KL.
+depend on the state, no large terms cancel, and what does not depend on eta is built once. Costs are divided by a power of two
+of their size, so that their unit does not matter. States should be of order one: rounding is told from a slope by its size.
 
 Shapes: conditions ``...``; dynamics, cost and reference ``[..., T]``; epsilon ``[...]`` (or ``[..., T]`` per time step),
-in nats, total over the horizon (or per time step).
+in nats, discounted total over the horizon (or per time step).
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from sb3_dpi.trajopt.types import (
     LinearGaussianDynamics,
     QuadraticCost,
 )
+from sb3_dpi.trajopt.units import power_of_two
 from sb3_dpi.trajopt.whitened import WhitenedProblem, WhitenedSolution
 
 KL_TOLERANCE = 0.1
@@ -95,7 +96,8 @@ def solve_kl_constrained(
     :param cost: ``[..., T]``
     :param reference: ``[..., T]``, usually the policy's linearisation
     :param initial: first state, ``[...]``
-    :param epsilon: bound on the total KL, nats, ``[...]``; ``[..., T]`` with ``per_time_step``. Usual: .03 to 1 a step
+    :param epsilon: bound on the discounted total KL, nats, ``[...]``; on each step's with ``per_time_step``, ``[..., T]``.
+        Usual: .03 to 1 a step
     :param eta: start of the search, ``[...]`` or ``[..., T]``, the previous iteration's; None starts from the cost's scale
     :param discount: gamma, from 0 to 1
     :param per_time_step: bound the KL of every time step instead of their sum
@@ -111,7 +113,9 @@ def solve_kl_constrained(
     _check_finite(dynamics, cost, reference, initial)
     _check_positive_definite(reference, "reference", "give it some variance in every action")
     problem = WhitenedProblem.build(dynamics, cost, reference, initial, discount)
-    log_start = None if eta is None else np.log(_check_positive("eta", eta)).reshape(len(bound), -1)
+    unit = power_of_two(problem.scale())
+    problem = problem.in_units_of(unit)
+    log_start = None if eta is None else np.log(_check_positive("eta", eta).reshape(len(bound), -1) / unit[:, None])
     if per_time_step:
         start, n_passes, n_recoveries = _start_per_step(problem, bound, log_start, max_passes)
         found = search_per_step(problem, bound, start, KL_TOLERANCE, max_passes)
@@ -122,7 +126,7 @@ def solve_kl_constrained(
     _check_positive_definite(controller, "controller", "raise the reference's smallest standard deviation or lower epsilon")
     return KLConstrainedSolution(
         controller=controller,
-        eta=found.eta.reshape(dual_shape),
+        eta=(found.eta.reshape(len(unit), -1) * unit[:, None]).reshape(dual_shape),
         kl=found.kl.reshape(*batch, horizon),
         active=found.active.reshape(dual_shape),
         converged=found.converged.reshape(batch),
@@ -141,6 +145,7 @@ class _DualSearch:
     def __init__(self, problem: WhitenedProblem, bound: FloatArray, log_start: FloatArray | None, max_passes: int) -> None:
         M, T = problem.n_conditions, problem.horizon
         dx, du = problem.mean0.shape[-1], problem.lower.shape[-1]
+        self.discounts = problem.discounts
         self.problem, self.bound, self.max_passes = problem, bound, max_passes
         # a start from above: there the power law holds and Qww + eta I is positive definite
         self.log_eta = np.log(10.0 * T * problem.scale()) if log_start is None else log_start.mean(-1)
@@ -188,7 +193,7 @@ class _DualSearch:
     def _evaluate(self, which: IntArray) -> FloatArray:
         K, k, S, kl, failed = self.problem.run(np.exp(self.log_eta[which]), which)
         self.n_passes += 1
-        total = kl.sum(-1)
+        total = kl @ self.discounts
         # a KL below zero is what cancellation leaves of numbers that have exploded
         sound = np.isfinite(kl) & (kl >= -_LARGEST_CANCELLATION)
         valid = (failed < 0) & np.all(sound, -1) & np.isfinite(total)
@@ -241,8 +246,8 @@ class _DualSearch:
             if not np.isfinite(self.high[m]):
                 step = max(int(self.failed_at[m]), 0)
                 raise KLConstraintError(
-                    f"no dual variable up to {np.exp(self.log_eta[m]):.1e} gives a finite solution in condition {m} (failed "
-                    f"at time step {step}): shorten the horizon, lower the discount or scale the cost",
+                    f"no dual variable up to {np.exp(self.log_eta[m]):.1e} times the cost gives a finite solution in "
+                    f"condition {m} (failed at time step {step}): shorten the horizon, lower the discount or scale the cost",
                     int(m),
                     step,
                 )
@@ -263,7 +268,7 @@ def _start_per_step(
         solvable, n_passes = (failed < 0) & np.all(np.isfinite(kl), -1), 1
         if solvable.all():
             return np.exp(log_start), n_passes, 0
-    total = _DualSearch(problem, bound.sum(-1), log_start, max_passes).run()
+    total = _DualSearch(problem, bound @ problem.discounts, log_start, max_passes).run()
     level = np.broadcast_to(total.eta[:, None], bound.shape)
     eta = level if log_start is None else np.where(solvable[:, None], np.exp(log_start), level)
     return eta, n_passes + total.n_passes, total.n_recoveries

@@ -7,7 +7,7 @@ With u = K^r x + k^r + L w and L L' = cov^r, that is z = [x; u] = G [x; w] + g, 
 and the reference becomes w ~ N(0, I) in every state. Shapes: conditions flattened to ``[M, T, ...]``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -124,6 +124,19 @@ class WhitenedProblem:
             return self
         arrays = {name: value[conditions] for name, value in vars(self).items() if name != "discount"}
         return WhitenedProblem(**arrays, discount=self.discount)
+
+    def in_units_of(self, unit: FloatArray) -> "WhitenedProblem":
+        """The problem with its cost in other units.
+
+        :param unit: of each condition, ``[M]``
+        :return: the same problem; its dual variables are in these units too
+        """
+        return replace(self, C=self.C / unit[:, None, None, None], c=self.c / unit[:, None, None])
+
+    @property
+    def discounts(self) -> FloatArray:
+        """gamma^t, ``[T]``."""
+        return np.asarray(self.discount ** np.arange(self.horizon), dtype=np.float64)
 
     @property
     def n_conditions(self) -> int:

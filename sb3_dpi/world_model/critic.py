@@ -244,18 +244,24 @@ class Critic(nn.Module):
         """
         Express value in the size of the latest rewards, and widen its bounds to the realised returns.
 
+        Before the first reward that is not zero there is no unit, and networks have no function of rewards that could be kept:
+        their values are of order one in any unit.
+
         :param rewards: the latest, ``[k]``
         :param returns: discounted returns to go of the latest steps, ``[n]``
         :return: the old unit in the new one, by which what is in units of value must be multiplied
         """
-        unit = UNIT_IN_REWARDS * max(float(np.sqrt(np.mean(np.square(rewards)))), 1e-8)
-        ratio = float(self.unit) / unit
-        for networks in (self.networks, self.targets):
-            networks.rescale_outputs(1.0 / ratio)
+        size, fresh = float(np.sqrt(np.mean(np.square(rewards)))), not bool(th.isfinite(self.worst))
+        if fresh and size == 0.0:
+            return 1.0
+        unit = UNIT_IN_REWARDS * size or float(self.unit)
+        ratio = 1.0 if fresh else float(self.unit) / unit
+        if not fresh:
+            for networks in (self.networks, self.targets):
+                networks.rescale_outputs(1.0 / ratio)
         self.unit.fill_(unit)
         spread, worst, best = returns.std(), returns.min(), np.quantile(returns, REALISED_QUANTILE)
         low, high = worst - SLACK_BELOW * max(abs(worst), spread), best + SLACK_ABOVE * max(abs(best), spread)
-        fresh = not bool(th.isfinite(self.worst))
         self.worst.fill_(low if fresh else min(low, float(self.worst)))
         self.best.fill_(high if fresh else max(high, float(self.best)))
         return ratio

@@ -23,7 +23,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional
 
-from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
+from sb3_dpi.trajopt.units import spread_or_one, varies
 from sb3_dpi.world_model.backends import adam_of, array_of, fit_classifier, fit_ensemble
 from sb3_dpi.world_model.mlp import StackedMLP
 from sb3_dpi.world_model.types import Memory, Transitions
@@ -37,8 +38,9 @@ CHANGE_LIMIT = 8.0
 """Standard deviations at which targets and predictions are clipped."""
 FASTEST_RESCALE = 1.5
 """Factor by which an update may change a standard deviation: faster ones destroyed models of systems that first fall over."""
-SMALLEST_STD = 1e-6
-"""Below it a dimension counts as constant."""
+SMALLEST_CHANGE, SMALLEST_REWARD = 1e-6, 1e-3
+"""Smallest standard deviations that targets are expressed in: of a state's change, in that of the state; of rewards, in the
+largest of them."""
 RATES = np.linspace(1.0, 0.1, 6)
 """Learning rates of the sixths of a fit, in the given one: large ones follow new data, small ones settle."""
 TERMINATION_BATCH = 48, 16
@@ -205,19 +207,20 @@ class Ensemble(nn.Module):
         :return: what became of standardised states, for other networks that read them
         """
         changes = np.concatenate([new.next_states - new.states, new.rewards[:, None]], axis=1)
+        dx, fresh, known = self.state_dim, not self.has_units, self._varied()
         mean, spread = self._follow_moments(np.concatenate([new.states, changes], axis=1))
-        dx, fresh = self.state_dim, not self.has_units
         self.n_seen += len(new)
         self.n_deaths += int(new.terminated.sum())
         self.largest_reward.clamp_(min=float(np.abs(new.rewards).max()))
         self._copy("state_min", np.minimum(self.state_min.cpu().numpy(), new.states.min(0)))
         self._copy("state_max", np.maximum(self.state_max.cpu().numpy(), new.states.max(0)))
-        state_std, change_std = np.where(spread[:dx] > SMALLEST_STD, spread[:dx], 1.0), np.maximum(spread[dx:], SMALLEST_STD)
-        change_std[-1] = max(change_std[-1], 1e-3 * float(self.largest_reward))
+        state_std = spread_or_one(spread[:dx], mean[:dx])
+        least = np.append(SMALLEST_CHANGE * state_std, SMALLEST_REWARD * float(self.largest_reward))
+        change_std = np.maximum(spread[dx:], np.where(least > 0.0, least, 1.0))
         old = [array.clone() for array in (self.state_mean, self.state_std, self.change_mean, self.change_std)]
-        if not fresh:
-            for std, before in ((state_std, old[1].cpu().numpy()), (change_std, old[3].cpu().numpy())):
-                np.clip(std, before / FASTEST_RESCALE, before * FASTEST_RESCALE, out=std)
+        for std, before, is_known in ((state_std, old[1], known[0]), (change_std, old[3], known[1])):
+            limits = before.cpu().numpy() / FASTEST_RESCALE, before.cpu().numpy() * FASTEST_RESCALE
+            np.copyto(std, np.clip(std, *limits), where=is_known)
         for name, values in (("state_mean", mean[:dx]), ("change_mean", mean[dx:])):
             self._copy(name, values)
         self._copy("state_std", state_std)
@@ -225,13 +228,31 @@ class Ensemble(nn.Module):
         low, high = self.state_min.cpu().numpy() - spread[:dx], self.state_max.cpu().numpy() + spread[:dx]
         self._copy("state_low", np.maximum((low - mean[:dx]) / state_std, -STATE_LIMIT))
         self._copy("state_high", np.minimum((high - mean[:dx]) / state_std, STATE_LIMIT))
-        change = UnitsChange((self.state_std / old[1]).float(), ((self.state_mean - old[0]) / old[1]).float())
-        if not fresh:  # an untrained network has no function to keep
-            self.networks.rescale_inputs(change.scale, change.shift)
-            self.termination.rescale_inputs(change.scale, change.shift)
-            scale, shift = self.change_std / old[3], (self.change_mean - old[2]) / old[3]
-            self.networks.rescale_outputs(scale.float(), shift.float())
+        # an untrained network has no function to keep, nor has any of what was constant until now
+        scale, shift = self._unit_change(self.state_mean, self.state_std, old[0], old[1], known[0])
+        change = UnitsChange(scale, shift)
+        if not fresh:
+            self.networks.rescale_inputs(scale, shift)
+            self.termination.rescale_inputs(scale, shift)
+            self.networks.rescale_outputs(*self._unit_change(self.change_mean, self.change_std, old[2], old[3], known[1]))
         return change
+
+    @staticmethod
+    def _unit_change(
+        mean: th.Tensor, std: th.Tensor, old_mean: th.Tensor, old_std: th.Tensor, is_known: BoolArray
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """The new standard deviations and means in the old units, one and zero of what had none."""
+        known = th.as_tensor(is_known, device=mean.device)
+        scale = th.where(known, std / old_std, th.ones_like(std))
+        return scale.float(), th.where(known, (mean - old_mean) / old_std, th.zeros_like(mean)).float()
+
+    def _varied(self) -> tuple[BoolArray, BoolArray]:
+        """Which dimensions of the state, and which of the changes and the reward, have done more than round until now."""
+        if not self.has_units:
+            return np.zeros(self.state_dim, dtype=bool), np.zeros(self.state_dim + 1, dtype=bool)
+        spread = np.sqrt(self.moments.cpu().numpy() / float(self.n_seen))
+        states = varies(spread[: self.state_dim], self.state_mean.cpu().numpy())
+        return states, np.append(states, float(self.largest_reward) > 0.0)
 
     def _follow_moments(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation of all that was seen, the new rows included (Chan et al. 1979)."""

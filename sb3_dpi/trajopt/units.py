@@ -1,0 +1,90 @@
+"""Sizes by which numbers are judged, so that nothing learned depends on the units that they are given in.
+
+Rewards times a power of two must lead to the same bits, other factors, and shifted observations, to the same numbers up to
+rounding. So floors are relative, means of logarithms are taken in a unit that is a power of two, and no single number decides
+the size of all.
+"""
+
+import numpy as np
+
+from sb3_dpi.trajopt.types import BoolArray, FloatArray
+
+ROUNDING = 1e-9
+"""Standard deviation of a variable, in its mean, below which it is constant but for rounding."""
+CANCELLATION = 1e-14
+"""The same, in the size of the largest of the variables that are seen together: what is left where large numbers cancel."""
+RARE = 1e-3
+"""Share of numbers that may be outliers; at least one may."""
+FARTHEST = 50.0
+"""What outliers are cut to, in root mean squares of the others."""
+
+
+def varies(std: FloatArray, mean: FloatArray) -> BoolArray:
+    """Which variables do more than round.
+
+    :param std: standard deviations of variables that are seen together, ``[D]``
+    :param mean: their means, ``[D]``
+    :return: ``[D]``
+    """
+    largest = float(np.max(np.abs(mean) + std, initial=0.0))
+    changes: BoolArray = std > np.maximum(ROUNDING * np.abs(mean), CANCELLATION * largest)
+    return changes
+
+
+def spread_or_one(std: FloatArray, mean: FloatArray) -> FloatArray:
+    """By what to divide so that variables are of order one.
+
+    :param std: standard deviations of variables that are seen together, ``[D]``
+    :param mean: their means, ``[D]``
+    :return: ``std``, and one where a variable is constant
+    """
+    return np.where(varies(std, mean), std, 1.0)
+
+
+def power_of_two(sizes: FloatArray) -> FloatArray:
+    """Units in which numbers lose no digit.
+
+    :param sizes: at least zero, any shape
+    :return: the largest powers of two that are not larger; one where a size is zero or not finite
+    """
+    sound = np.isfinite(sizes) & (sizes > 0.0)
+    _, exponent = np.frexp(np.where(sound, sizes, 1.0))
+    return np.asarray(np.ldexp(1.0, exponent - 1), dtype=np.float64)
+
+
+def geometric_mean(values: FloatArray) -> float:
+    """Geometric mean, which a power of two as a factor multiplies exactly.
+
+    :param values: positive, ``[n]``
+    :return: the root of their product
+    """
+    unit = float(power_of_two(np.asarray(values.max())))
+    return unit * float(np.exp(np.log(values / unit).mean()))
+
+
+def outlier_limit(values: FloatArray) -> float:
+    """Beyond which size a number is an outlier: one in a thousand must not decide the size of all.
+
+    Where more numbers are large, or all others are zero, none is one.
+
+    :param values: finite, any shape
+    :return: ``FARTHEST`` root mean squares of all but the largest, infinite where these are zero
+    """
+    sizes = np.abs(np.ravel(values)).astype(np.float64)
+    n_rest = len(sizes) - int(np.ceil(RARE * len(sizes)))
+    if n_rest < 1:
+        return np.inf
+    rest = np.partition(sizes, n_rest - 1)[:n_rest]
+    unit = float(power_of_two(np.asarray(rest.max())))
+    size = unit * float(np.sqrt(np.mean(np.square(rest / unit))))
+    return FARTHEST * size if size > 0.0 else np.inf
+
+
+def cut_outliers(values: FloatArray) -> FloatArray:
+    """Cut numbers to ``outlier_limit``.
+
+    :param values: finite, any shape
+    :return: of the same shape
+    """
+    limit = outlier_limit(values)
+    return np.clip(values, -limit, limit)
