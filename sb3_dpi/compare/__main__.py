@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sb3_dpi.compare.report import all_tasks, write_report
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import CorruptRun, Store, export_runs
 from sb3_dpi.compare.study import archive, pack, read_runs, studies
-from sb3_dpi.compare.suite import Suite, load_suite, make_configs, merge_tasks, read_tasks, suite_from_arguments, write_tasks
+from sb3_dpi.compare.suite import Suite, load_suite, make_configs, read_tasks, suite_from_arguments, write_tasks
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo.environments import import_custom_envs
 
@@ -92,25 +91,16 @@ def make_suite(args: argparse.Namespace) -> Suite:
     :return: The suite
     :raises ValueError: If an argument is wrong
     """
+    numbers = {"seeds": args.seeds, "first_seed": args.first_seed, "eval_every": args.eval_every}
     if args.suite:
         adhoc = ("algo", "env", "env_kwargs", "steps", "threshold", "set")
         given = [f"--{name.replace('_', '-')}" for name in adhoc if getattr(args, name)]
         if given:
             raise ValueError(f"--suite says what to run; leave out {', '.join(given)}, or change a copy of the suite's file")
-        suite = load_suite(args.suite)
-    else:
-        if not args.algo or not args.env:
-            raise ValueError("Say what to run: --suite NAME, or --algo NAMES --env IDS")
-        suite = suite_from_arguments(
-            algos=args.algo,
-            envs=args.env,
-            steps=args.steps,
-            overrides=args.set,
-            env_kwargs=args.env_kwargs,
-            thresholds=args.threshold,
-        )
-    changes = {"seeds": args.seeds, "first_seed": args.first_seed, "eval_every": args.eval_every}
-    return replace(suite, **{name: value for name, value in changes.items() if value is not None})
+        return load_suite(args.suite, **numbers)
+    if not args.algo or not args.env:
+        raise ValueError("Say what to run: --suite NAME, or --algo NAMES --env IDS")
+    return suite_from_arguments(args.algo, args.env, args.steps, args.set, args.env_kwargs, args.threshold, **numbers)
 
 
 def make_engine(args: argparse.Namespace) -> Engine:
@@ -163,7 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     def check(pending: Sequence[RunConfig]) -> None:
         for note in check_runs(pending, out):
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-        write_tasks(out, suite)
+        write_tasks(out, suite.tasks)
 
     try:
         results, failed = run_all(configs, store, engine, console, check)
@@ -239,7 +229,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
     number = export_runs(out, target)
     if number == 0:
         raise ValueError(f"--out {out}: no finished runs to copy")
-    merge_tasks(target, tasks.values())
+    write_tasks(target, tasks)
     console.print(f"{number} runs copied to {args.to}; use them with --baselines {args.to}", markup=False)
     return 0
 

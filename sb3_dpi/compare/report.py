@@ -8,7 +8,6 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from sb3_dpi.compare.figures import (
 )
 from sb3_dpi.compare.statistics import CONSECUTIVE, Interval, Ratio, profile_interval
 from sb3_dpi.compare.study import episodes, replace_file, studies
-from sb3_dpi.compare.suite import Task, read_tasks
+from sb3_dpi.compare.suite import Task, merged, read_tasks
 
 PUBLISHED = Path(__file__).with_name("published.yml")
 TIME = "Time"
@@ -354,12 +353,7 @@ def all_tasks(outs: Sequence[Path]) -> dict[str, Task]:
     :return: By name of the task; those of the folder that comes first count
     :raises SuiteError: If a file is not what the lab writes
     """
-    found: dict[str, Task] = {}
-    for folder in [study for out in outs for study in studies(out)]:
-        for name, task in read_tasks(folder).items():
-            known = found.setdefault(name, task)
-            found[name] = replace(known, thresholds=known.thresholds or task.thresholds, scale=known.scale or task.scale)
-    return found
+    return merged(item for out in outs for study in studies(out) for item in read_tasks(study).items())
 
 
 def write_report(
