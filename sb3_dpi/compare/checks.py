@@ -14,9 +14,9 @@ import gymnasium as gym
 import yaml
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from sb3_dpi.compare.build import ENV_KEYS, NOISE_KEYS, UNSUPPORTED_KEYS
 from sb3_dpi.zoo import algorithm_class
 from sb3_dpi.zoo.environments import import_environment
+from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS
 from sb3_dpi.zoo.register import closest, unknown_argument
 
 SET_BY_THE_LAB = ("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model")
@@ -74,7 +74,7 @@ def check_algorithm(algo: str, path: str) -> None:
 
 def check_hyperparameter(algo: str, key: str, path: str) -> None:
     """See that a key is an argument of the algorithm's constructor, or a key of RL Zoo for environment or noise."""
-    if key in UNSUPPORTED_KEYS:
+    if key in OTHER_KEYS:
         fail(path, f"a comparison does not support {key}")
     if key in SET_BY_THE_LAB:
         fail(path, f"{key} is set by the comparison itself")

@@ -45,7 +45,7 @@ from pydantic import (
     model_validator,
 )
 
-from sb3_dpi.compare.build import ENV_KEYS, NOISE_KEYS, constructor_arguments
+from sb3_dpi.compare.build import constructor_arguments
 from sb3_dpi.compare.checks import (
     SuiteError,
     check_algorithm,
@@ -60,6 +60,7 @@ from sb3_dpi.compare.checks import (
 from sb3_dpi.compare.study import TASKS, replace_file
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import resolve_hyperparams
+from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS
 
 SUITES = Path(__file__).parent / "suites"
 DEFAULT = "default"
@@ -196,7 +197,7 @@ class Suite(_Part):
             path = f"algorithms.{label}"
             _check_name(label, r"[\w-]+", path)
             check_algorithm(entrant.algo, path)
-            _check_set(entrant.algo, entrant.set, path)
+            _check_set(entrant.algo, entrant.set, f"{path}.set")
         for name, task in self.tasks.items():
             path = f"tasks.{name}"
             if name != task.env:
@@ -220,7 +221,7 @@ def _check_name(name: str, pattern: str, path: str) -> None:
 
 def _check_set(algo: str, changes: Mapping[str, Any], path: str) -> None:
     for key in changes:
-        check_hyperparameter(algo, key, f"{path}.{key}" if ".set." in path else f"{path}.set.{key}")
+        check_hyperparameter(algo, key, f"{path}.{key}")
 
 
 def _in_one_line(error: ValidationError, where: object) -> SuiteError:
@@ -236,9 +237,9 @@ def _in_one_line(error: ValidationError, where: object) -> SuiteError:
 def _make_suite(content: Any, where: str, evaluation: Mapping[str, int | None], **numbers: int | None) -> Suite:
     if isinstance(content, dict):
         content = {**content, **{name: value for name, value in numbers.items() if value is not None}}
-        changes = {name: value for name, value in evaluation.items() if value is not None}
-        if changes:
-            content["evaluation"] = {**(content.get("evaluation") or {}), **changes}
+        written = content.get("evaluation") or {}
+        if isinstance(written, dict):
+            content["evaluation"] = written | {name: value for name, value in evaluation.items() if value is not None}
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
