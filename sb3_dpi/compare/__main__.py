@@ -12,10 +12,11 @@ from rich.console import Console
 import sb3_dpi  # noqa: F401  (registers the environments of this package)
 from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
 from sb3_dpi.compare.preflight import check_device, check_runs
+from sb3_dpi.compare.record import CorruptRun
 from sb3_dpi.compare.report import all_tasks, write_report
 from sb3_dpi.compare.schedule import run_all
-from sb3_dpi.compare.store import CorruptRun, Store, export_runs
-from sb3_dpi.compare.study import archive, pack, read_runs, studies
+from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.study import archive, export_runs, pack, read_runs, studies
 from sb3_dpi.compare.suite import Suite, load_suite, make_configs, read_tasks, suite_from_arguments, write_tasks
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo.environments import import_custom_envs
@@ -60,11 +61,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """
-    Describe the command line.
-
-    :return: Its parser
-    """
+    """Describe the command line."""
     parser = ExactParser(prog="python -m sb3_dpi.compare", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train what is not finished yet, then report")
@@ -84,13 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_suite(args: argparse.Namespace) -> Suite:
-    """
-    Find or make the suite that a command line asks for.
-
-    :param args: The parsed command line of ``run``
-    :return: The suite
-    :raises ValueError: If an argument is wrong
-    """
+    """Find or make the suite that the command line of ``run`` asks for."""
     numbers = {"seeds": args.seeds, "first_seed": args.first_seed, "eval_every": args.eval_every}
     if args.suite:
         adhoc = ("algo", "env", "env_kwargs", "steps", "threshold", "set")
@@ -104,13 +95,7 @@ def make_suite(args: argparse.Namespace) -> Suite:
 
 
 def make_engine(args: argparse.Namespace) -> Engine:
-    """
-    Make the engine that a command line asks for.
-
-    :param args: The parsed command line of ``run``
-    :return: The engine
-    :raises ValueError: If an argument does not fit the engine
-    """
+    """Make the engine that the command line of ``run`` asks for."""
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: at least 1 is needed; leave it out for all cores")
     if args.engine == "ray":
@@ -131,14 +116,7 @@ def _prepare(out: Path) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """
-    Run what is not finished, then report.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status: 0, 1 if a run failed, 130 after Ctrl-C
-    :raises ValueError: If an argument is wrong
-    """
+    """Run what is not finished, then report; the exit status is 1 if a run failed, 130 after Ctrl-C."""
     check_device(args.device, here=args.engine == "local")
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
@@ -168,14 +146,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def report(args: argparse.Namespace, console: Console) -> int:
-    """
-    Write tables and figures.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status 0
-    :raises ValueError: If there is nothing to report
-    """
+    """Write tables and figures."""
     outs = _folders(args.out)
     # A run writes its report into its own folder, a report never into what it reads
     to = outs[0] if args.command == "run" else Path(args.to)
@@ -195,14 +166,7 @@ def _folders(texts: str | Sequence[str]) -> list[Path]:
 
 
 def pack_studies(args: argparse.Namespace, console: Console) -> int:
-    """
-    Turn studies into tables, and move them into an archive where one is named.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status 0
-    :raises ValueError: If a study is not whole
-    """
+    """Turn studies into tables, and move them into an archive where one is named."""
     outs = _folders(args.out)
     for study in [study for out in outs if out.is_dir() for study in studies(out)]:
         if args.archive and not any(read_runs(study)):
@@ -214,14 +178,7 @@ def pack_studies(args: argparse.Namespace, console: Console) -> int:
 
 
 def export(args: argparse.Namespace, console: Console) -> int:
-    """
-    Copy finished runs without models, with the thresholds and scales of their tasks.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status 0
-    :raises ValueError: If there is nothing to copy
-    """
+    """Copy finished runs without models, with the thresholds and scales of their tasks."""
     out, target = Path(args.out), Path(args.to)
     if not out.is_dir():
         raise ValueError(f"--out {out}: no such folder")
@@ -235,12 +192,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """
-    Do what the command line says.
-
-    :param arguments: The command line, that of the process by default
-    :return: Exit status
-    """
+    """Do what the command line says, that of the process by default; returns the exit status."""
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:
