@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sb3_dpi.compare.record import read_result
 from sb3_dpi.compare.statistics import median_steps, steps_to_threshold, value_at
-from sb3_dpi.compare.store import read_result
 from sb3_dpi.compare.study import read_runs
 from sb3_dpi.trajopt.types import FloatArray
 

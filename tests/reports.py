@@ -57,7 +57,7 @@ def write_run(
 
 
 def task(name: str, *thresholds: float, scale: tuple[float, float] | None = None) -> Task:
-    return Task(name, name, thresholds, scale)
+    return Task(env=name, thresholds=thresholds, scale=scale)
 
 
 def learning(out: Path, n_tasks: int, algos: Iterable[str], seeds: int, evaluations: int, episodes: int) -> dict[str, Task]:

@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 
 from sb3_dpi.compare import RunConfig
-from sb3_dpi.compare.store import (
-    RECORD,
-    Store,
-    make_record,
-)
+from sb3_dpi.compare.record import RECORD, make_record
+from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import Timing
 
 CONFIG = RunConfig(

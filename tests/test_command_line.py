@@ -84,4 +84,4 @@ def test_engines() -> None:
 def test_numbers_of_a_suite_can_be_changed() -> None:
     arguments = ["run", "--suite", "quick", "--seeds", "5", "--first-seed", "11", "--eval-every", "100"]
     suite = command_line.make_suite(command_line.make_parser().parse_args(arguments))
-    assert (suite.name, suite.seeds, suite.first_seed, suite.eval_every) == ("quick", 5, 11, 100)
+    assert (suite.name, suite.seeds, suite.first_seed, suite.evaluation.every) == ("quick", 5, 11, 100)

@@ -26,7 +26,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dpi.compare import RunConfig, build_model, evaluation, run_one, worker
 from sb3_dpi.compare.evaluation import EVAL_SEED_OFFSET, EVAL_SEEDS_PER_RUN, Episodes
 from sb3_dpi.compare.key import run_key, run_versions
-from sb3_dpi.compare.store import Store, find_runs, read_record, read_result
+from sb3_dpi.compare.record import read_record, read_result
+from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.study import find_runs
 from sb3_dpi.compare.types import RunResult
 from sb3_dpi.zoo import algorithm_class
 

@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sb3_dpi.compare.display import LineDisplay, LiveDisplay
+from sb3_dpi.compare.display import Display
 from sb3_dpi.compare.engines import Ended, LocalEngine, Progress, RayEngine, RunFailed, execute
 from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.run import run_one
 from sb3_dpi.compare.schedule import run_all
-from sb3_dpi.compare.store import Store, find_runs
+from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.study import find_runs
 from sb3_dpi.compare.types import Curve, RunConfig, RunResult, Timing
 
 HYPERPARAMS = {
@@ -263,9 +265,14 @@ run_all([RunConfig(**config) for config in json.loads(sys.argv[2])], Store(Path(
 """
 
 
-def start_lab(out: Path, configs: Sequence[RunConfig], engine: str) -> subprocess.Popen[str]:
+@contextmanager
+def start_lab(out: Path, configs: Sequence[RunConfig], engine: str) -> Iterator[subprocess.Popen[str]]:
     arguments = [str(out), json.dumps([config.to_dict() for config in configs]), engine]
-    return subprocess.Popen([sys.executable, "-u", "-c", LAB, *arguments], stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-u", "-c", LAB, *arguments], stdout=subprocess.PIPE, text=True) as lab:
+        try:
+            yield lab
+        finally:
+            lab.kill()  # else a test that fails would wait for an endless run
 
 
 @linux
@@ -274,7 +281,7 @@ def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal
     store, long = Store(tmp_path), make_config(label="long", n_timesteps=ENDLESS)
     with start_lab(tmp_path, [long], "local") as lab:
         assert lab.stdout is not None
-        wait_for(lambda: any(store.unfinished(long).glob("*.monitor.csv")), 60)
+        wait_for(lambda: any(store.unfinished(long).glob("*.monitor.csv")), 200)
         assert len(workers_alive(mark)) == 1
         lab.send_signal(end)
         printed, _ = lab.communicate(timeout=60)
@@ -376,7 +383,7 @@ def test_a_node_that_dies_has_its_runs_redone(tmp_path: Path, mark: str, shared:
 def test_a_lab_with_ray_that_ends_leaves_no_worker(tmp_path: Path, mark: str, node_folders: Path, end: signal.Signals) -> None:
     pytest.importorskip("ray")
     with start_lab(tmp_path, [make_config(n_timesteps=ENDLESS)], "ray") as lab:
-        wait_for(lambda: any(node_folders.glob("*/.unfinished/*/*.monitor.csv")), 60)
+        wait_for(lambda: any(node_folders.glob("*/.unfinished/*/*.monitor.csv")), 200)
         lab.send_signal(end)
         assert lab.stdout is not None and "started" in lab.stdout.readline()
     wait_for(lambda: not workers_alive(mark), 15)
@@ -391,7 +398,7 @@ def result_of(config: RunConfig) -> RunResult:
 
 def test_lines_are_few() -> None:
     console, config = quiet(), make_config(n_timesteps=1000)
-    with LineDisplay(console, total=3, finished=1) as display:
+    with Display(console, total=3, finished=1) as display:
         for steps in (*range(0, 1000), 1040):
             display.update(config, steps, None if steps < 500 else -200.0)
         for steps in (0, 150):
@@ -418,7 +425,7 @@ def test_lines_are_few() -> None:
 def test_the_live_display_shows_what_runs_and_costs_little() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     running = [make_config(seed=seed, n_timesteps=100_000) for seed in (1, 2)]
-    with LiveDisplay(console, total=4, finished=1) as display:
+    with Display(console, total=4, finished=1) as display:
         start = time.perf_counter()
         for steps in range(0, 20_000, 20):
             for config in running:

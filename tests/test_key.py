@@ -14,12 +14,9 @@ from stored import CONFIG, NoEngine, contents, write
 from sb3_dpi import MDGPS
 from sb3_dpi.compare import RunConfig, key
 from sb3_dpi.compare.key import configuration_key, provenance, run_key, run_versions
+from sb3_dpi.compare.record import read_record
 from sb3_dpi.compare.schedule import run_all
-from sb3_dpi.compare.store import (
-    Store,
-    read_record,
-    version_differences,
-)
+from sb3_dpi.compare.store import Store, version_differences
 from sb3_dpi.compare.study import read_runs, write_run
 from sb3_dpi.compare.suite import make_configs, suite_from_arguments
 from sb3_dpi.zoo import ALGORITHMS, algorithm_class

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -326,11 +327,14 @@ def test_published_file() -> None:
             assert all(worst <= mean for worst, mean in zip(entry["worst"], entry["mean"], strict=True))
 
 
-@pytest.mark.parametrize("name", ["pandas", "jinja2", "matplotlib"])
-def test_what_is_missing_is_said_before_anything_is_run(name: str) -> None:
-    code = f"import sys; sys.modules[{name!r}] = None; import sb3_dpi.compare.__main__"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"The comparison lab needs {name}: pip install 'sb3_dpi[lab]'" in done.stderr
+@pytest.mark.parametrize(("command", "name", "extra"), [("compare", "pandas", "lab"), ("zoo", "yaml", "zoo")])
+def test_what_is_missing_is_said_in_one_line(command: str, name: str, extra: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{name!r}] = None\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    line = f"This needs {name}: pip install 'sb3_dpi[{extra}]'\n"
+    for arguments in (["-m", f"sb3_dpi.{command}"], ["-c", f"import sb3_dpi.{command}"]):
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+        assert done.returncode == 1 and done.stderr.endswith(line) and (done.stderr == line) is ("-m" in arguments)
 
 
 def test_a_report_that_cannot_be_replaced_stays(

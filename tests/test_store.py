@@ -14,17 +14,9 @@ from stored import CONFIG, TIMING, contents, harm, write
 
 from sb3_dpi.compare import key
 from sb3_dpi.compare.key import run_versions
-from sb3_dpi.compare.store import (
-    RECORD,
-    SET_ASIDE,
-    CorruptRun,
-    Store,
-    export_runs,
-    find_runs,
-    read_record,
-    read_result,
-)
-from sb3_dpi.compare.study import read_runs
+from sb3_dpi.compare.record import RECORD, CorruptRun, read_record, read_result
+from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.study import SET_ASIDE, export_runs, find_runs, read_runs
 
 pytestmark = pytest.mark.usefixtures("clean_caches")
 

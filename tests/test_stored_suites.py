@@ -12,8 +12,8 @@ from sb3_dpi.compare.checks import SuiteError, check_hyperparameter
 from sb3_dpi.compare.former_words import GONE, RENAMED, present_words
 from sb3_dpi.compare.key import configuration_key, in_present_words, run_key
 from sb3_dpi.compare.record import StoredRun
-from sb3_dpi.compare.study import read_runs
-from sb3_dpi.compare.suite import TASKS, load_suite, make_configs, read_tasks
+from sb3_dpi.compare.study import TASKS, read_runs
+from sb3_dpi.compare.suite import load_suite, make_configs, read_tasks
 from sb3_dpi.zoo import algorithm_class
 from sb3_dpi.zoo.register import ALGORITHMS
 
@@ -42,9 +42,9 @@ def stored_runs(folder: Path) -> list[StoredRun]:
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_suites_build(path: Path) -> None:
-    suite = load_suite(str(path)).replace(seeds=1)
+    suite = load_suite(str(path), seeds=1)
     configs = make_configs(suite)
-    assert len(configs) == len(suite.entrants) * len(suite.tasks)
+    assert len(configs) == len(suite.algorithms) * len(suite.tasks)
     for config in configs:
         model = build_model(config)
         assert model.num_timesteps == 0

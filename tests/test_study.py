@@ -22,12 +22,22 @@ from stored import CONFIG, NoEngine, contents, harm, write
 
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare import load_study
-from sb3_dpi.compare.record import CorruptRun, StoredRun, read_arrays
+from sb3_dpi.compare.record import CorruptRun, StoredRun, read_arrays, read_record
 from sb3_dpi.compare.report import write_report
 from sb3_dpi.compare.run import _write_settings
 from sb3_dpi.compare.schedule import run_all
-from sb3_dpi.compare.store import Store, find_runs, find_without_result, read_record
-from sb3_dpi.compare.study import SET_ASIDE, archive, export_runs, pack, read_runs, read_table, studies
+from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.study import (
+    SET_ASIDE,
+    archive,
+    export_runs,
+    find_runs,
+    find_without_result,
+    pack,
+    read_runs,
+    read_table,
+    studies,
+)
 
 CONFIGS = [replace(CONFIG, seed=seed, label=label) for label in ("", "b") for seed in (1, 2)]
 CONFIGS[2:] = [replace(config, eval_every=100, hyperparams={"a": 1e6, "b": [1.0, None]}) for config in CONFIGS[2:]]

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from rich.console import Console
 import sb3_dpi  # noqa: F401  (registers the environments of this package)
 from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
 from sb3_dpi.compare.preflight import check_device, check_runs
+from sb3_dpi.compare.record import CorruptRun
 from sb3_dpi.compare.report import all_tasks, write_report
 from sb3_dpi.compare.schedule import run_all
-from sb3_dpi.compare.store import CorruptRun, Store, export_runs
-from sb3_dpi.compare.study import archive, pack, read_runs, studies
-from sb3_dpi.compare.suite import Suite, load_suite, make_configs, merge_tasks, read_tasks, suite_from_arguments, write_tasks
+from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.study import archive, export_runs, pack, read_runs, studies
+from sb3_dpi.compare.suite import Suite, load_suite, make_configs, read_tasks, suite_from_arguments, write_tasks
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo.environments import import_custom_envs
 
@@ -61,11 +61,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """
-    Describe the command line.
-
-    :return: Its parser
-    """
+    """Describe the command line."""
     parser = ExactParser(prog="python -m sb3_dpi.compare", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train what is not finished yet, then report")
@@ -85,42 +81,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_suite(args: argparse.Namespace) -> Suite:
-    """
-    Find or make the suite that a command line asks for.
-
-    :param args: The parsed command line of ``run``
-    :return: The suite
-    :raises ValueError: If an argument is wrong
-    """
+    """Find or make the suite that the command line of ``run`` asks for."""
+    numbers = {"seeds": args.seeds, "first_seed": args.first_seed, "eval_every": args.eval_every}
     if args.suite:
         adhoc = ("algo", "env", "env_kwargs", "steps", "threshold", "set")
         given = [f"--{name.replace('_', '-')}" for name in adhoc if getattr(args, name)]
         if given:
             raise ValueError(f"--suite says what to run; leave out {', '.join(given)}, or change a copy of the suite's file")
-        suite = load_suite(args.suite)
-    else:
-        if not args.algo or not args.env:
-            raise ValueError("Say what to run: --suite NAME, or --algo NAMES --env IDS")
-        suite = suite_from_arguments(
-            algos=args.algo,
-            envs=args.env,
-            steps=args.steps,
-            overrides=args.set,
-            env_kwargs=args.env_kwargs,
-            thresholds=args.threshold,
-        )
-    changes = {"seeds": args.seeds, "first_seed": args.first_seed, "eval_every": args.eval_every}
-    return replace(suite, **{name: value for name, value in changes.items() if value is not None})
+        return load_suite(args.suite, **numbers)
+    if not args.algo or not args.env:
+        raise ValueError("Say what to run: --suite NAME, or --algo NAMES --env IDS")
+    return suite_from_arguments(args.algo, args.env, args.steps, args.set, args.env_kwargs, args.threshold, **numbers)
 
 
 def make_engine(args: argparse.Namespace) -> Engine:
-    """
-    Make the engine that a command line asks for.
-
-    :param args: The parsed command line of ``run``
-    :return: The engine
-    :raises ValueError: If an argument does not fit the engine
-    """
+    """Make the engine that the command line of ``run`` asks for."""
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: at least 1 is needed; leave it out for all cores")
     if args.engine == "ray":
@@ -141,14 +116,7 @@ def _prepare(out: Path) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """
-    Run what is not finished, then report.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status: 0, 1 if a run failed, 130 after Ctrl-C
-    :raises ValueError: If an argument is wrong
-    """
+    """Run what is not finished, then report; the exit status is 1 if a run failed, 130 after Ctrl-C."""
     check_device(args.device, here=args.engine == "local")
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
@@ -163,7 +131,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     def check(pending: Sequence[RunConfig]) -> None:
         for note in check_runs(pending, out):
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-        write_tasks(out, suite)
+        write_tasks(out, suite.tasks)
 
     try:
         results, failed = run_all(configs, store, engine, console, check)
@@ -178,14 +146,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def report(args: argparse.Namespace, console: Console) -> int:
-    """
-    Write tables and figures.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status 0
-    :raises ValueError: If there is nothing to report
-    """
+    """Write tables and figures."""
     outs = _folders(args.out)
     # A run writes its report into its own folder, a report never into what it reads
     to = outs[0] if args.command == "run" else Path(args.to)
@@ -205,14 +166,7 @@ def _folders(texts: str | Sequence[str]) -> list[Path]:
 
 
 def pack_studies(args: argparse.Namespace, console: Console) -> int:
-    """
-    Turn studies into tables, and move them into an archive where one is named.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status 0
-    :raises ValueError: If a study is not whole
-    """
+    """Turn studies into tables, and move them into an archive where one is named."""
     outs = _folders(args.out)
     for study in [study for out in outs if out.is_dir() for study in studies(out)]:
         if args.archive and not any(read_runs(study)):
@@ -224,14 +178,7 @@ def pack_studies(args: argparse.Namespace, console: Console) -> int:
 
 
 def export(args: argparse.Namespace, console: Console) -> int:
-    """
-    Copy finished runs without models, with the thresholds and scales of their tasks.
-
-    :param args: The parsed command line
-    :param console: Where to print
-    :return: Exit status 0
-    :raises ValueError: If there is nothing to copy
-    """
+    """Copy finished runs without models, with the thresholds and scales of their tasks."""
     out, target = Path(args.out), Path(args.to)
     if not out.is_dir():
         raise ValueError(f"--out {out}: no such folder")
@@ -239,18 +186,13 @@ def export(args: argparse.Namespace, console: Console) -> int:
     number = export_runs(out, target)
     if number == 0:
         raise ValueError(f"--out {out}: no finished runs to copy")
-    merge_tasks(target, tasks.values())
+    write_tasks(target, tasks)
     console.print(f"{number} runs copied to {args.to}; use them with --baselines {args.to}", markup=False)
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """
-    Do what the command line says.
-
-    :param arguments: The command line, that of the process by default
-    :return: Exit status
-    """
+    """Do what the command line says, that of the process by default; returns the exit status."""
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:

@@ -1,7 +1,7 @@
 """The numbers of a report: a row a run, a row an algorithm and threshold, scores over all tasks, curves."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,8 +39,6 @@ def share_kept(curve: Curve, threshold: float) -> float:
     """
     Tell how much of the time a run stays at a threshold once it has come there.
 
-    :param curve: Its evaluations
-    :param threshold: The return
     :return: The share of its evaluations at or above it, from the first of the three that count as reaching it to the end; NaN
         where it was not reached
     """
@@ -86,40 +84,23 @@ class Comparison:
     """Runs that were left out, in words"""
 
     def thresholds(self, task: str) -> tuple[float, ...]:
-        """
-        Look up the returns to reach.
-
-        :param task: Name of a task
-        :return: Its thresholds
-        """
+        """The returns to reach on a task."""
         return tuple(self.tasks[task].thresholds) if task in self.tasks else ()
 
     def scale(self, task: str) -> tuple[float, float] | None:
-        """
-        Look up the returns that count as 0 and as 1.
-
-        :param task: Name of a task
-        :return: Both, None where the suite gives none
-        """
+        """The returns that count as 0 and as 1 on a task, None where the suite gives none."""
         return self.tasks[task].scale if task in self.tasks else None
 
     def common_steps(self, task: str) -> int:
-        """
-        Find how far all runs of a task came.
-
-        :param task: Name of a task
-        :return: The largest number of environment steps that all of them reached
-        """
+        """The largest number of environment steps that all runs of a task reached."""
         return min(run.steps for group in self.groups[task].values() for run in group)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
         """A row a run, as in ``runs.csv``."""
         most = max((len(self.thresholds(task)) for task in self.groups), default=0)
-        return pd.DataFrame([self._run(task, run, most) for task, run in self._all()], dtype=object)
-
-    def _all(self) -> Iterable[tuple[str, Run]]:
-        return ((task, run) for task, groups in self.groups.items() for group in groups.values() for run in group)
+        every = ((task, run) for task, groups in self.groups.items() for group in groups.values() for run in group)
+        return pd.DataFrame([self._run(task, run, most) for task, run in every], dtype=object)
 
     def _run(self, task: str, run: Run, most: int) -> dict[str, Any]:
         config, reached = run.config, {}
@@ -139,28 +120,25 @@ class Comparison:
         """A row for each task, threshold and algorithm, as in ``summary.csv``; seconds are medians over seeds."""
         rows = []
         for task, groups in self.groups.items():
-            of_runs = {name: self._row(task, name, group) for name, group in groups.items()}
+            of_runs = {name: self._row(task, group) for name, group in groups.items()}
             for threshold in self.thresholds(task) or (None,):
                 for name, group in groups.items():
-                    row = of_runs[name] | self._reached(task, name, group, threshold)
-                    rows.append({column: row[column] for column in _COLUMNS})
+                    config = group[0].config
+                    first = {"task": task, "env": config.env_id, "threshold": threshold, "name": name, "algo": config.algo}
+                    rows.append(first | self._reached(task, name, group, threshold) | of_runs[name])
         return pd.DataFrame(rows, dtype=object)
 
-    def _row(self, task: str, name: str, group: Group) -> dict[str, Any]:
+    def _row(self, task: str, group: Group) -> dict[str, Any]:
         finals = np.array([run.result.final_return for run in group])
-        timings = [run.result.timing for run in group]
         common = self.common_steps(task)
-
-        def median(name: str) -> float:
-            return float(np.median([run.per_1000(vars(timing)[name]) for run, timing in zip(group, timings, strict=True)]))
-
+        seconds = pd.DataFrame([vars(run.result.timing) for run in group])
+        steps = np.array([run.result.curve.timesteps[-1] for run in group])
         return {
-            **{"task": task, "env": group[0].config.env_id, "name": name, "algo": group[0].config.algo, "seeds": len(group)},
-            **{"n_timesteps": min(run.config.n_timesteps for run in group), **_named("final", _iqm(finals))},
+            **{"seeds": len(group), "n_timesteps": int(_budget(group)), **_named("final", _iqm(finals))},
             **{"final_worst": float(finals.min()), "common_steps": common, **_named("common", self.value(group, common))},
-            "wall_seconds": float(np.median([timing.wall_seconds for timing in timings])),
-            "cpu_seconds_per_1000_steps": median("cpu_seconds"),
-            "evaluation_cpu_seconds_per_1000_steps": median("evaluation_cpu_seconds"),
+            "wall_seconds": seconds["wall_seconds"].median(),
+            "cpu_seconds_per_1000_steps": (1000 * seconds["cpu_seconds"] / steps).median(),
+            "evaluation_cpu_seconds_per_1000_steps": (1000 * seconds["evaluation_cpu_seconds"] / steps).median(),
             "source": "; ".join(sorted({run.config.source or "not recorded" for run in group})),
         }
 
@@ -173,7 +151,6 @@ class Comparison:
             ratio = ratio_to(steps, _budget(group), _steps_to(baseline, threshold), _budget(baseline))
         walls = [run.wall_seconds_at(value) for run, value in zip(group, steps, strict=True)]
         return {
-            "threshold": threshold,
             "seeds_reached": sum(map(math.isfinite, steps)),
             "seeds_keeping": sum(share_kept(run.on_grid, threshold) >= KEEPS for run in group),
             "steps_median": median_steps(steps),
@@ -185,21 +162,13 @@ class Comparison:
 
     @staticmethod
     def value(group: Group, steps: int) -> Interval[float]:
-        """
-        Summarize the return at a number of steps.
-
-        :param group: Runs
-        :param steps: Environment steps
-        :return: Interquartile mean over seeds; NaN where a run has no evaluations on both sides
-        """
+        """Summarize the return at a number of steps; NaN where a run has no evaluations on both sides."""
         return _iqm(_values_at(group, steps))
 
     def aggregate(self, steps: int | None = None) -> Aggregate:
         """
-        Collect normalized scores.
-
-        :param steps: Environment steps at which to take them, by default those that all runs of the task reached
-        :return: The scores of the tasks that have a scale and all algorithms
+        Collect normalized scores of the tasks that have a scale and all algorithms, at a number of environment steps, by
+        default the largest that all runs of the task reached.
         """
         used: dict[str, int] = {}
         left_out: dict[str, str] = {}
@@ -223,21 +192,11 @@ class Comparison:
         return Aggregate(used, left_out, scores if used else {})
 
     def lines(self, task: str) -> list[Line]:
-        """
-        Make the curves of a task.
-
-        :param task: Its name
-        :return: One per algorithm: interquartile mean over seeds, from the worst to the best seed
-        """
+        """Make the curves of a task: interquartile mean over seeds, from the worst to the best seed."""
         return [line for name, group in self.groups[task].items() if (line := _line(name, group)) is not None]
 
     def aggregate_lines(self, aggregate: Aggregate) -> list[Line]:
-        """
-        Make the curves of the aggregate.
-
-        :param aggregate: The scores, for their tasks
-        :return: One per algorithm: interquartile mean over runs and tasks with its interval
-        """
+        """Make the curves of the aggregate: interquartile mean over runs and tasks with its interval."""
         lines = []
         for name in self.names:
             groups = [self.groups[task][name] for task in aggregate.steps]
@@ -258,23 +217,13 @@ class Comparison:
         return lines
 
     def warnings(self) -> list[str]:
-        """
-        Say what makes the comparison less than fair, or less than complete.
-
-        :return: Sentences
-        """
+        """Say what makes the comparison less than fair, or less than complete."""
         return [*self.problems, *fairness.warnings(self.groups)]
 
 
 _REACHED = (
-    *("threshold", "seeds_reached", "seeds_keeping", "steps_median", "baseline", "ratio", "ratio_bound"),
+    *("seeds_reached", "seeds_keeping", "steps_median", "baseline", "ratio", "ratio_bound"),
     "wall_seconds_to_threshold",
-)
-_COLUMNS = (
-    *("task", "env", "threshold", "name", "algo", "seeds", "n_timesteps", *_REACHED[1:-1]),
-    *("final_iqm", "final_low", "final_high", "final_worst", "common_steps", "common_iqm", "common_low", "common_high"),
-    *("wall_seconds_to_threshold", "wall_seconds", "cpu_seconds_per_1000_steps", "evaluation_cpu_seconds_per_1000_steps"),
-    "source",
 )
 
 
@@ -316,17 +265,8 @@ def _line(name: str, group: Group) -> Line | None:
 
 
 def read_comparison(outs: Path | Sequence[Path], tasks: Mapping[str, Task], baseline: str = "") -> Comparison:
-    """
-    Read all finished runs of a comparison; one that cannot be read is left out and named.
-
-    :param outs: Its folder, or several
-    :param tasks: Thresholds and scales
-    :param baseline: Name of the algorithm that ratios refer to
-    :return: The runs
-    :raises ValueError: If there are none
-    """
+    """Read all finished runs of a comparison, in one folder or several; one that cannot be read is left out and named."""
     reader = Reader([outs] if isinstance(outs, Path) else outs)
-    reader.read()
     if not reader.runs:
         reasons = "".join(f"\n{problem}" for problem in reader.problems)
         where = ", ".join(map(str, reader.outs))

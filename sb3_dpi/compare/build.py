@@ -13,11 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import algorithm_class
 from sb3_dpi.zoo.environments import LONGEST_EPISODE, import_environment, time_limit
+from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS
 
 SCHEDULED_KEYS = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
-ENV_KEYS = ("n_timesteps", "n_envs", "normalize", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack")
-NOISE_KEYS = ("noise_type", "noise_std")
-UNSUPPORTED_KEYS = ("callback", "monitor_kwargs")
 STRING_KEYS = ("policy_kwargs", "rollout_buffer_kwargs", "replay_buffer_kwargs", "replay_buffer_class", "rollout_buffer_class")
 
 
@@ -43,12 +41,7 @@ def _schedule(key: str, text: str) -> float | LinearSchedule:
 
 
 def environment_arguments(config: RunConfig) -> dict[str, Any]:
-    """
-    Collect the arguments of a run's environment.
-
-    :param config: The run
-    :return: Those of its hyperparameters, then its own
-    """
+    """Collect the arguments of a run's environment: those of its hyperparameters, then its own."""
     return {**(_evaluate_string(config.hyperparams.get("env_kwargs")) or {}), **config.env_kwargs}
 
 
@@ -72,7 +65,7 @@ def constructor_arguments(hyperparams: dict[str, Any]) -> dict[str, Any]:
     :return: Without the keys for the environment and the noise, schedules (``lin_0.001``) and ``policy_kwargs`` as objects
     :raises ValueError: If a key asks for something that a comparison does not support
     """
-    unsupported = sorted(set(UNSUPPORTED_KEYS) & set(hyperparams))
+    unsupported = sorted(set(OTHER_KEYS) & set(hyperparams))
     if unsupported:
         raise ValueError(f"A comparison does not support the hyperparameters {', '.join(unsupported)}")
     skip = {*ENV_KEYS, *NOISE_KEYS}

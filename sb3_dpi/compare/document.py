@@ -20,12 +20,7 @@ LEFT = ("algorithm", "task", "hyperparameters", "better than", "as read, not run
 
 
 def plain(text: object) -> str:
-    """
-    Escape what would be taken for markup, and no more: ``<= 0.1`` and ``sac_raw`` stay readable in the source.
-
-    :param text: A text, or ``Markup``, which is Markdown and stays
-    :return: Markdown that shows the text
-    """
+    """Escape what would be taken for markup, and no more: ``<= 0.1`` and ``sac_raw`` stay readable. ``Markup`` stays."""
     if isinstance(text, Markup):
         return str(text)
     escaped = re.sub(r"([\\`*|]|\](?=\())|(?<![^\W_])_|_(?![^\W_])", lambda found: "\\" + found[0], str(text))
@@ -41,25 +36,13 @@ def _environment() -> Environment:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """
-    Render a report as Markdown.
-
-    :param content: What ``report.md.j2`` names
-    :return: The text of a file; figures are links to the files of ``figures``
-    """
+    """Render a report as Markdown: what ``report.md.j2`` names, figures as links to the files of ``figures``."""
     text = _environment().get_template("report.md.j2").render(content)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ ]+$", "", text, flags=re.MULTILINE)).strip() + "\n"
 
 
 def page(title: str, text: str, figures: Mapping[str, Drawing]) -> str:
-    """
-    Make one HTML file that needs no other, with the values of figures beneath the pointer.
-
-    :param title: Of the page
-    :param text: The Markdown
-    :param figures: From the name of each figure to what it shows
-    :return: The text of the file
-    """
+    """Make one HTML file of a report's Markdown that needs no other, with the values of figures beneath the pointer."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens, chapters = parser.parse(text), []
     for token, content in pairwise(tokens):

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +23,13 @@ from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, TextIO
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZipFile
 
+from sb3_dpi.common.extras import need
 from sb3_dpi.compare.evaluation import Report
 from sb3_dpi.compare.key import run_key
-from sb3_dpi.compare.store import CorruptRun, Store
+from sb3_dpi.compare.record import CorruptRun
+from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.compare.worker import FAILED, FINISHED
 from sb3_dpi.zoo.cause import is_users
@@ -45,13 +47,7 @@ GPU_SHARE = 0.25
 
 
 class RunFailed(RuntimeError):
-    """
-    A run ended without a result.
-
-    :param config: The run
-    :param cause: What happened, in one line
-    :param log: Its log file
-    """
+    """A run ended without a result, for a cause in one line; its log says more."""
 
     def __init__(self, config: RunConfig, cause: str, log: Path) -> None:
         super().__init__(f"{config} failed: {cause} (all of it in {log})")
@@ -60,17 +56,8 @@ class RunFailed(RuntimeError):
         self.log = log
 
 
-class Progress(Protocol):
-    """Told the progress of all runs, possibly from several threads; 0 steps mean that the run has just started."""
-
-    def __call__(self, config: RunConfig, timesteps: int, mean_return: float | None) -> None:
-        """
-        Take note of the progress of a run.
-
-        :param config: The run
-        :param timesteps: Its environment steps so far
-        :param mean_return: The mean return of its last evaluation, None before the first
-        """
+Progress = Callable[[RunConfig, int, float | None], None]
+"""Told the environment steps of a run so far, 0 at its start, and the mean return of its last evaluation"""
 
 
 @dataclass(frozen=True)
@@ -87,12 +74,8 @@ class Engine(Protocol):
 
     def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
         """
-        Execute runs; closing the generator ends those that are not finished.
-
-        :param configs: The runs, each with a folder of its own
-        :param store: Where to keep them
-        :param report: Told the progress
-        :return: The ends of the runs, in the order of time
+        Execute runs, each with a folder of its own; closing the generator ends those that are not finished. The ends come in
+        the order of time.
         """
 
 
@@ -105,13 +88,7 @@ class Workers:
         self._ended = False
 
     def start(self, log: TextIO) -> subprocess.Popen[str]:
-        """
-        Start a worker.
-
-        :param log: Where its stderr goes
-        :return: The process
-        :raises RuntimeError: If all have been ended
-        """
+        """Start a worker whose stderr goes to a log."""
         with self._lock:
             if self._ended:
                 raise RuntimeError("The comparison has been interrupted")
@@ -168,7 +145,6 @@ def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, w
     """
     Execute one run in a process of its own, with one thread.
 
-    :param config: The run
     :param key: Its key; a machine where it is another one refuses the run
     :param out: Folder of the comparison that gets the finished run
     :param log: File that gets what the process prints; what it held before is lost once the run begins
@@ -208,31 +184,21 @@ class LocalEngine:
     """How many; at most the number of processor cores is sensible"""
 
     def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
-        """
-        Execute runs; closing the generator kills those that are not finished.
-
-        :param configs: The runs, each with a folder of its own
-        :param store: Where to keep them
-        :param report: Told the progress, from several threads
-        :return: The ends of the runs, in the order of time
-        """
+        """Execute runs; the progress is told from several threads."""
         workers = Workers()
         executor = ThreadPoolExecutor(self.jobs)
-
-        def run_one(config: RunConfig, key: str) -> Ended:
-            log = store.log(config)
-            try:
-                execute(config, key, store.out, log, partial(report, config), workers)
-            except RunFailed as failure:
-                return Ended(config, failure)
-            except OSError as error:
-                return Ended(config, RunFailed(config, f"{type(error).__name__}: {error}", log))
-            return Ended(config, None)
-
+        futures: dict[Future[None], RunConfig] = {}
         try:
-            futures = [executor.submit(run_one, config, run_key(config)) for config in configs]
+            for config in configs:
+                arguments = (config, run_key(config), store.out, store.log(config), partial(report, config), workers)
+                futures[executor.submit(execute, *arguments)] = config
             for future in as_completed(futures):
-                yield future.result()
+                config, error = futures[future], future.exception()
+                if isinstance(error, OSError):
+                    error = RunFailed(config, f"{type(error).__name__}: {error}", store.log(config))
+                if error is not None and not isinstance(error, RunFailed):
+                    raise error
+                yield Ended(config, error)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             workers.end()
@@ -252,26 +218,22 @@ class Returned:
 
 
 def _pack(folder: Path) -> bytes:
-    packed = BytesIO()
-    with ZipFile(packed, "w", ZIP_DEFLATED, compresslevel=1) as archive:
-        for path in sorted(folder.rglob("*")):
-            archive.write(path, path.relative_to(folder))
-    return packed.getvalue()
+    packed = shutil.make_archive(f"{folder}.packed", "zip", folder)
+    return Path(packed).read_bytes()
 
 
 def run_on_node(config: RunConfig, key: str, shared: tuple[str, str] | None, board: Any) -> Returned:
     """
     Execute one run as a Ray task.
 
-    :param config: The run
-    :param key: Its key
     :param shared: Folder of the comparison and log file where all nodes see them; None: run into a temporary folder
-    :param board: Ray actor that is told the progress
+    :param board: Ray queue that is told the progress
     :return: How it went; an error of the run is data here, because Ray repeats a task only for the loss of its node
     """
 
     def report(timesteps: int, mean_return: float | None) -> None:
-        board.put.remote(config.path, timesteps, mean_return)
+        # Without waiting: progress is a comfort, and no run fails for want of it
+        board.actor.put_nowait.remote((config.path, timesteps, mean_return))
 
     with tempfile.TemporaryDirectory(prefix="sb3_dpi-", ignore_cleanup_errors=True) as temporary:
         out, log = map(Path, shared or (temporary, os.path.join(temporary, "run.log")))
@@ -283,14 +245,6 @@ def run_on_node(config: RunConfig, key: str, shared: tuple[str, str] | None, boa
         if shared:
             return Returned(error)
         return Returned(error, log.read_bytes(), b"" if error else _pack(Store(out).folder(config)))
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("The engine 'ray' needs Ray: pip install 'sb3_dpi[ray]'") from error
-    return ray
 
 
 def _check_address(address: str) -> None:
@@ -307,23 +261,12 @@ def _check_address(address: str) -> None:
 
 
 def _start_board(ray: Any) -> Any:
-    """Start the actor that collects the progress, where the driver is: it must not die with another node."""
+    """Start the queue of the progress where the driver is: it must not die with another node."""
+    from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # A local class goes through Ray by value: its process need not import this package
-    class Board:
-        def __init__(self) -> None:
-            self.latest: dict[str, tuple[int, float | None]] = {}
-
-        def put(self, path: str, timesteps: int, mean_return: float | None) -> None:
-            self.latest[path] = (timesteps, mean_return)
-
-        def take(self) -> dict[str, tuple[int, float | None]]:
-            taken, self.latest = self.latest, {}
-            return taken
-
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 @dataclass(frozen=True)
@@ -338,18 +281,10 @@ class RayEngine:
     """Whether all nodes see the comparison's folder under the same path; if not, finished runs come back through Ray"""
 
     def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
-        """
-        Execute runs; closing the generator ends those that are not finished. A Ray that is running in this process already
-        is used and left running.
+        """Execute runs. A Ray that is running in this process already is used and left running."""
+        need("ray", "ray")
+        import ray
 
-        :param configs: The runs, each with a folder of its own
-        :param store: Where to keep them
-        :param report: Told the progress
-        :return: The ends of the runs, in the order of time
-        :raises ImportError: If Ray is not installed
-        :raises ConnectionError: If there is no cluster at the address
-        """
-        ray = _import_ray()
         ours = not ray.is_initialized()
         if ours:
             self._start(ray)
@@ -380,11 +315,10 @@ class RayEngine:
                     config = waiting.popleft()
                     running[self._submit(ray, config, store, board)] = config
                 done, _ = ray.wait(list(running), timeout=SECONDS_BETWEEN_POLLS)
-                # Progress is a comfort: no run fails for want of it
                 with suppress(ray.exceptions.RayError):
-                    for path, latest in ray.get(board.take.remote(), timeout=SECONDS_BETWEEN_POLLS).items():
+                    for path, timesteps, mean_return in board.get_nowait_batch(board.qsize()):
                         if by_path[path] in running.values():
-                            report(by_path[path], *latest)
+                            report(by_path[path], timesteps, mean_return)
                 for task in done:
                     config = running.pop(task)
                     yield Ended(config, self._collect(ray, task, config, store))
@@ -411,13 +345,11 @@ class RayEngine:
         try:
             if not self.shared:
                 log.write_bytes(returned.log)
-            if returned.error:
-                return RunFailed(config, returned.error, log)
-            if not self.shared:
+            if returned.files:
                 _unpack(returned.files, config, store)
         except (OSError, CorruptRun) as error:
             return RunFailed(config, f"cannot be stored ({type(error).__name__}: {error})", log)
-        return None
+        return RunFailed(config, returned.error, log) if returned.error else None
 
     def _cancel(self, ray: Any, tasks: list[Any]) -> None:
         if not tasks:

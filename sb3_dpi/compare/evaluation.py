@@ -75,12 +75,8 @@ def _is_known(policy: BasePolicy) -> bool:
 
 def lean_actor(model: BaseAlgorithm) -> Act | None:
     """
-    Make a function that does what ``model.predict(deterministic=True)`` does without the overhead around the networks.
-
-    The networks stay in torch, which sums in another order than numpy: the actions are the same to the last bit.
-
-    :param model: The model; its later updates reach the function
-    :return: From a batch of observations to actions, or None for a policy that is not one of SB3's for vectors
+    Make a function that does what ``model.predict(deterministic=True)`` does without the overhead around the networks; None
+    for a policy that is not one of SB3's for vectors. The networks stay in torch: the actions are the same to the last bit.
     """
     policy = model.policy
     plain = type(model).predict is BaseAlgorithm.predict and type(policy).predict is BasePolicy.predict and _is_known(policy)
@@ -140,13 +136,10 @@ def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int) -> Episodes:
     """
     Run one episode in each environment; the result is that of ``evaluate_policy``, to the last bit.
 
+    Environment i starts from the reset seed ``seed + i``.
+
     Environments whose episode has ended are not stepped any more, and the networks are called without the overhead around
     them, where it has been seen on the first observations that this gives the same actions.
-
-    :param model: The model
-    :param env: One environment per episode, each in a ``Monitor``
-    :param seed: Environment i starts from the reset seed ``seed + i``
-    :return: The episodes
     """
     env.seed(seed)
     model.policy.set_training_mode(False)
@@ -190,11 +183,8 @@ def _run_lean(act: Act, envs: list[Any], env: VecEnv, observations: np.ndarray) 
 
 class EvaluationCallback(BaseCallback):
     """
-    Evaluate by the protocol of the comparison, store the raw returns, keep the best model.
-
-    :param config: The run
-    :param folder: Where to write ``evaluations.npz`` and ``best_model.zip``
-    :param report: Told the progress at every rollout start
+    Evaluate by the protocol of the comparison, store the raw returns, keep the best model, tell the progress at rollout
+    starts.
     """
 
     def __init__(self, config: RunConfig, folder: Path, report: Report) -> None:
@@ -230,9 +220,7 @@ class EvaluationCallback(BaseCallback):
 
     def evaluate(self, number: int | None = None) -> None:
         """
-        Run one evaluation and write ``evaluations.npz`` (and ``best_model.zip``), on a clock of its own.
-
-        :param number: The number of the point, from 1; None: the evaluation after the end of training
+        Run the evaluation of a point, from 1, or that after the end of training (None) and write it, on a clock of its own.
         """
         wall, cpu = time.perf_counter(), time.process_time()
         self.training_seconds.append(wall - self._start - self.seconds)
@@ -265,11 +253,7 @@ class EvaluationCallback(BaseCallback):
             )
 
     def curve(self) -> Curve:
-        """
-        Collect the evaluations so far.
-
-        :return: Their arrays
-        """
+        """Collect the evaluations so far."""
         told = all(len(episodes.successes) == len(episodes.returns) for episodes in self.episodes)
         return Curve(
             timesteps=np.array(self.timesteps),

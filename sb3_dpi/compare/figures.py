@@ -80,12 +80,7 @@ class Drawing:
 
 
 def make_styles(names: Sequence[str]) -> dict[str, Style]:
-    """
-    Give each algorithm its colour, line and marker; those of ``OWN`` have the same in all reports.
-
-    :param names: All algorithms of a report, in its order
-    :return: From name to style
-    """
+    """Give each algorithm its colour, line and marker; those of ``OWN`` have the same in all reports."""
     free = [i for i in range(len(COLORS) * len(DASHES)) if i >= len(OWN) or OWN[i] not in names]
     places = {name: OWN.index(name) if name in OWN else free.pop(0) if free else 0 for name in names}
     return {
@@ -95,12 +90,7 @@ def make_styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """
-    Find the points that no other beats: none reaches as much at a lower cost, none reaches more at the same.
-
-    :param points: All points
-    :return: From the cheapest to the dearest
-    """
+    """Find the points that no other beats: none reaches as much at a lower cost, none reaches more at the same."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.value)):
         if not best or point.value > best[-1].value:
@@ -208,14 +198,11 @@ def curves_figure(
     """
     Draw curves over environment steps.
 
-    :param title: Its first words
     :param lines: One per algorithm
-    :param styles: Of all algorithms
     :param thresholds: Drawn as dashed lines
     :param published: Curves of others, drawn grey and dashed as far as ``lines`` reach
     :param subtitle: What line and band are
     :param value: Name of the vertical axis
-    :return: The figure
     """
     figure, (axes,) = _figure()
     first, last = min(line.x[0] for line in lines), max(line.x[-1] for line in lines)
@@ -238,15 +225,7 @@ def curves_figure(
 
 @mpl.rc_context(STYLE)
 def profile_figure(title: str, lines: Sequence[Line], styles: dict[str, Style], subtitle: str = "") -> Drawing:
-    """
-    Draw performance profiles.
-
-    :param title: Its first words
-    :param lines: One per algorithm, over normalized scores
-    :param styles: Of all algorithms
-    :param subtitle: What line and band are
-    :return: The figure
-    """
+    """Draw performance profiles, over normalized scores."""
     figure, (axes,) = _figure()
     axes.legend(handles=_draw(axes, lines, styles), loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set(
@@ -281,14 +260,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], styles: dict[str, Style]) 
 
 @mpl.rc_context(STYLE)
 def frontier_figure(panels: Sequence[tuple[str, Sequence[Point]]], styles: dict[str, Style], value: str) -> Drawing:
-    """
-    Draw what is reached against what it costs, a panel per task or one for all.
-
-    :param panels: Title and points of each
-    :param styles: Of all algorithms
-    :param value: Name of the vertical axes
-    :return: The figure
-    """
+    """Draw what is reached against what it costs, a panel with its title per task or one for all."""
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     width = 7.6 if columns == 1 else 3.3 * columns + 0.4

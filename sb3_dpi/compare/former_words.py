@@ -105,14 +105,7 @@ GONE: dict[str, tuple[str, ...]] = {
 
 
 def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
-    """
-    Add an argument, or an entry of one that is a dictionary; a name beside entries is their ``"kind"``.
-
-    :param arguments: to these
-    :param name: of the argument
-    :param key: of the entry, empty for the whole
-    :param value: of either
-    """
+    """Add an argument, or the entry ``key`` of one that is a dictionary; a name beside entries is their ``"kind"``."""
     present = arguments.get(name)
     if key:
         nested = present if isinstance(present, dict) else {} if present is None else {"kind": present}
@@ -124,13 +117,7 @@ def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
 
 
 def present_words(algorithm: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Say the same in the words of now.
-
-    :param algorithm: name of the class
-    :param arguments: hyperparameters in RL Zoo's format, in words of any time
-    :return: in present words; those that are gone stay as they are
-    """
+    """Say hyperparameters, in words of any time, in those of now; what is gone stays as it is."""
     renamed = RENAMED.get(algorithm, {})
     result: dict[str, Any] = {}
     for name, value in arguments.items():

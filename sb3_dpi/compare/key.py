@@ -49,7 +49,6 @@ def run_versions(algo: str) -> dict[str, str]:
     """
     Find the versions that the key of a run covers.
 
-    :param algo: Name of the algorithm or ``module:Class``
     :return: From distribution to version: the algorithm's own, gymnasium, mujoco; for one outside any distribution the hash of
         its module's file under the module's name. Of this package, and for what is derived from it, ``algorithm_version``
     """
@@ -79,45 +78,24 @@ def _content(config: RunConfig) -> dict[str, Any]:
 
 
 def configuration_key(config: RunConfig) -> str:
-    """
-    Identify the configuration of a run, seed included, whatever the versions.
-
-    :param config: The run
-    :return: A hash
-    """
+    """Identify the configuration of a run, seed included, whatever the versions."""
     return _digest(_content(config))
 
 
 def run_key(config: RunConfig, versions: dict[str, str] | None = None) -> str:
-    """
-    Identify a run.
-
-    :param config: The run
-    :param versions: Those that its result depends on; those of this installation by default
-    :return: A hash of its configuration and of the versions
-    """
+    """Identify a run: its configuration and the versions that its result depends on, by default those of this installation."""
     return _digest({**_content(config), "versions": run_versions(config.algo) if versions is None else versions})
 
 
 def stored_versions(versions: dict[str, str]) -> dict[str, str]:
-    """
-    Read the versions of a stored run.
-
-    :param versions: As its record has them
-    :return: The same; where an old record names a hash of this package's ``sources`` the algorithm's version was 1
-    """
+    """Read the versions of a record; where an old one names a hash of all ``sources`` the algorithm's version was 1."""
     if "sources" not in versions:
         return versions
     return {**{name: found for name, found in versions.items() if name != "sources"}, ALGORITHM_VERSION: "1"}
 
 
 def in_present_words(config: RunConfig) -> RunConfig:
-    """
-    Read the configuration of a stored run.
-
-    :param config: As its record has it
-    :return: The same, its hyperparameters in the words that the algorithm takes now; what it left to defaults is not said
-    """
+    """Say the hyperparameters of a record in the words that the algorithm takes now; what it left to defaults is not said."""
     return replace(config, hyperparams=present_words(ALGORITHMS.get(config.algo, ""), config.hyperparams))
 
 
@@ -133,11 +111,7 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def provenance() -> dict[str, Any]:
-    """
-    Describe the installation for the record of a run.
-
-    :return: Python, platform, the versions of all that matters, and the git commit of this package where it is a checkout
-    """
+    """Describe the installation: Python, platform, packages, and the git commit of this package where it is a checkout."""
     found: dict[str, Any] = {"python": python_version(), "platform": f"{system()} {machine()}"}
     found["packages"] = {name: installed for name in RECORDED if (installed := _installed(name)) is not None}
     tracked = _git("ls-files", "--error-unmatch", str(PACKAGE / "version.txt"))

@@ -25,13 +25,7 @@ BYTES_BESIDE = 2_000_000
 
 
 def check_device(device: str, here: bool) -> None:
-    """
-    See that there is a device.
-
-    :param device: Its name in PyTorch
-    :param here: Whether runs are executed on this machine
-    :raises ValueError: If there is none of that name
-    """
+    """See that PyTorch knows a device and, if runs are executed on this machine, has it."""
     try:
         kind = th.device(device).type
     except RuntimeError as error:
@@ -45,7 +39,6 @@ def check_runs(configs: Sequence[RunConfig], out: Path) -> list[str]:
     Build every algorithm on every task once, as a run does.
 
     :param configs: The runs that are to be executed, of any number of seeds
-    :param out: Folder of the comparison
     :return: What a user should know, in words
     :raises SuiteError: If a model cannot be built, or its runs do not fit on the disk; the message has a line for each
     """
@@ -85,13 +78,7 @@ def _bytes_of_model(config: RunConfig) -> int:
 
 
 def check_space(out: Path, n_bytes: int) -> None:
-    """
-    See that there is room.
-
-    :param out: Folder to write into, or one that will be made
-    :param n_bytes: How much will be written
-    :raises SuiteError: If there is less
-    """
+    """See that there is room in a folder, or in one that will be made."""
     while not out.exists():
         out = out.parent
     free = shutil.disk_usage(out).free

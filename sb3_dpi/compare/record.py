@@ -38,14 +38,7 @@ class CorruptRun(ValueError):
 
 
 def make_record(config: RunConfig, timing: Timing, folder: Path) -> dict[str, Any]:
-    """
-    Describe a finished run.
-
-    :param config: The run
-    :param timing: Its seconds
-    :param folder: Where its evaluations are
-    :return: The content of ``run.json``
-    """
+    """Describe a finished run, whose evaluations are in a folder: the content of ``run.json``."""
     return {
         "format": FORMAT,
         "config": config.to_dict(),
@@ -81,10 +74,8 @@ class StoredRun:
 
     def stands_in_for(self, config: RunConfig) -> bool:
         """
-        Tell whether a stored baseline may be read instead of a run.
-
-        :param config: The run
-        :return: Whether configuration, seed and version of the algorithm are the same; the other versions may differ
+        Tell whether a stored baseline may be read instead of a run: configuration, seed and version of the algorithm are the
+        same; the other versions may differ.
         """
         version = run_versions(config.algo).get(ALGORITHM_VERSION)
         return self.configuration_key == configuration_key(config) and self.versions.get(ALGORITHM_VERSION) == version
@@ -92,14 +83,12 @@ class StoredRun:
 
 def parse_record(record: Any, folder: Path, where: Path, table: Path | None = None, curve: str = "") -> StoredRun:
     """
-    Check a record.
+    Check a record: the content of ``run.json``, or of a table's row.
 
-    :param record: The content of ``run.json``, or of a table's row
     :param folder: Place of the run
     :param where: The file that a message names
     :param table: Folder of the study whose table holds the run, if one does
     :param curve: In a table the name of its evaluations
-    :return: The run
     :raises CorruptRun: If something is missing or of a newer format
     """
     try:
@@ -121,13 +110,7 @@ def parse_record(record: Any, folder: Path, where: Path, table: Path | None = No
 
 
 def read_record(folder: Path) -> StoredRun:
-    """
-    Read the record of a finished run.
-
-    :param folder: Its folder
-    :return: The record
-    :raises CorruptRun: If it cannot be read or is of a newer format
-    """
+    """Read the record of a finished run."""
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -137,12 +120,7 @@ def read_record(folder: Path) -> StoredRun:
 
 
 def digest(arrays: Arrays) -> str:
-    """
-    Name evaluations by their content.
-
-    :param arrays: The evaluations
-    :return: A hash
-    """
+    """Name evaluations by a hash of their content."""
     found = sha256()
     for name, array in sorted(arrays.items()):
         found.update(f"{name} {array.dtype.str} {array.shape}".encode())
@@ -162,13 +140,7 @@ def _table_arrays(path: Path, _modified: int) -> dict[str, Arrays]:
 
 
 def read_arrays(run: StoredRun) -> Arrays:
-    """
-    Read the evaluations of a finished run.
-
-    :param run: Its record
-    :return: Its arrays
-    :raises CorruptRun: If they are missing or not what was written
-    """
+    """Read the evaluations of a finished run."""
     path = run.folder / EVALUATIONS if run.table is None else run.table / CURVES
     try:
         if run.table is None:
@@ -188,14 +160,7 @@ def read_arrays(run: StoredRun) -> Arrays:
 
 
 def read_result(run: StoredRun, config: RunConfig | None = None) -> RunResult:
-    """
-    Read the evaluations of a finished run.
-
-    :param run: Its record
-    :param config: The configuration to give the result, with its present names; that of the record by default
-    :return: The result
-    :raises CorruptRun: If the evaluations are missing or not what was written
-    """
+    """Read a finished run, with the present names of ``config`` where it is given."""
     arrays = dict(read_arrays(run))
     try:
         curve = Curve(lengths=arrays.pop("ep_lengths"), **arrays)

@@ -8,7 +8,6 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from sb3_dpi.compare.figures import (
 )
 from sb3_dpi.compare.statistics import CONSECUTIVE, Interval, Ratio, profile_interval
 from sb3_dpi.compare.study import episodes, replace_file, studies
-from sb3_dpi.compare.suite import Task, read_tasks
+from sb3_dpi.compare.suite import Task, merged, read_tasks
 
 PUBLISHED = Path(__file__).with_name("published.yml")
 TIME = "Time"
@@ -73,11 +72,6 @@ def _threshold(value: float) -> str:
     return f"{value:,.10g}"
 
 
-def _span(numbers: Iterable[int]) -> str:
-    ordered = sorted(set(numbers))
-    return f"{ordered[0]:,}" if len(ordered) == 1 else f"{ordered[0]:,} to {ordered[-1]:,}"
-
-
 def _rows(comparison: Comparison, task: str) -> list[list[dict[str, Any]]]:
     """List the summary's rows of each algorithm on a task: one for each threshold, one where there is none."""
     rows = comparison.summary[comparison.summary["task"] == task].to_dict("records")
@@ -85,7 +79,8 @@ def _rows(comparison: Comparison, task: str) -> list[list[dict[str, Any]]]:
 
 
 def _budget(comparison: Comparison, row: Mapping[str, Any]) -> str:
-    return _span(run.config.n_timesteps for run in comparison.groups[row["task"]][row["name"]])
+    budgets = {run.config.n_timesteps for run in comparison.groups[row["task"]][row["name"]]}
+    return " to ".join(f"{budget:,}" for budget in sorted({min(budgets), max(budgets)}))
 
 
 def _steps(comparison: Comparison, row: Mapping[str, Any]) -> str:
@@ -110,13 +105,7 @@ def _digits(rows: Iterable[Sequence[Mapping[str, Any]]]) -> int:
 
 
 def task_table(comparison: Comparison, task: str) -> pd.DataFrame:
-    """
-    Make the table of a task.
-
-    :param comparison: All runs
-    :param task: Name of the task
-    :return: Texts, a row an algorithm, without what depends on the clock
-    """
+    """Make the table of a task, without what depends on the clock: texts, a row an algorithm."""
     baseline, algorithms = comparison.baseline, _rows(comparison, task)
     digits, cells = _digits(algorithms), []
     ratios = baseline in comparison.groups[task] and len(algorithms) > 1
@@ -138,12 +127,7 @@ def task_table(comparison: Comparison, task: str) -> pd.DataFrame:
 
 def time_table(comparison: Comparison, task: str, steps: int | None = None) -> pd.DataFrame:
     """
-    Make the table of a task's times.
-
-    :param comparison: All runs
-    :param task: Name of the task
-    :param steps: Environment steps at which to show the return beside its cost, by default those that all runs reached
-    :return: Texts, a row an algorithm
+    Make the table of a task's times, with the return at a number of environment steps, by default those that all runs reached.
     """
     algorithms, at = _rows(comparison, task), comparison.common_steps(task) if steps is None else steps
     digits, cells = _digits(algorithms), []
@@ -161,12 +145,7 @@ def time_table(comparison: Comparison, task: str, steps: int | None = None) -> p
 
 
 def reached_table(comparison: Comparison) -> pd.DataFrame | None:
-    """
-    Set all algorithms side by side at all thresholds.
-
-    :param comparison: All runs
-    :return: A row for each task and threshold, a column an algorithm; None where no task has a threshold
-    """
+    """Set all algorithms side by side at all thresholds: a row for each task and threshold; None where there is none."""
     cells = []
     for task in comparison.groups:
         for threshold in comparison.thresholds(task):
@@ -189,13 +168,7 @@ def _published() -> dict[str, Any]:
 
 
 def published_curves(comparison: Comparison, task: str) -> list[dict[str, Any]]:
-    """
-    Look up what others have published on a task.
-
-    :param comparison: All runs
-    :param task: Name of the task
-    :return: Entries of ``published.yml``; none for an environment with arguments of its own
-    """
+    """Look up what others have published on a task; nothing for an environment with arguments of its own."""
     configs = [run.config for group in comparison.groups[task].values() for run in group]
     names = {re.sub(r"-v\d+$", "", config.env_name) for config in configs if not config.env_kwargs}
     return list(_published()["tasks"].get(names.pop(), [])) if len(names) == 1 else []
@@ -213,15 +186,10 @@ def _published_table(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def _file_name(task: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", task)
-
-
 class _Content:
     """
     What the template of a report names.
 
-    :param comparison: All runs
     :param published: Whether to show what others have published
     :param steps: Environment steps of the frontier, None: those that all have
     """
@@ -235,12 +203,7 @@ class _Content:
         self.where = "the tasks' common numbers of steps" if steps is None else f"{steps:,} steps"
 
     def collect(self, warnings: Sequence[str]) -> dict[str, Any]:
-        """
-        Draw and write all of it.
-
-        :param warnings: Of the comparison
-        :return: From name to content
-        """
+        """Draw and write all of it."""
         comparison, groups = self.comparison, self.comparison.groups
         where = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} tasks"
         return {
@@ -337,7 +300,7 @@ class _Content:
         for entry in entries:
             x, mean = np.array(entry["steps"], dtype=float), np.array(entry["mean"], dtype=float)
             others.append(Line(entry["name"], x, mean, mean, mean))
-        name = f"curves_{_file_name(task)}"
+        name = re.sub(r"[^\w.-]+", "-", f"curves_{task}")
         if lines := comparison.lines(task):
             subtitle = "interquartile mean over seeds, band: worst to best seed"
             self.figures[name] = curves_figure(task, lines, self.styles, comparison.thresholds(task), others, subtitle)
@@ -347,19 +310,8 @@ class _Content:
 
 
 def all_tasks(outs: Sequence[Path]) -> dict[str, Task]:
-    """
-    Read the thresholds and scales of all tasks in folders, and in the studies below them.
-
-    :param outs: The folders
-    :return: By name of the task; those of the folder that comes first count
-    :raises SuiteError: If a file is not what the lab writes
-    """
-    found: dict[str, Task] = {}
-    for folder in [study for out in outs for study in studies(out)]:
-        for name, task in read_tasks(folder).items():
-            known = found.setdefault(name, task)
-            found[name] = replace(known, thresholds=known.thresholds or task.thresholds, scale=known.scale or task.scale)
-    return found
+    """Read the thresholds and scales of all tasks in folders and in the studies below them; the first folder's count."""
+    return merged(item for out in outs for study in studies(out) for item in read_tasks(study).items())
 
 
 def write_report(
@@ -444,13 +396,7 @@ def _fitting_table(console: Console, title: str, shown: list[tuple[int, str, lis
 
 
 def print_table(console: Console, comparison: Comparison, to: Path) -> None:
-    """
-    Print a table per task. A narrow console gets fewer columns, with a line that names those left out.
-
-    :param console: Where
-    :param comparison: All runs
-    :param to: Folder of the report
-    """
+    """Print a table per task. A narrow console gets fewer columns, with a line that names those left out."""
     left_out: dict[str, None] = {}
     for task in comparison.groups:
         table, names = _fitting_table(console, task, _terminal_columns(comparison, task))

@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import configure
 from sb3_dpi.compare.build import build_model, environment_arguments
 from sb3_dpi.compare.evaluation import EvaluationCallback, Report
 from sb3_dpi.compare.key import provenance, run_versions
-from sb3_dpi.compare.store import RECORD, make_record
+from sb3_dpi.compare.record import RECORD, make_record
 from sb3_dpi.compare.types import RunConfig, Timing
 
 

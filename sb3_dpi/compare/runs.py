@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from sb3_dpi.compare.evaluation import evaluation_points
 from sb3_dpi.compare.key import ALGORITHM_VERSION, RECORDED
-from sb3_dpi.compare.record import CorruptRun, StoredRun, read_result
+from sb3_dpi.compare.record import CorruptRun, read_result
 from sb3_dpi.compare.statistics import FloatArray
 from sb3_dpi.compare.study import find_without_result, read_runs
 from sb3_dpi.compare.types import Curve, RunConfig, RunResult
@@ -55,21 +56,9 @@ class Run:
         """Environment steps that it has surely done: a last rollout goes on beyond the budget."""
         return min(self.config.n_timesteps, int(self.result.curve.timesteps[-1]))
 
-    def per_1000(self, seconds: float) -> float:
-        """
-        Divide seconds of the run by its thousands of steps.
-
-        :param seconds: Any of its times, which have no evaluations in them
-        :return: Seconds per 1000 environment steps
-        """
-        return 1000 * seconds / float(self.result.curve.timesteps[-1])
-
     def wall_seconds_at(self, steps: float) -> float:
         """
-        Look up when an evaluation took place.
-
-        :param steps: Environment steps of one of its evaluations, or infinity
-        :return: Wall seconds of training until then; infinity for infinity, NaN where the run did not store them
+        Look up the wall seconds of training until an evaluation; infinity for infinity, NaN where the run did not store them.
         """
         curve = self.result.curve
         if not math.isfinite(steps):
@@ -84,13 +73,7 @@ Group = Sequence[Run]
 
 
 def thin(curve: Curve, points: Sequence[int]) -> Curve:
-    """
-    Keep of a curve what an evaluation at other points would have been.
-
-    :param curve: All evaluations
-    :param points: Environment steps at which evaluations are due, increasing
-    :return: The first evaluation at or after each point, and the last
-    """
+    """Keep of a curve what evaluations at other points would have been: the first at or after each, and the last."""
     first = np.searchsorted(curve.timesteps, points)
     kept = np.union1d(first[first < len(curve.timesteps)], [len(curve.timesteps) - 1])
     return replace(curve, **{name: array[kept] for name, array in vars(curve).items() if array is not None})
@@ -117,64 +100,50 @@ def _environment(result: RunResult, provenance: Mapping[str, Any]) -> dict[str, 
     return {**found, "device": result.config.device, **packages, **versions}
 
 
-@dataclass
 class Reader:
     """
-    Collects the runs of folders.
-
-    :param outs: The folders
+    Collects the runs of folders; what cannot be read is left out and named. Runs of another folder join those of the same
+    algorithm on the same task where their settings are the same; where they are not, the folder that comes first has them all.
     """
 
-    outs: Sequence[Path]
-    runs: dict[tuple[str, str, int], Run] = field(default_factory=dict)
-    """By task, algorithm and seed"""
-    problems: list[str] = field(default_factory=list)
-    """What was left out, in words"""
+    def __init__(self, outs: Sequence[Path]) -> None:
+        self.outs = outs
+        self.runs: dict[tuple[str, str, int], Run] = {}
+        """By task, algorithm and seed"""
+        self.problems: list[str] = []
+        """What was left out, in words"""
+        self._first: dict[tuple[str, str], tuple[Path, str]] = {}
+        for out in outs:
+            self._read(out)
 
-    def read(self) -> None:
-        """
-        Read all of them; what cannot be read is left out and named. Runs of another folder join those of the same algorithm on
-        the same task where their settings are the same; where they are not, the folder that comes first has them all.
-        """
-        # The first folder's settings of an algorithm on a task
-        settings: dict[tuple[str, str], tuple[Path, str]] = {}
-        for out in self.outs:
-            found, problems = read_runs(out)
-            self.problems += [f"Corrupt, left out: {self._without_path(str(problem), out)}" for problem in problems]
-            passed_over: dict[tuple[str, str, Path], int] = {}
-            for stored in found:
-                config = stored.config
-                said = json.dumps([config.algo, config.hyperparams, config.env_kwargs], sort_keys=True, default=str)
-                first, theirs = settings.setdefault((config.task_name, config.name), (out, said))
-                if first != out and said != theirs:
-                    group = (config.task_name, config.name, first)
-                    passed_over[group] = passed_over.get(group, 0) + 1
-                else:
-                    self._add(stored, out)
-            for (task, name, first), number in passed_over.items():
-                self.problems.append(
-                    f"Other settings, left out: {number} runs of {name} on {task} in {out}; those of {first} count"
-                )
-            if missing := [self._place(path, out) for path in find_without_result(out)]:
-                self.problems.append(f"No result, failed or not finished; the logs say more: {', '.join(missing)}")
-
-    def _add(self, stored: StoredRun, out: Path) -> None:
-        try:
-            result = read_result(stored)
-        except CorruptRun as error:
-            self.problems.append(f"Corrupt, left out: {self._without_path(str(error), out)}")
-            return
-        place, config = self._place(stored.folder, out), stored.config
-        run = Run(result, place, _environment(result, stored.record.get("provenance", {})))
-        first = self.runs.setdefault((config.task_name, config.name, config.seed), run)
-        if first is not run:
-            self.problems.append(f"The same run twice, left out: {place}, which is {config} like {first.folder}")
+    def _read(self, out: Path) -> None:
+        found, problems = read_runs(out)
+        passed_over: Counter[str] = Counter()
+        for stored in found:
+            config = stored.config
+            said = json.dumps([config.algo, config.hyperparams, config.env_kwargs], sort_keys=True, default=str)
+            first, theirs = self._first.setdefault((config.task_name, config.name), (out, said))
+            if first != out and said != theirs:
+                passed_over[f"runs of {config.name} on {config.task_name} in {out}; those of {first} count"] += 1
+                continue
+            try:
+                result = read_result(stored)
+            except CorruptRun as error:
+                problems.append(error)
+                continue
+            place = self._place(stored.folder, out)
+            run = Run(result, place, _environment(result, stored.record.get("provenance", {})))
+            known = self.runs.setdefault((config.task_name, config.name, config.seed), run)
+            if known is not run:
+                self.problems.append(f"The same run twice, left out: {place}, which is {config} like {known.folder}")
+        folder = f"{out}/" if len(self.outs) == 1 else ""
+        self.problems += [f"Corrupt, left out: {str(problem).removeprefix(folder)}" for problem in problems]
+        self.problems += [f"Other settings, left out: {number} {which}" for which, number in passed_over.items()]
+        if missing := [self._place(path, out) for path in find_without_result(out)]:
+            self.problems.append(f"No result, failed or not finished; the logs say more: {', '.join(missing)}")
 
     def _place(self, path: Path, out: Path) -> str:
         return (path.relative_to(out) if len(self.outs) == 1 else path).as_posix()
-
-    def _without_path(self, text: str, out: Path) -> str:
-        return text.replace(f"{out}/", "") if len(self.outs) == 1 else text
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,12 +152,7 @@ class Reader:
         return tuple(sorted({name for _, name, _ in self.runs}, key=lambda name: (name not in ours, name)))
 
     def groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, Group]]:
-        """
-        Put the runs in the order of a report: tasks as the suite has them, then algorithms as in ``names``.
-
-        :param tasks: The tasks of the suite
-        :return: From task and algorithm to runs on one grid
-        """
+        """Put the runs, each on its task's grid, in the order of a report: tasks as given, algorithms as in ``names``."""
         found = {task for task, _, _ in self.runs}
         groups: dict[str, dict[str, Group]] = {}
         for task in [name for name in tasks if name in found] + sorted(found - set(tasks)):

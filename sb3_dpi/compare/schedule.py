@@ -6,7 +6,7 @@ from contextlib import closing
 import filelock
 from rich.console import Console
 
-from sb3_dpi.compare.display import Display, make_display
+from sb3_dpi.compare.display import Display
 from sb3_dpi.compare.engines import Engine, RunFailed
 from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.store import Store
@@ -30,16 +30,15 @@ def _by_key(configs: Sequence[RunConfig]) -> dict[str, list[RunConfig]]:
     return groups
 
 
-def _print_warnings(store: Store, printed: int, display: Display) -> int:
-    for warning in store.warnings[printed:]:
-        display.note(f"Warning: {warning}")
-    return len(store.warnings)
+def _print_warnings(store: Store, display: Display) -> None:
+    while store.warnings:
+        display.note(f"Warning: {store.warnings.pop(0)}")
 
 
 def _execute(
     pending: dict[str, RunConfig], store: Store, engine: Engine, display: Display
 ) -> tuple[dict[str, RunResult], list[RunFailed]]:
-    results, failures, printed = {}, [], len(store.warnings)
+    results, failures = {}, []
     with closing(engine.run(list(pending.values()), store, display.update)) as ends:
         for ended in ends:
             config, end = ended.config, ended.failure or store.load(ended.config)
@@ -50,7 +49,7 @@ def _execute(
             else:
                 results[config.path] = end
             display.finish(config, end)
-            printed = _print_warnings(store, printed, display)
+            _print_warnings(store, display)
     return results, failures
 
 
@@ -93,23 +92,21 @@ def run_all(
     results = {}
     pending: dict[str, RunConfig] = {}
     for key, group in groups.items():
-        result = store.load(group[0])
-        if result is None:
+        if (result := store.load(group[0])) is None:
             pending[key] = group[0]
         else:
             results[group[0].path] = result
     check(list(pending.values()))
-    with make_display(console or Console(), len(groups), len(groups) - len(pending)) as display:
-        _print_warnings(store, 0, display)
+    with Display(console or Console(), len(groups), len(groups) - len(pending)) as display:
+        _print_warnings(store, display)
         if len(pending) < len(groups):
             display.note(f"{len(groups) - len(pending)} of {len(groups)} runs were finished before")
         failures: list[RunFailed] = []
         if pending:
             done, failures = _execute(_busy_last(pending, store, display), store, engine, display)
             results.update(done)
-        printed = len(store.warnings)
         results.update(_copies(groups, set(results), store))
-        _print_warnings(store, printed, display)
+        _print_warnings(store, display)
     return [results[config.path] for config in configs if config.path in results], failures
 
 

@@ -16,34 +16,10 @@ from pathlib import Path
 import filelock
 
 from sb3_dpi.compare.key import ALGORITHM_VERSION, configuration_key, run_key, run_versions
-from sb3_dpi.compare.record import RECORD, CorruptRun, StoredRun, make_record, read_record, read_result
-from sb3_dpi.compare.study import (
-    SET_ASIDE,
-    UNFINISHED,
-    export_runs,
-    find_runs,
-    find_without_result,
-    read_runs,
-    read_table,
-    write_run,
-)
+from sb3_dpi.compare.record import RECORD, CorruptRun, StoredRun, read_record, read_result
+from sb3_dpi.compare.study import SET_ASIDE, UNFINISHED, read_runs, read_table, write_run
 from sb3_dpi.compare.types import RunConfig, RunResult
 
-__all__ = [
-    "RECORD",
-    "SET_ASIDE",
-    "UNFINISHED",
-    "CorruptRun",
-    "Store",
-    "StoredRun",
-    "export_runs",
-    "find_runs",
-    "find_without_result",
-    "make_record",
-    "read_record",
-    "read_result",
-    "version_differences",
-]
 SECONDS_TO_PLACE = 10.0
 """Longer than a copy takes; who holds the lock of a run for longer is training it"""
 
@@ -78,38 +54,22 @@ class Store:
                 self._imported.setdefault(run.configuration_key, []).append(replace(run, imported=True))
 
     def folder(self, config: RunConfig) -> Path:
-        """
-        Find the place of a run.
-
-        :param config: The run
-        :return: Its folder, whether it exists or not
-        """
+        """The place of a run, whether it exists or not."""
         return self.out / config.path
 
     def log(self, config: RunConfig) -> Path:
-        """
-        Find the log file of a run.
-
-        :param config: The run
-        :return: Beside its folder, so that it outlives a run that failed
-        """
+        """The log file of a run, beside its folder, so that it outlives a run that failed."""
         folder = self.folder(config)
         return folder.with_name(f"{folder.name}.log")
 
     def unfinished(self, config: RunConfig) -> Path:
-        """
-        Find where a run is written while it goes on.
-
-        :param config: The run
-        :return: A folder on the same file system as its place
-        """
+        """Where a run is written while it goes on, on the same file system as its place."""
         return self.out / UNFINISHED / config.path.replace("/", "__")
 
     def load(self, config: RunConfig) -> RunResult | None:
         """
         Read a finished run, from its place, from elsewhere in the comparison or from the baselines.
 
-        :param config: The run
         :return: Its result, or None if it has to be run; a folder that cannot be read is set aside first
         """
         folder = self.folder(config)
@@ -163,12 +123,7 @@ class Store:
         return result
 
     def lock(self, config: RunConfig) -> filelock.BaseFileLock:
-        """
-        Find the lock of whoever writes a run: two comparisons may share a folder.
-
-        :param config: The run
-        :return: The same object at every call, which can be entered again by who holds it
-        """
+        """The lock of whoever writes a run, for two comparisons may share a folder; the same object at every call."""
         unfinished = self.unfinished(config)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         path = unfinished.with_name(f"{unfinished.name}.lock")
@@ -207,12 +162,7 @@ class Store:
         return run if same else None
 
     def commit(self, config: RunConfig) -> None:
-        """
-        Move a run that has just been completed to its place.
-
-        :param config: The run
-        :raises CorruptRun: If it is not complete
-        """
+        """Move a run that has just been completed to its place."""
         source, folder = self.unfinished(config), self.folder(config)
         run = read_record(source)
         if folder.exists():
@@ -222,12 +172,7 @@ class Store:
         self._by_key[run.key] = replace(run, folder=folder)
 
     def set_aside(self, folder: Path) -> Path:
-        """
-        Move a folder out of the way, keeping it.
-
-        :param folder: The folder of a run
-        :return: Where it is now
-        """
+        """Move the folder of a run out of the way, keeping it; returns where it is now."""
         target = self.out / SET_ASIDE / folder.relative_to(self.out)
         target.parent.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -241,13 +186,7 @@ class Store:
 
 
 def version_differences(stored: dict[str, str], present: dict[str, str]) -> str:
-    """
-    Put into words how the versions of two runs differ.
-
-    :param stored: Versions of the one
-    :param present: Versions of the other
-    :return: ``"gymnasium 1.2.0 (here 1.4.0)"`` and the like, empty where nothing differs
-    """
+    """Put into words how versions differ: ``"gymnasium 1.2.0 (here 1.4.0)"``, empty where they do not."""
     names = sorted(set(stored) | set(present))
     return ", ".join(
         f"{name} {stored.get(name, 'absent')[:12]} (here {present.get(name, 'absent')[:12]})"

@@ -54,34 +54,14 @@ _TEXTS = {"folder", "curve", "algo", "env_id", "source", "label", "task", "devic
 _TEXTS |= {"evaluations_sha256"}
 
 
-def find_runs(out: Path) -> Iterator[Path]:
-    """
-    Find the folders of the finished runs of a comparison; those in tables have none.
-
-    :param out: Folder of the comparison
-    :return: Folders that hold a record, in the order of their names; those set aside are left out
-    """
-    for root, folders, files in os.walk(out):
-        if RECORD in files:
-            folders.clear()
-            yield Path(root)
-        folders[:] = sorted(name for name in folders if name not in (UNFINISHED, SET_ASIDE, TRASH))
-
-
-def _find(out: Path, name: str) -> list[Path]:
-    """Find the folders, ``out`` itself among them, that hold a file."""
+def find_runs(out: Path, name: str = RECORD) -> list[Path]:
+    """Find the folders, ``out`` itself among them, that hold a record, or another file; those set aside are left out."""
     kept_apart = {UNFINISHED, SET_ASIDE, TRASH}
     return sorted(path.parent for path in out.rglob(name) if not kept_apart & set(path.relative_to(out).parts))
 
 
 def read_table(study: Path) -> list[StoredRun]:
-    """
-    Read the table of a study.
-
-    :param study: Its folder
-    :return: All rows, also those that a folder hides; none where there is no table
-    :raises CorruptRun: If it cannot be read
-    """
+    """Read all rows of a study's table, also those that a folder hides; none where there is no table."""
     path = study / TABLE
     return list(_read_table(study, path.stat().st_mtime_ns)) if path.is_file() else []
 
@@ -121,33 +101,33 @@ def _row(run: StoredRun, folder: str, curve: str) -> dict[str, str]:
 
 def read_runs(out: Path) -> tuple[list[StoredRun], list[CorruptRun]]:
     """
-    Read the records of all finished runs of a comparison, those with folders and those in tables.
+    Read the records of all finished runs below a folder, those with folders and those in tables.
 
-    :param out: Folder of the comparison, or of several: all below it is read
     :return: The runs in the order of their folders, and what cannot be read
     """
     runs: list[StoredRun] = []
     problems: list[CorruptRun] = []
-    for read, places in ((lambda folder: [read_record(folder)], find_runs(out)), (_shown_rows, _find(out, TABLE))):
-        for place in places:
-            try:
-                runs += read(place)
-            except CorruptRun as error:
-                problems.append(error)
+    for place in [*find_runs(out), *(study / TABLE for study in find_runs(out, TABLE))]:
+        try:
+            if place.name == TABLE:
+                runs += [run for run in read_table(place.parent) if not (run.folder / RECORD).is_file()]
+            else:
+                runs.append(read_record(place))
+        except CorruptRun as error:
+            problems.append(error)
     return sorted(runs, key=lambda run: run.folder.parts), problems
 
 
-def _shown_rows(study: Path) -> list[StoredRun]:
-    return [run for run in read_table(study) if not (run.folder / RECORD).is_file()]
+def read_all(out: Path) -> list[StoredRun]:
+    """Read all finished runs below a folder; one that cannot be read is an error."""
+    runs, problems = read_runs(out)
+    if problems:
+        raise problems[0]
+    return runs
 
 
 def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
-    """
-    Replace a file in one piece.
-
-    :param path: The file
-    :param write: Writes the content into a binary file
-    """
+    """Replace a file in one piece by what ``write`` writes into a binary file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -161,13 +141,7 @@ def replace_file(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def write_run(run: StoredRun, record: Mapping[str, Any], folder: Path) -> None:
-    """
-    Give a run of a table files of its own.
-
-    :param run: The run
-    :param record: Its record, to which the hash of the new file is added
-    :param folder: Where; the record is written last
-    """
+    """Give a run of a table files of its own; its record, with the hash of the new file, is written last."""
     arrays: dict[str, Any] = read_arrays(run)
     path = folder / EVALUATIONS
     replace_file(path, lambda file: np.savez_compressed(file, **arrays))
@@ -179,7 +153,6 @@ def write_table(study: Path, runs: Mapping[Path, StoredRun]) -> None:
     """
     Write the table of a study: the curves, then the rows, each file in one piece.
 
-    :param study: Its folder
     :param runs: All its runs by their places, which are below it; other rows that the table had are lost
     :raises CorruptRun: If the evaluations of one cannot be read; nothing is written then
     """
@@ -221,10 +194,8 @@ def pack(study: Path) -> int:
     """
     Turn the folders of a study's finished runs into one table. Models, logs and whatever else the table does not hold stay.
 
-    :param study: Its folder
     :return: The number of runs in the table
-    :raises ValueError: If runs go on, have no result, or there are none
-    :raises CorruptRun: If one cannot be read; nothing is changed then
+    :raises ValueError: If runs go on, have no result, or there are none; nothing is changed then
     """
     begun = [path.relative_to(study).as_posix() for path in find_without_result(study)]
     if begun:
@@ -233,9 +204,7 @@ def pack(study: Path) -> int:
         shutil.rmtree(study / TRASH, ignore_errors=True)
         for left in study.rglob(".*.tmp"):
             left.unlink()
-        runs, problems = read_runs(study)
-        if problems:
-            raise problems[0]
+        runs = read_all(study)
         if inner := {run.table for run in runs} - {None, study}:
             raise ValueError(f"{study}: has studies of its own, {', '.join(sorted(map(str, inner)))}; pack each by itself")
         if not runs:
@@ -283,13 +252,8 @@ def _is_told(path: Path, run: StoredRun) -> bool:
 
 
 def studies(out: Path) -> list[Path]:
-    """
-    Find the studies in a folder.
-
-    :param out: A study, or a folder of studies
-    :return: The folders below it that have tasks or a table; itself where there are none
-    """
-    found = sorted({*_find(out, TASKS), *_find(out, TABLE)})
+    """Find the studies in a folder: the folders below it that have tasks or a table; itself where there are none."""
+    found = sorted({*find_runs(out, TASKS), *find_runs(out, TABLE)})
     return [folder for folder in found if not any(other in folder.parents for other in found)] or [out]
 
 
@@ -298,7 +262,6 @@ def archive(paths: Iterable[Path], target: Path) -> int:
     Move files into a zip archive, which is replaced in one piece before any of them is removed.
 
     :param paths: Files and folders beside or below the archive; their names in it are relative to its folder
-    :param target: The archive; files that it has under the same names are replaced
     :return: The number of files moved
     """
     base = target.absolute().parent
@@ -322,12 +285,7 @@ def archive(paths: Iterable[Path], target: Path) -> int:
 
 
 def find_without_result(out: Path) -> Iterator[Path]:
-    """
-    Find the runs of a comparison that were begun and have no result: they failed, were stopped or still go on.
-
-    :param out: Folder of the comparison
-    :return: The log file of each, in the order of their names; baselines have none
-    """
+    """Find the log files of runs that were begun and have no result: they failed, were stopped or still go on."""
     packed = {run.folder for run in read_runs(out)[0]}
     for path in sorted(out.rglob("*_*.log")):
         inside, folder = path.relative_to(out).parts, path.with_suffix("")
@@ -337,19 +295,11 @@ def find_without_result(out: Path) -> Iterator[Path]:
 
 
 def export_runs(out: Path, target: Path) -> int:
-    """
-    Put the finished runs of a comparison into a table without models and logs, small enough for a repository.
-
-    :param out: Folder of the comparison
-    :param target: Folder of the table, for instance of stored baselines; what it holds already is replaced by newer runs
-    :return: The number of runs put there
-    """
-    runs, problems = read_runs(out)
-    if problems:
-        raise problems[0]
+    """Put the finished runs of a comparison into a table without models and logs, beside what it has; returns their number."""
+    runs = read_all(out)
     if not runs:
         return 0
-    if list(find_runs(target)):
+    if find_runs(target):
         pack(target)
     merged = {run.folder: run for run in read_table(target)} | {target / run.config.path: run for run in runs}
     write_table(target, {folder: merged[folder] for folder in sorted(merged)})
@@ -367,33 +317,16 @@ def load_study(path: str | Path) -> "pd.DataFrame":
     :raises ValueError: If there is none
     """
     place = Path(path)
-    runs, problems = read_runs(place.parent if place.name == TABLE else place)
-    if problems:
-        raise problems[0]
+    runs = read_all(place.parent if place.name == TABLE else place)
     if not runs:
         raise ValueError(f"{path}: no finished runs; give the folder of a comparison")
-    frame = episodes([read_result(run) for run in runs])
-    names = {"name": "algorithm", "timesteps": "step"}
-    columns = [
-        "algorithm",
-        "task",
-        "seed",
-        "step",
-        "episode",
-        "return",
-        "length",
-        *(["success"] if "success" in frame else []),
-    ]
-    return frame.rename(columns=names)[columns]
+    frame = episodes([read_result(run) for run in runs]).rename(columns={"name": "algorithm", "timesteps": "step"})
+    columns = ("algorithm", "task", "seed", "step", "episode", "return", "length", "success")
+    return frame[[name for name in columns if name in frame]]
 
 
 def episodes(results: Sequence[RunResult]) -> "pd.DataFrame":
-    """
-    List all evaluation episodes.
-
-    :param results: The runs
-    :return: A row an episode; ``success`` is there where a run tells it
-    """
+    """List all evaluation episodes, a row an episode; ``success`` is there where a run tells it."""
     import pandas as pd
 
     told, frames = any(result.curve.successes is not None for result in results), []

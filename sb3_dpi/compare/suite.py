@@ -20,249 +20,241 @@ A suite file::
         env_kwargs: {pole_length: 1.0}
         set: {ppo: {learning_rate: 1e-3}}
 
-``algorithms`` and ``tasks`` are required. Every key is checked before anything runs: errors name the key's path.
+``algorithms`` and ``tasks`` are required. The command line is turned into the same mapping. Every key is checked before
+anything runs: errors name the key's path.
 """
 
-import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import filelock
 import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from sb3_dpi.compare.build import ENV_KEYS, NOISE_KEYS, constructor_arguments
+from sb3_dpi.compare.build import constructor_arguments
 from sb3_dpi.compare.checks import (
     SuiteError,
-    as_number,
     check_algorithm,
     check_env,
     check_env_kwarg,
     check_hyperparameter,
     fail,
-    mapping,
-    number,
     offer,
     parse_value,
     read_yaml,
-    text,
-    whole,
 )
+from sb3_dpi.compare.study import TASKS, replace_file
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import resolve_hyperparams
+from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS
 
 SUITES = Path(__file__).parent / "suites"
-TASKS = "tasks.yml"
 DEFAULT = "default"
 """In the steps of a task: all algorithms that it does not name"""
-
-_LABEL = re.compile(r"[A-Za-z0-9_-]+")
-_TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-# Where the store keeps what is not a task or a label
 _RESERVED = ("set_aside", DEFAULT)
+"""Where the store keeps what is not a task or a label"""
 
 
-@dataclass(frozen=True)
-class Entrant:
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number is needed, not {value}")
+    return value
+
+
+Whole = Annotated[PositiveInt, BeforeValidator(_no_truth)]
+Number = Annotated[FiniteFloat, BeforeValidator(_no_truth)]
+
+
+class _Part(BaseModel):
+    """A mapping of a suite. A key without a value is as if it were not there."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_keys(cls, content: Any) -> Any:
+        if content is None:
+            return {}
+        if not isinstance(content, dict):
+            raise ValueError(f"a mapping (KEY: VALUE) is needed, not {content!r}")
+        content = cls._in_full({key: value for key, value in content.items() if value is not None})
+        for key in content:
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {key!r}, {offer(str(key), cls.model_fields)}")
+        return content
+
+    @classmethod
+    def _in_full(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return content
+
+
+class Evaluation(_Part):
+    """When and how runs are evaluated."""
+
+    every: Whole = 250
+    """Environment steps between two evaluations at first"""
+    episodes: Whole = 10
+
+
+class Entrant(_Part):
     """An algorithm of a suite, or a variant of one."""
 
-    label: str
-    """Its name in tables and figures"""
     algo: str
     """Name of the algorithm or ``module:Class``"""
-    overrides: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = {}
     """Hyperparameters that differ from the resolved ones"""
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(_Part):
     """A task of a suite."""
 
-    name: str
-    """Its name in tables and figures"""
-    env_id: str
+    env: str
     """Id of the environment in Gymnasium"""
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[Number, ...] = ()
     """Returns to reach"""
-    scale: tuple[float, float] | None = None
+    scale: tuple[Number, Number] | None = None
     """The returns that count as 0 and 1 in aggregates over tasks"""
-    steps: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, Whole] = {}
     """Budgets by the label of the entrant, ``"default"`` for the others; ``n_timesteps`` of the hyperparameters without it"""
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = {}
     """Arguments of the environment"""
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    set: dict[str, dict[str, Any]] = {}
     """Hyperparameters for this task, by the label of the entrant"""
 
+    @classmethod
+    def _in_full(cls, content: dict[str, Any]) -> dict[str, Any]:
+        if "threshold" in content:
+            if "thresholds" in content:
+                raise ValueError("give either threshold or thresholds")
+            content["thresholds"] = [content.pop("threshold")]
+        if "steps" in content and not isinstance(content["steps"], dict):
+            content["steps"] = {DEFAULT: content["steps"]}
+        return content
 
-@dataclass(frozen=True)
-class Suite:
-    """
-    A comparison.
-
-    :raises SuiteError: If a number of it is not a positive whole number
-    """
-
-    name: str
-    description: str
-    entrants: tuple[Entrant, ...]
-    tasks: tuple[Task, ...]
-    seeds: int = 3
-    """How many"""
-    first_seed: int = 1
-    eval_every: int = 250
-    """Environment steps between two evaluations at first"""
-    n_eval_episodes: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "first_seed", "eval_every", "n_eval_episodes"):
-            whole(getattr(self, name), name)
-
-    def replace(self, **changes: Any) -> "Suite":
-        """
-        Change attributes.
-
-        :param changes: Their new values by name
-        :return: A changed copy
-        """
-        return replace(self, **changes)
+    @field_validator("scale")
+    @classmethod
+    def _increases(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not scale[0] < scale[1]:
+            raise ValueError(f"the first number must be below the second, not {list(scale)}")
+        return scale
 
 
-def _default_label(algo: str) -> str:
-    return algo.rpartition(":")[2].lower() if ":" in algo else algo
-
-
-def _entrant(label: str, algo: str, path: str) -> Entrant:
-    if not _LABEL.fullmatch(label) or label in _RESERVED:
-        fail(path, f"a label has letters, digits, - and _ only and is none of {', '.join(_RESERVED)}, not {label!r}")
-    check_algorithm(algo, path)
-    return Entrant(label, algo)
-
-
-def _check_labels(entrants: Sequence[Entrant], path: str) -> None:
-    for label, times in Counter(entrant.label for entrant in entrants).items():
-        if times > 1:
-            fail(path, f"{label!r} stands there {times} times; give variants labels of their own")
-
-
-def _overrides(content: Any, algo: str, path: str) -> dict[str, Any]:
-    overrides: dict[str, Any] = as_number(mapping(content, path))
-    for key in overrides:
-        check_hyperparameter(algo, key, f"{path}.{key}")
-    return overrides
-
-
-def _read_entrants(content: Any) -> tuple[Entrant, ...]:
-    path = "algorithms"
-    if isinstance(content, list):
-        content = [text(name, f"{path}[{i}]") for i, name in enumerate(content)]
-        entrants = [_entrant(_default_label(name), name, f"{path}.{name}") for name in content]
-        _check_labels(entrants, path)
-    else:
-        entrants = []
-        for key, value in mapping(content, path).items():
-            settings = mapping(value, f"{path}.{key}", ("algo", "set"))
-            algo = text(settings.get("algo", key), f"{path}.{key}.algo")
-            entrant = _entrant(_default_label(key), algo, f"{path}.{key}")
-            entrants.append(replace(entrant, overrides=_overrides(settings.get("set"), algo, f"{path}.{key}.set")))
-        _check_labels(entrants, path)
-    if not entrants:
-        fail(path, "at least one algorithm is needed")
-    return tuple(entrants)
-
-
-def _read_thresholds(content: dict[str, Any], path: str) -> tuple[float, ...]:
-    if "threshold" in content and "thresholds" in content:
-        fail(f"{path}.threshold", "give either threshold or thresholds")
-    if "threshold" in content:
-        return (number(content["threshold"], f"{path}.threshold"),)
-    values = content.get("thresholds", [])
-    if not isinstance(values, list):
-        fail(f"{path}.thresholds", f"a list of numbers is needed, not {values!r}")
-    return tuple(number(value, f"{path}.thresholds[{i}]") for i, value in enumerate(values))
-
-
-def _read_scale(value: Any, path: str) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != 2:
-        fail(path, f"two numbers [low, high] are needed, not {value!r}")
-    low, high = (number(item, f"{path}[{i}]") for i, item in enumerate(value))
-    if not low < high:
-        fail(path, f"the first number must be below the second, not {value!r}")
-    return low, high
-
-
-def _read_steps(value: Any, labels: Sequence[str], path: str) -> dict[str, int]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        return {DEFAULT: whole(value, path)}
-    for label in mapping(value, path):
-        if label not in (*labels, DEFAULT):
-            fail(f"{path}.{label}", f"no algorithm of the suite, {offer(label, [*labels, DEFAULT])}")
-    return {label: whole(budget, f"{path}.{label}") for label, budget in value.items()}
-
-
-def _read_task(name: str, value: Any, entrants: Sequence[Entrant]) -> Task:
-    path = f"tasks.{name}"
-    content = mapping(value, path, ("env", "threshold", "thresholds", "scale", "steps", "env_kwargs", "set"))
-    env_id = text(content.get("env", name), f"{path}.env")
-    if name != env_id and (not _TASK_NAME.fullmatch(name) or name in _RESERVED):
-        fail(path, f"the name of a task has letters, digits, -, _ and . only and is none of {', '.join(_RESERVED)}")
-    spec = check_env(env_id, f"{path}.env" if "env" in content else path)
-    env_kwargs = as_number(mapping(content.get("env_kwargs"), f"{path}.env_kwargs"))
-    for key in env_kwargs:
-        check_env_kwarg(spec, key, f"{path}.env_kwargs.{key}")
-    algos = {entrant.label: entrant.algo for entrant in entrants}
-    overrides = mapping(content.get("set"), f"{path}.set")
-    for label in overrides:
-        if label not in algos:
-            fail(f"{path}.set.{label}", f"no algorithm of the suite, {offer(label, algos)}")
-    return Task(
-        name=name,
-        env_id=env_id,
-        thresholds=_read_thresholds(content, path),
-        scale=_read_scale(content.get("scale"), f"{path}.scale"),
-        steps=_read_steps(content.get("steps"), list(algos), f"{path}.steps"),
-        env_kwargs=env_kwargs,
-        overrides={label: _overrides(value, algos[label], f"{path}.set.{label}") for label, value in overrides.items()},
-    )
-
-
-def _read_suite(content: Any, name: str) -> Suite:
-    keys = ("name", "description", "seeds", "first_seed", "evaluation", "algorithms", "tasks")
+def _named_tasks(content: Any) -> Any:
+    """A task without an environment is called by it."""
     if not isinstance(content, dict):
-        raise SuiteError(f"a mapping with the keys {', '.join(keys)} is needed")
-    mapping(content, "", keys)
-    for key in ("algorithms", "tasks"):
-        if key not in content:
-            fail(key, "missing")
-    entrants = _read_entrants(content["algorithms"])
-    tasks = mapping(content["tasks"], "tasks")
-    if not tasks:
-        fail("tasks", "at least one task is needed")
-    evaluation = mapping(content.get("evaluation"), "evaluation", ("every", "episodes"))
-    return Suite(
-        name=text(content.get("name", name), "name"),
-        description=text(content.get("description", ""), "description"),
-        entrants=entrants,
-        tasks=tuple(_read_task(task, value, entrants) for task, value in tasks.items()),
-        seeds=whole(content.get("seeds", Suite.seeds), "seeds"),
-        first_seed=whole(content.get("first_seed", Suite.first_seed), "first_seed"),
-        eval_every=whole(evaluation.get("every", Suite.eval_every), "evaluation.every"),
-        n_eval_episodes=whole(evaluation.get("episodes", Suite.n_eval_episodes), "evaluation.episodes"),
-    )
+        return content
+    return {name: {"env": name, **task} if isinstance(task, dict) else task or {"env": name} for name, task in content.items()}
 
 
-def load_suite(name_or_path: str) -> Suite:
+_TASKS = TypeAdapter(Annotated[dict[str, Task], BeforeValidator(_named_tasks)])
+
+
+class Suite(_Part):
+    """A comparison."""
+
+    name: str = ""
+    description: str = ""
+    algorithms: dict[str, Entrant] = Field(min_length=1)
+    """By label, the name in tables and figures"""
+    tasks: Annotated[dict[str, Task], BeforeValidator(_named_tasks)] = Field(min_length=1)
+    """By their names in tables and figures"""
+    seeds: Whole = 3
+    """How many"""
+    first_seed: Whole = 1
+    evaluation: Evaluation = Evaluation()
+
+    @field_validator("algorithms", mode="before")
+    @classmethod
+    def _label(cls, content: Any) -> Any:
+        if not isinstance(content, dict | list):
+            return content
+        entrants: dict[str, Any] = {}
+        for key, value in content.items() if isinstance(content, dict) else ((name, None) for name in content):
+            label, _, algo = str(key).rpartition("=") if isinstance(content, list) else ("", "", str(key))
+            label = label or (algo.rpartition(":")[2].lower() if ":" in algo else algo)
+            if label in entrants:
+                raise ValueError(f"{label!r} stands there twice; give variants labels of their own")
+            entrants[label] = {"algo": algo, **value} if isinstance(value, dict) else value or {"algo": algo}
+        return entrants
+
+    @model_validator(mode="after")
+    def _check(self) -> "Suite":
+        for label, entrant in self.algorithms.items():
+            path = f"algorithms.{label}"
+            _check_name(label, r"[\w-]+", path)
+            check_algorithm(entrant.algo, path)
+            _check_set(entrant.algo, entrant.set, f"{path}.set")
+        for name, task in self.tasks.items():
+            path = f"tasks.{name}"
+            if name != task.env:
+                _check_name(name, r"[\w-][\w.-]*", path)
+            spec = check_env(task.env, f"{path}.env")
+            for key in task.env_kwargs:
+                check_env_kwarg(spec, key, f"{path}.env_kwargs.{key}")
+            for key, labels, others in (("steps", task.steps, (DEFAULT,)), ("set", task.set, ())):
+                for label in labels:
+                    if label not in (valid := (*self.algorithms, *others)):
+                        fail(f"{path}.{key}.{label}", f"no algorithm of the suite, {offer(label, valid)}")
+            for label, changes in task.set.items():
+                _check_set(self.algorithms[label].algo, changes, f"{path}.set.{label}")
+        return self
+
+
+def _check_name(name: str, pattern: str, path: str) -> None:
+    if not re.fullmatch(pattern, name, re.ASCII) or name in _RESERVED:
+        fail(path, f"a name has letters, digits, - and _ only (a task's . too) and is none of {', '.join(_RESERVED)}")
+
+
+def _check_set(algo: str, changes: Mapping[str, Any], path: str) -> None:
+    for key in changes:
+        check_hyperparameter(algo, key, f"{path}.{key}")
+
+
+def _in_one_line(error: ValidationError, where: object) -> SuiteError:
+    """Name the first key that is wrong and say why."""
+    first = error.errors()[0]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    problem = str(first.get("ctx", {}).get("error", "")) or f"{first['msg']}, not {first['input']!r}"
+    if first["type"] == "missing":
+        problem = "missing"
+    return SuiteError(": ".join(filter(None, (str(where), path, problem))))
+
+
+def _make_suite(content: Any, where: str, evaluation: Mapping[str, int | None], **numbers: int | None) -> Suite:
+    if isinstance(content, dict):
+        content = {**content, **{name: value for name, value in numbers.items() if value is not None}}
+        written = content.get("evaluation") or {}
+        if isinstance(written, dict):
+            content["evaluation"] = written | {name: value for name, value in evaluation.items() if value is not None}
+    try:
+        return Suite.model_validate(content)
+    except ValidationError as error:
+        raise _in_one_line(error, where) from error
+
+
+def load_suite(
+    name_or_path: str, seeds: int | None = None, first_seed: int | None = None, eval_every: int | None = None
+) -> Suite:
     """
     Read a suite.
 
     :param name_or_path: Name of a suite of this package (``"quick"``, ``"mujoco"``, ``"dpi"``, ``"gps"``), or path of a file
         that ends in ``.yml`` or ``.yaml``
+    :param seeds: How many, instead of those of the file; so the others
     :return: The suite
     :raises SuiteError: If there is no such suite or something in it is wrong
     """
@@ -273,58 +265,24 @@ def load_suite(name_or_path: str) -> Suite:
             raise SuiteError(f"Unknown suite {name_or_path!r}, {offer(name_or_path, valid)}, or the path of a .yml file")
         path = SUITES / f"{name_or_path}.yml"
     content = read_yaml(path)
-    try:
-        return _read_suite(content, path.stem)
-    except SuiteError as error:
-        raise SuiteError(f"{path.name}: {error}") from error
+    if isinstance(content, dict):
+        content = {"name": path.stem, **content}
+    return _make_suite(content, path.name, {"every": eval_every}, seeds=seeds, first_seed=first_seed)
 
 
 def _split(texts: Sequence[str]) -> list[str]:
     return [part.strip() for item in texts for part in item.split(",") if part.strip()]
 
 
-def _assigned(item: str, path: str) -> tuple[str, Any]:
-    key, equals, value = item.partition("=")
+def _assigned(assignment: str, flag: str, written: str = "") -> tuple[str, Any]:
+    key, equals, value = assignment.partition("=")
+    place = f"{flag} {written or assignment}"
     if not equals or not key:
-        fail(path, "write KEY=VALUE")
+        fail(place, "write KEY=VALUE")
     try:
         return key, parse_value(value)
     except SuiteError as error:
-        raise SuiteError(f"{path}: {error}") from error
-
-
-def _steps_from_arguments(texts: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
-    steps: dict[str, int] = {}
-    for item in _split(texts):
-        label, _, budget = item.rpartition(":")
-        if label and label not in labels:
-            fail(f"--steps {item}", f"{label!r} is not among {', '.join(labels)}")
-        steps[label or DEFAULT] = whole(budget, f"--steps {item}")
-    return steps
-
-
-def _thresholds_from_arguments(texts: Sequence[str], env_ids: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    thresholds: dict[str, tuple[float, ...]] = {}
-    for item in _split(texts):
-        env_id, _, threshold = item.rpartition(":")
-        if env_id and env_id not in env_ids:
-            fail(f"--threshold {item}", f"{env_id!r} is not among {', '.join(env_ids)}")
-        for name in [env_id] if env_id else env_ids:
-            thresholds[name] = (*thresholds.get(name, ()), number(threshold, f"--threshold {item}"))
-    return thresholds
-
-
-def _overrides_from_arguments(texts: Sequence[str], entrants: Sequence[Entrant]) -> dict[str, dict[str, Any]]:
-    algos = {entrant.label: entrant.algo for entrant in entrants}
-    overrides: dict[str, dict[str, Any]] = {label: {} for label in algos}
-    for item in texts:
-        label, dot, rest = item.partition(".")
-        if not dot or "=" not in rest or label not in algos:
-            fail(f"--set {item}", f"write LABEL.KEY=VALUE with a label among {', '.join(algos)}")
-        key, value = _assigned(rest, f"--set {item}")
-        check_hyperparameter(algos[label], key, f"--set {item}")
-        overrides[label][key] = value
-    return overrides
+        raise SuiteError(f"{place}: {error}") from error
 
 
 def suite_from_arguments(
@@ -334,10 +292,10 @@ def suite_from_arguments(
     overrides: Sequence[str] = (),
     env_kwargs: Sequence[str] = (),
     thresholds: Sequence[str] = (),
-    seeds: int = Suite.seeds,
-    first_seed: int = Suite.first_seed,
-    eval_every: int = Suite.eval_every,
-    n_eval_episodes: int = Suite.n_eval_episodes,
+    seeds: int | None = None,
+    first_seed: int | None = None,
+    eval_every: int | None = None,
+    n_eval_episodes: int | None = None,
 ) -> Suite:
     """
     Make a suite from arguments of the command line; texts may hold several items with commas between, ``overrides`` apart.
@@ -348,45 +306,34 @@ def suite_from_arguments(
     :param overrides: Hyperparameters to change, ``LABEL.KEY=VALUE``
     :param env_kwargs: Arguments of all environments, ``KEY=VALUE``
     :param thresholds: Returns to reach, ``RETURN`` on all environments or ``ENV:RETURN`` on one
-    :param seeds: How many seeds
-    :param first_seed: The first of them, from 1
-    :param eval_every: Environment steps between two evaluations at first
-    :param n_eval_episodes: Episodes of an evaluation
     :return: The suite
-    :raises SuiteError: If an argument is wrong; the message names it
+    :raises SuiteError: If an argument is wrong; the message names it, or the key of a suite that it stands for
     """
-    entrants = []
-    for item in _split(algos):
-        label, _, algo = item.rpartition("=")
-        entrants.append(_entrant(label or _default_label(algo), algo, f"--algo {item}"))
-    env_ids = list(dict.fromkeys(_split(envs)))
-    for values, name in ((entrants, "algo"), (env_ids, "env")):
-        if not values:
-            fail(f"--{name}", "at least one is needed")
-    _check_labels(entrants, "--algo")
-    changes = _overrides_from_arguments(overrides, entrants)
-    budgets = _steps_from_arguments(steps, [entrant.label for entrant in entrants])
-    to_reach = _thresholds_from_arguments(thresholds, env_ids)
-    arguments = dict(_assigned(item, f"--env-kwargs {item}") for item in env_kwargs)
-    for env_id in env_ids:
-        spec = check_env(env_id, f"--env {env_id}")
-        for key in arguments:
-            check_env_kwarg(spec, key, f"--env-kwargs {key}")
-    return Suite(
-        name="",
-        description="",
-        entrants=tuple(replace(entrant, overrides=changes[entrant.label]) for entrant in entrants),
-        tasks=tuple(Task(env_id, env_id, to_reach.get(env_id, ()), steps=budgets, env_kwargs=arguments) for env_id in env_ids),
-        seeds=seeds,
-        first_seed=first_seed,
-        eval_every=eval_every,
-        n_eval_episodes=n_eval_episodes,
-    )
+    task: dict[str, Any] = {"steps": {}, "set": {}, "env_kwargs": dict(_assigned(item, "--env-kwargs") for item in env_kwargs)}
+    for item in _split(steps):
+        label, _, budget = item.rpartition(":")
+        task["steps"][label or DEFAULT] = parse_value(budget)
+    for item in overrides:
+        label, dot, rest = item.partition(".")
+        if not dot:
+            fail(f"--set {item}", "write LABEL.KEY=VALUE")
+        key, value = _assigned(rest, "--set", item)
+        task["set"].setdefault(label, {})[key] = value
+    tasks = {env_id: {**task, "thresholds": []} for env_id in _split(envs)}
+    for item in _split(thresholds):
+        env_id, _, threshold = item.rpartition(":")
+        if env_id and env_id not in tasks:
+            fail(f"--threshold {item}", f"{env_id!r} is not among {', '.join(tasks)}")
+        for name in [env_id] if env_id else tasks:
+            tasks[name]["thresholds"].append(parse_value(threshold))
+    content = {"algorithms": _split(algos), "tasks": tasks}
+    evaluation = {"every": eval_every, "episodes": n_eval_episodes}
+    return _make_suite(content, "", evaluation, seeds=seeds, first_seed=first_seed)
 
 
-def _resolve(entrant: Entrant, task: Task) -> tuple[dict[str, Any], str]:
-    choice = resolve_hyperparams(entrant.algo, task.env_id)
-    changes = {**entrant.overrides, **task.overrides.get(entrant.label, {})}
+def _resolve(entrant: Entrant, task: Task, label: str, name: str) -> tuple[dict[str, Any], str]:
+    choice = resolve_hyperparams(entrant.algo, task.env)
+    changes = {**entrant.set, **task.set.get(label, {})}
     hyperparams = {**choice.hyperparams, **changes}
     for key in (*ENV_KEYS, *NOISE_KEYS):
         # `normalize: null` in a suite: as if the entry did not have it
@@ -395,29 +342,34 @@ def _resolve(entrant: Entrant, task: Task) -> tuple[dict[str, Any], str]:
     try:
         constructor_arguments(hyperparams)
     except Exception as error:
-        raise SuiteError(f"{entrant.label} on {task.name}: {error} (hyperparameters of {choice.source})") from error
+        raise SuiteError(f"{label} on {name}: {error} (hyperparameters of {choice.source})") from error
     return hyperparams, choice.source + "".join(f", {key}={value}" for key, value in changes.items())
 
 
-def _make_config(suite: Suite, entrant: Entrant, task: Task, device: str) -> RunConfig:
-    hyperparams, source = _resolve(entrant, task)
-    steps = task.steps.get(entrant.label, task.steps.get(DEFAULT, hyperparams.get("n_timesteps")))
+def _make_config(suite: Suite, label: str, name: str, device: str) -> RunConfig:
+    entrant, task = suite.algorithms[label], suite.tasks[name]
+    hyperparams, source = _resolve(entrant, task, label, name)
+    steps = task.steps.get(label, task.steps.get(DEFAULT, hyperparams.get("n_timesteps")))
     if steps is None:
-        raise SuiteError(f"{entrant.label} on {task.name}: neither the task's steps nor n_timesteps tell the budget")
+        fail(f"{label} on {name}", "neither the task's steps nor n_timesteps tell the budget")
+    try:
+        n_timesteps = TypeAdapter(Whole).validate_python(steps)
+    except ValidationError as error:
+        raise _in_one_line(error, f"{label} on {name}: n_timesteps") from error
     config = RunConfig(
         algo=entrant.algo,
-        env_id=task.env_id,
+        env_id=task.env,
         seed=suite.first_seed,
-        n_timesteps=whole(steps, f"{entrant.label} on {task.name}: n_timesteps"),
+        n_timesteps=n_timesteps,
         hyperparams=hyperparams,
         source=source,
-        task=task.name if task.name != task.env_id else "",
+        task=name if name != task.env else "",
         env_kwargs=task.env_kwargs,
         device=device,
-        eval_every=suite.eval_every,
-        n_eval_episodes=suite.n_eval_episodes,
+        eval_every=suite.evaluation.every,
+        n_eval_episodes=suite.evaluation.episodes,
     )
-    return replace(config, label=entrant.label if entrant.label != config.algo_name else "")
+    return replace(config, label=label if label != config.algo_name else "")
 
 
 def make_configs(suite: Suite, device: str = "cpu") -> list[RunConfig]:
@@ -430,7 +382,7 @@ def make_configs(suite: Suite, device: str = "cpu") -> list[RunConfig]:
     :raises SuiteError: If two runs would be written into the same folder, or hyperparameters make no sense
     :raises ImportError: If RL Zoo's hyperparameters are needed and RL Zoo is not installed
     """
-    configs = [_make_config(suite, entrant, task, device) for task in suite.tasks for entrant in suite.entrants]
+    configs = [_make_config(suite, label, name, device) for name in suite.tasks for label in suite.algorithms]
     known: dict[str, RunConfig] = {}
     for config in configs:
         other = known.setdefault(config.path, config)
@@ -442,41 +394,27 @@ def make_configs(suite: Suite, device: str = "cpu") -> list[RunConfig]:
 
 
 def read_tasks(out: Path) -> dict[str, Task]:
-    """
-    Read what a report needs to know of the tasks of a comparison: their thresholds and scales.
-
-    :param out: Folder of the comparison
-    :return: By name; empty where there is no file
-    :raises SuiteError: If the file is not what ``write_tasks`` wrote
-    """
+    """Read what a report needs to know of the tasks of a comparison, by name; empty where there is no file."""
     path = out / TASKS
     if not path.is_file():
         return {}
-    content = read_yaml(path)
     try:
-        tasks = {}
-        for name, value in mapping(content, "tasks").items():
-            entry = mapping(value, name, ("env", "thresholds", "scale"))
-            env_id = text(entry.get("env", name), f"{name}.env")
-            thresholds, scale = _read_thresholds(entry, name), _read_scale(entry.get("scale"), f"{name}.scale")
-            tasks[name] = Task(name, env_id, thresholds, scale)
-        return tasks
-    except SuiteError as error:
-        raise SuiteError(f"{path}: {error}") from error
+        return _TASKS.validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise _in_one_line(error, path) from error
 
 
-def write_tasks(out: Path, suite: Suite) -> None:
-    """
-    Keep the thresholds and scales of a suite with its results, beside those of other suites with the same folder.
+def merged(tasks: Iterable[tuple[str, Task]]) -> dict[str, Task]:
+    """Put tasks together: of the thresholds and scales of a name the first count, none is none."""
+    found: dict[str, Task] = {}
+    for name, task in tasks:
+        known = found.setdefault(name, task)
+        changes = {"thresholds": known.thresholds or task.thresholds, "scale": known.scale or task.scale}
+        found[name] = known.model_copy(update=changes)
+    return found
 
-    :param out: Folder of the comparison
-    :param suite: The suite
-    :raises SuiteError: If the file that is there cannot be read
-    """
-    merge_tasks(out, suite.tasks)
 
-
-def merge_tasks(out: Path, new: Iterable[Task]) -> None:
+def write_tasks(out: Path, new: Mapping[str, Task]) -> None:
     """
     Keep thresholds and scales of tasks beside those that a folder has.
 
@@ -486,15 +424,8 @@ def merge_tasks(out: Path, new: Iterable[Task]) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(out / ".tasks.lock"):
-        tasks = read_tasks(out)
-        for task in new:
-            known = tasks.get(task.name, task)
-            thresholds, scale = task.thresholds or known.thresholds, task.scale or known.scale
-            tasks[task.name] = replace(task, thresholds=thresholds, scale=scale)
-        content = {}
-        for name, task in sorted(tasks.items()):
-            entry = {"env": task.env_id, "thresholds": list(task.thresholds), "scale": list(task.scale or ())}
-            content[name] = {key: value for key, value in entry.items() if value}
-        unfinished = out / f".{TASKS}.{os.getpid()}"
-        unfinished.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        unfinished.replace(out / TASKS)
+        tasks = merged([*new.items(), *read_tasks(out).items()])
+        named = {"env", "thresholds", "scale"}
+        content = {name: tasks[name].model_dump(mode="json", include=named, exclude_defaults=True) for name in sorted(tasks)}
+        text = yaml.safe_dump(content, sort_keys=False)
+        replace_file(out / TASKS, lambda file: file.write(text.encode()))

@@ -73,11 +73,7 @@ class RunConfig:
         return f"{self.name} on {self.task_name}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        Convert to plain data.
-
-        :return: One key per attribute, for JSON and YAML
-        """
+        """Convert to plain data, for JSON and YAML."""
         return asdict(self)
 
 
@@ -117,11 +113,7 @@ class Curve:
         return means
 
     def arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """
-        Name the arrays as in RL Zoo's ``evaluations.npz``.
-
-        :return: Pairs of name and array, those that are None left out
-        """
+        """Pair the arrays, those that are None left out, with their names in RL Zoo's ``evaluations.npz``."""
         names = {"lengths": "ep_lengths"}
         for name, array in vars(self).items():
             if array is not None:

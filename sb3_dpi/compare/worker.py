@@ -77,11 +77,7 @@ def _run(config: RunConfig, store: Store, key: str, channel: TextIO) -> None:
 
 
 def main() -> int:
-    """
-    Train once; whatever a library prints goes to stderr, which the parent keeps as the log file.
-
-    :return: Exit status
-    """
+    """Train once; whatever a library prints goes to stderr, which the parent keeps as the log file."""
     faulthandler.enable()
     order: dict[str, Any] = json.loads(sys.stdin.readline())
     told = threading.Event()

@@ -6,7 +6,6 @@ late, or answer with a traceback, is named in one line.
 
 import contextlib
 import importlib
-import io
 import runpy
 import sys
 from argparse import Namespace
@@ -17,8 +16,8 @@ from typing import Any
 from sb3_dpi.zoo import resolved
 from sb3_dpi.zoo.cause import in_one_line, place_in_users_code
 from sb3_dpi.zoo.environments import import_custom_envs, import_environment
-from sb3_dpi.zoo.hyperparams import resolve_hyperparams
-from sb3_dpi.zoo.machine import check_hub, check_packages, check_rendering, packages_of_training
+from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS, resolve_hyperparams
+from sb3_dpi.zoo.machine import check_packages, check_rendering, packages_of_training
 from sb3_dpi.zoo.parser import Refused, completed_by
 from sb3_dpi.zoo.plots import check_plot
 from sb3_dpi.zoo.register import ALGORITHMS, register_algorithms, unknown_argument
@@ -35,11 +34,6 @@ PACKAGES = {
     **dict.fromkeys(PLOTS, ("matplotlib", "pandas", "seaborn")),
     "load_from_hub": ("requests",),
 }
-ZOO_KEYS = (
-    *("n_timesteps", "n_envs", "normalize", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack"),
-    *("noise_type", "noise_std", "callback", "monitor_kwargs"),
-)
-"""What RL Zoo takes out of the hyperparameters before it builds the model"""
 
 USAGE = f"""usage: python -m sb3_dpi.zoo {"|".join((*COMMANDS[:1], *AGENTS, *PLOTS))} [any argument of rl_zoo3]
 
@@ -54,19 +48,12 @@ plot_train      shows training episodes;   all_plots, plot_from_file: evaluation
 
 
 def complete_train(given: Namespace, registry: dict[str, Any]) -> None:
-    """
-    Complete the arguments of ``train``: hyperparameters, a trial of a study.
-
-    :param given: As RL Zoo has parsed them, changed in place; ``resolved.hyperparams`` is filled too
-    :param registry: ``rl_zoo3.ALGOS``, gets the algorithm
-    :raises ValueError: If something is unknown
-    :raises ImportError: If something is missing
-    """
+    """Complete the arguments of ``train``, as RL Zoo has parsed them: hyperparameters, a trial of a study."""
     check_packages(packages_of_training(given))
     algo, given.env = given.algo, import_environment(given.env)
     (given.algo,) = register_algorithms(registry, algo)
     for name in given.hyperparams or {}:
-        if problem := unknown_argument(registry[given.algo], name, ZOO_KEYS):
+        if problem := unknown_argument(registry[given.algo], name, (*ENV_KEYS, *NOISE_KEYS, *OTHER_KEYS)):
             raise ValueError(f"-params {name}: {problem}")
     if given.optimize_hyperparameters:
         _check_search_space(given.algo)
@@ -95,38 +82,13 @@ def _check_search_space(algo: str) -> None:
 
 
 def complete_agent(command: str, given: Namespace, registry: dict[str, Any]) -> None:
-    """
-    Complete the arguments of a command that runs an agent.
-
-    :param command: ``"enjoy"`` or ``"record_video"``
-    :param given: As RL Zoo has parsed them, changed in place
-    :param registry: ``rl_zoo3.ALGOS``, gets the algorithm
-    :raises ValueError: If there is no such agent, or no way to render
-    """
+    """Complete the arguments of a command that runs an agent, as RL Zoo has parsed them."""
     for package in getattr(given, "gym_packages", ()):
         importlib.import_module(package)
     given.env = type(given.env)(import_environment(given.env.gym_id))
     (given.algo,) = register_algorithms(registry, given.algo)
-    _check_agent(command, given)
     if command == "record_video" or not given.no_render:
         check_rendering(given.env.gym_id, window=command == "enjoy")
-
-
-def _check_agent(command: str, given: Namespace) -> None:
-    from rl_zoo3.utils import get_model_path
-
-    which = (given.load_best, given.load_checkpoint, given.load_last_checkpoint)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            get_model_path(given.exp_id, given.folder, given.algo, given.env, *which)
-    except (AssertionError, ValueError) as error:
-        if command == "enjoy" and "rl-trained-agents" in given.folder:
-            check_hub("load_from_hub")
-            return
-        paths = Path(given.folder, given.algo).glob(f"{given.env}_*/{given.env}.zip")
-        found = sorted((path.parent.name.rpartition("_")[2] for path in paths), key=lambda number: (len(number), number))
-        where = f"--exp-id {' or '.join(found)} has one" if found else "train one, or name its folder with -f"
-        raise ValueError(f"{error}; {where}") from error
 
 
 def _register(registry: dict[str, Any]) -> None:
@@ -171,18 +133,12 @@ def _run(command: str, arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """
-    Register the algorithms in RL Zoo, and hand over.
-
-    :param arguments: The command, one of ``COMMANDS``, and its arguments
-    """
+    """Register the algorithms in RL Zoo, and hand over."""
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(USAGE)
     command, rest = arguments[0], arguments[1:]
     try:
         check_packages(["rl_zoo3", *PACKAGES.get(command, ())])
-        if command == "push_to_hub" or (command == "load_from_hub" and {"-h", "--help"}.isdisjoint(rest)):
-            check_hub(command)
         if command == "train" or command in AGENTS:
             import_custom_envs()
     except (ImportError, ValueError) as error:

@@ -4,18 +4,13 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-LONGEST_MESSAGE = 300
+LONGEST_MESSAGE = 500
 """Characters of a message that are shown: some hold whole arrays"""
 PACKAGE = Path(__file__).parents[1]
 
 
 def is_users(filename: str) -> bool:
-    """
-    Tell whether a file was written by the user: neither this package, nor Python's, nor installed.
-
-    :param filename: As a traceback has it
-    :return: Whether it is
-    """
+    """Tell whether a file of a traceback was written by the user: neither this package, nor Python's, nor installed."""
     if filename.startswith("<"):
         return False
     path = Path(filename).resolve()
@@ -24,12 +19,7 @@ def is_users(filename: str) -> bool:
 
 
 def place_in_users_code(error: BaseException) -> str:
-    """
-    Find where the user's code raised an exception, or called what raised it.
-
-    :param error: The exception
-    :return: ``"my_envs.py:12 in step"``, empty where none of the user's code took part
-    """
+    """Find where the user's code raised an exception, or called what raised it: ``"my_envs.py:12 in step"``, or nothing."""
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in seen:
@@ -42,12 +32,7 @@ def place_in_users_code(error: BaseException) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """
-    Put an exception into words.
-
-    :param error: The exception
-    :return: Its type, its message without line breaks, and the place in the user's code
-    """
+    """Put an exception into words: its type, its message without line breaks, and the place in the user's code."""
     message = " ".join(str(error).split())
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[:LONGEST_MESSAGE]} ..."

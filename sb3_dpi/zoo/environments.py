@@ -13,11 +13,7 @@ __all__ = ["LONGEST_EPISODE", "import_custom_envs", "import_environment", "time_
 
 
 def import_custom_envs() -> None:
-    """
-    Import the user's ``custom_envs``, which RL Zoo would import too, but without a word where that fails.
-
-    :raises ImportError: If it is there and cannot be imported
-    """
+    """Import the user's ``custom_envs``, which RL Zoo would import too, but without a word where that fails."""
     if find_spec("custom_envs") is None:
         return
     try:
@@ -27,13 +23,7 @@ def import_custom_envs() -> None:
 
 
 def import_environment(env_id: str) -> str:
-    """
-    Import the module that an id names.
-
-    :param env_id: ``Id-v0``, or ``module:Id-v0``
-    :return: The id without the module
-    :raises ImportError: If the module cannot be imported
-    """
+    """Import the module that an id ``module:Id-v0`` names; returns the id without it."""
     module, colon, name = env_id.rpartition(":")
     if colon:
         try:
@@ -44,12 +34,6 @@ def import_environment(env_id: str) -> str:
 
 
 def time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> int | None:
-    """
-    Find the time limit of an environment.
-
-    :param env_id: Its id; the module that registers it has been imported
-    :param env_kwargs: Its arguments, ``max_episode_steps`` may be among them
-    :return: Steps, None where there is none
-    """
+    """Find the time limit of an environment, also among its arguments; None where there is none."""
     limit = env_kwargs.get("max_episode_steps") or gym.spec(env_id.rpartition(":")[2]).max_episode_steps
     return limit if limit is not None and limit > 0 else None  # -1 takes the limit away

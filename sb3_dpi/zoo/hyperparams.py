@@ -17,6 +17,10 @@ from sb3_dpi.zoo.register import ALGORITHMS, algorithm_class
 
 HYPERPARAMS_FOLDER = Path(__file__).parent / "hyperparams"
 ZOO_HINT = "Install what is missing with: pip install 'sb3_dpi[zoo]'"
+ENV_KEYS = ("n_timesteps", "n_envs", "normalize", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack")
+NOISE_KEYS = ("noise_type", "noise_std")
+OTHER_KEYS = ("callback", "monitor_kwargs")
+"""What RL Zoo takes out of an entry before it builds the model, as the two before"""
 SB3_DEFAULTS = {
     "n_envs": 1,
     "n_timesteps": 1e6,
@@ -39,13 +43,7 @@ class ResolvedHyperparams:
 
 
 def newest_version(keys: list[str], env_id: str) -> str | None:
-    """
-    Find the entry that fits a task: its id, else the newest older version of it.
-
-    :param keys: The ids that have an entry
-    :param env_id: The id of the task
-    :return: One of ``keys``, or None when neither the id nor an older version of it is among them
-    """
+    """Find among the ids that have an entry the one that fits a task: its own, else its newest older version."""
     wanted = _VERSIONED.fullmatch(env_id)
     if env_id in keys or wanted is None:
         return env_id if env_id in keys else None
@@ -64,12 +62,8 @@ def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
 
 def zoo_entries(algo: str) -> dict[str, dict[str, Any]]:
     """
-    Read RL Zoo's hyperparameters of an algorithm, without importing RL Zoo (slow, and it patches Gymnasium).
-
-    :param algo: Name of the algorithm in RL Zoo, for instance ``"ppo"``
-    :return: From task id to its entry; empty for an algorithm that RL Zoo has no entries for
-    :raises ImportError: If RL Zoo is not installed
-    :raises ValueError: If there is no such algorithm
+    Read RL Zoo's hyperparameters of an algorithm by task, without importing RL Zoo (slow, and it patches Gymnasium); none for
+    an algorithm that it has no file of.
     """
     spec = find_spec("rl_zoo3")
     if spec is None or not spec.submodule_search_locations:

@@ -1,7 +1,6 @@
-"""What RL Zoo needs of a machine and finds missing only after its work, or in a traceback: packages, a display, the hub."""
+"""What RL Zoo needs of a machine and finds missing only after its work, or in a traceback: packages, a display."""
 
 import contextlib
-import importlib
 import os
 import sys
 import warnings
@@ -17,12 +16,7 @@ NOT_IN_EXTRA = ("optunahub", "tensorboard", "wandb")
 
 
 def check_packages(names: Sequence[str]) -> None:
-    """
-    Look for packages.
-
-    :param names: Of their modules
-    :raises ImportError: If any is missing; the message says how to install it
-    """
+    """Look for packages; those that are missing are named with what installs them."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         others = [name for name in missing if name in NOT_IN_EXTRA]
@@ -33,12 +27,7 @@ def check_packages(names: Sequence[str]) -> None:
 
 
 def packages_of_training(given: Namespace) -> list[str]:
-    """
-    Name the packages that a training needs before its end.
-
-    :param given: The arguments of ``train``, as RL Zoo has parsed them
-    :return: Their modules
-    """
+    """Name the packages that a training needs before its end."""
     search = given.optimize_hyperparameters
     wanted = {
         "pandas": search,
@@ -51,13 +40,7 @@ def packages_of_training(given: Namespace) -> list[str]:
 
 
 def check_rendering(env_id: str, window: bool = False) -> None:
-    """
-    Render one frame, so that what is missing for it is known before any work is done.
-
-    :param env_id: Id of the task in Gymnasium
-    :param window: Whether a window will be opened; else frames are drawn off screen
-    :raises ValueError: If it cannot be rendered; the message says what to do
-    """
+    """Render one frame, so that what is missing for a window, or for frames off screen, is known before any work is done."""
     displays = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
     if window and sys.platform.startswith("linux") and not any(os.environ.get(name) for name in displays):
         raise ValueError("There is no display for a window: add --no-render, or use record_video, which needs none")
@@ -77,29 +60,3 @@ def check_rendering(env_id: str, window: bool = False) -> None:
         raise ValueError(f"{env_id} cannot be rendered here ({text}). {hint}") from error
     with contextlib.suppress(Exception):
         env.close()
-
-
-def check_hub(command: str) -> None:
-    """
-    Look for what RL Zoo's way to the Hugging Face hub breaks on.
-
-    :param command: ``"push_to_hub"`` or ``"load_from_hub"``
-    :raises ValueError: If it cannot work; the message says what to do instead
-    """
-    if command == "push_to_hub":
-        if not hasattr(importlib.import_module("huggingface_sb3.push_to_hub"), "generate_metadata"):
-            raise ValueError(
-                "push_to_hub of the installed rl_zoo3 does not go with the installed sb3-team-hf-integration (no "
-                "generate_metadata there): upload the agent's folder with: hf upload REPO FOLDER"
-            )
-        return
-    if os.environ.get("TRUST_REMOTE_CODE", "").lower() not in ("y", "yes", "t", "true", "on", "1"):
-        raise ValueError(
-            "Agents are pickles, which run code when they are loaded: set TRUST_REMOTE_CODE=True to download those you trust"
-        )
-    error = importlib.import_module("huggingface_hub.errors").HfHubHTTPError
-    if not issubclass(error, importlib.import_module("requests").HTTPError):
-        print(
-            "With the installed huggingface_hub RL Zoo cannot download an agent that was trained without VecNormalize "
-            "(it stops at the missing vec_normalize.pkl)"
-        )

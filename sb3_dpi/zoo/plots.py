@@ -2,11 +2,9 @@
 
 import importlib
 import itertools
-import pickle
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,15 +13,8 @@ NO_WINDOWS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 
 def check_plot(command: str, given: Namespace) -> None:
-    """
-    See that a plot will show what was asked for.
-
-    :param command: ``"plot_train"``, ``"all_plots"`` or ``"plot_from_file"``
-    :param given: Its arguments, as RL Zoo has parsed them; algorithms and environments become the names of their folders
-    :raises ValueError: If it will not; the message says what to do
-    """
+    """See that a plot will show what was asked for; algorithms and environments become the names of their folders."""
     if command == "plot_from_file":
-        _check_plot_file(given.input)
         return
     # As folders are named
     given.env = [env.rpartition(":")[2].replace("/", "-") for env in given.env or []]
@@ -81,20 +72,3 @@ def _check_evaluations(folder: Path, env: str) -> None:
 
 def _contents(stored: dict[str, set[str]]) -> str:
     return ", ".join(f"{algo} on {' '.join(sorted(envs))}" for algo, envs in sorted(stored.items())) or "nothing"
-
-
-def _check_plot_file(name: str | None) -> None:
-    path = Path((name or "").removesuffix(".pkl") + ".pkl")
-    if not name or not path.is_file():
-        raise ValueError(f"{path if name else '-i'} not found: -i names the file that all_plots -o wrote")
-    results: dict[str, Any] = pickle.loads(path.read_bytes())
-    envs = {env: runs for env, runs in results.items() if env != "results_table"}
-    keys = {key for runs in envs.values() for key in runs}
-    if not keys:
-        raise ValueError(f"{path} holds no results: every run needs two or more evaluations")
-    for env, runs in envs.items():
-        for key in sorted(keys):
-            if key not in runs:
-                raise ValueError(f"{path}: no runs of {key} on {env}; plot_from_file needs all algorithms on all environments")
-            if getattr(runs[key]["last_evals"], "ndim", 0) == 0:
-                raise ValueError(f"{path}: one run of {key} on {env}; plot_from_file needs two or more, other seeds")

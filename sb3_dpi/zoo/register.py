@@ -31,15 +31,7 @@ def _library_algorithms() -> dict[str, Any]:
 
 
 def closest(name: str, valid: Iterable[str], n: int = 1, prefix: str = "") -> str:
-    """
-    Suggest what may have been meant.
-
-    :param name: What was written
-    :param valid: What could have been
-    :param n: The largest number of suggestions
-    :param prefix: What must stand before a name
-    :return: ``"did you mean 'x'?"``, or an empty string where nothing is close
-    """
+    """Suggest what may have been meant, up to ``n`` names: ``"did you mean 'x'?"``, or nothing where none is close."""
     by_lower_case = {candidate.lower(): candidate for candidate in valid}
     found = [repr(prefix + by_lower_case[match]) for match in get_close_matches(name.lower(), by_lower_case, n)]
     if len(found) > 1:
@@ -75,10 +67,9 @@ def _imported_class(name: str) -> Any:
 
 def algorithm_class(name: str) -> Any:
     """
-    Find an algorithm: one of this package, of Stable-Baselines3, of sb3-contrib or of any module.
+    Find an algorithm of this package, of Stable-Baselines3, of sb3-contrib or, as ``module:Class``, of any module.
 
-    :param name: Its name as in RL Zoo, for instance ``"mdgps"``, ``"ppo"`` or ``"ppo_lstm"``, or ``"module:Class"``
-    :return: The class
+    :param name: Its name as in RL Zoo, for instance ``"mdgps"``, ``"ppo"`` or ``"ppo_lstm"``
     :raises ValueError: If no such algorithm exists; the message offers the closest names
     """
     if name in ALGORITHMS:
@@ -95,8 +86,6 @@ def unknown_argument(algorithm: type[Any], name: str, also: Iterable[str] = (), 
     """
     Tell whether an algorithm takes an argument.
 
-    :param algorithm: Its class
-    :param name: The argument
     :param also: What else may be written in its place
     :param without: Arguments that are not the user's to give
     :return: What is wrong, with the closest names; empty where it is taken, or where the class takes anything

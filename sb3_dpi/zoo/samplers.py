@@ -26,12 +26,7 @@ NET_ARCHS = {"tiny": [32, 32], "small": [64, 64], "medium": [256, 256]}
 
 
 def mdgps(trial: BaseTrial) -> dict[str, Any]:
-    """
-    Search space of MDGPS; ``horizon`` is not in it, for its range depends on the task.
-
-    :param trial: What answers with values
-    :return: Arguments of ``MDGPS``, plain numbers, strings, lists and dictionaries
-    """
+    """Search space of MDGPS; ``horizon`` is not in it, for its range depends on the task."""
     # The trajectories of an iteration, not the conditions: they are what an iteration costs
     n_trajectories = trial.suggest_int("n_trajectories", 4, 40, log=True)
     samples_per_condition = trial.suggest_int("samples_per_condition", 2, 10)
@@ -65,12 +60,7 @@ def mdgps(trial: BaseTrial) -> dict[str, Any]:
 
 
 def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
-    """
-    Search space of AggreVaTeD-OC; ``horizon`` is not in it, for its range depends on the task.
-
-    :param trial: What answers with values
-    :return: Arguments of ``AggreVaTeDOC``, plain numbers, strings, lists and dictionaries
-    """
+    """Search space of AggreVaTeD-OC; ``horizon`` is not in it, for its range depends on the task."""
     gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0001, 0.05, log=True)
     initial_std = trial.suggest_float("initial_std", 0.2, 1.0)
     trial.set_user_attr("gamma", gamma)
@@ -96,12 +86,7 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
 
 
 def dpi(trial: BaseTrial) -> dict[str, Any]:
-    """
-    Search space of DPI.
-
-    :param trial: What answers with values
-    :return: Arguments of ``DPI``, plain numbers, strings, lists and dictionaries
-    """
+    """Search space of DPI."""
     gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0005, 0.03, log=True)
     trial.set_user_attr("gamma", gamma)
     return {
@@ -121,12 +106,7 @@ def dpi(trial: BaseTrial) -> dict[str, Any]:
 
 
 def dual_ac(trial: BaseTrial) -> dict[str, Any]:
-    """
-    Search space of Dual-AC.
-
-    :param trial: What answers with values
-    :return: Arguments of ``DualAC``, plain numbers, strings, lists and dictionaries
-    """
+    """Search space of Dual-AC."""
     gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
     n_steps = 2 ** trial.suggest_int("n_steps_pow", 5, 9)
     batch_size = 2 ** trial.suggest_int("batch_size_pow", 6, 9)
@@ -222,12 +202,8 @@ def find_trial(storage: str, study_name: str, trial_id: str) -> tuple[FrozenTria
 
 def draw_study(report: Path) -> list[Path]:
     """
-    Draw the history of a study and the importance of its parameters.
-
-    RL Zoo only shows them, only where plotly is installed, and says nothing where it is not.
-
-    :param report: The pickled study that RL Zoo wrote, ``report_*.pkl``
-    :return: The figures, beside the report
+    Draw the history of a study and the importance of its parameters beside the report that RL Zoo pickled: RL Zoo only shows
+    them, only where plotly is installed, and says nothing where it is not.
     """
     from matplotlib import pyplot as plt
 
