@@ -1,0 +1,6 @@
+"""Policies out: ``python -m sb3_dpi.export model.zip --to onnx``."""
+
+from sb3_dpi.export.deployed import DeployedPolicy, ExportError
+from sb3_dpi.export.files import FORMATS, export_policy
+
+__all__ = ["FORMATS", "DeployedPolicy", "ExportError", "export_policy"]
