@@ -1,7 +1,9 @@
 """Every algorithm trains: what a user calls, every choice of arguments, several environments and processes, tasks."""
 
+import inspect
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -36,6 +38,23 @@ def test_total_timesteps_may_be_a_float(make: Make, total: Any) -> None:
     model = make().learn(total)
     assert model.num_timesteps == 3 * ITERATION, "a lower bound, and the last iteration is completed"
     assert iterations(model) == 3
+
+
+@every_algorithm
+def test_arguments_may_be_numbers_of_numpy(make: Make, tmp_path: Path) -> None:
+    """Every one that is a number learns the same as Python's, from the constructor and from a file."""
+    parameters_of = inspect.signature(make.algorithm.__init__).parameters
+    kept = {name: getattr(make(), name, None) for name in parameters_of}
+    given = {name: value for name, value in kept.items() if type(value) in (int, float)}
+    of_numpy = {name: np.int32(value) if type(value) is int else np.float64(value) for name, value in given.items()}
+    shared = {"learning_rate": 1e-3, "gamma": 0.9, "stats_window_size": 7, "policy_kwargs": {"net_arch": [8]}}
+    model = make(**{**of_numpy, **shared, "learning_rate": np.float32(1e-3), "stats_window_size": np.int64(7)})
+    model.learn(ITERATION)
+    expected = make(**{**given, **shared, "learning_rate": float(np.float32(1e-3))}).learn(ITERATION)
+    assert len(of_numpy) > 5 and not [name for name in of_numpy if isinstance(getattr(model, name), np.generic)]
+    assert parameters(model) == parameters(expected)
+    model.save(tmp_path / "model")
+    assert type(make.algorithm.load(tmp_path / "model", gamma=np.float32(0.5)).gamma) is float
 
 
 # ---------------------------------------------------------------------- choices

@@ -3,6 +3,7 @@
 import operator
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -12,6 +13,16 @@ from sb3_dpi.common.progress_bars import TrueRate, progress_bars
 
 LARGEST_SEED = 2**32 - 1
 """What numpy's global generator takes, which Stable-Baselines3 seeds"""
+
+
+def plain(value: Any) -> Any:
+    """
+    Turn a number of numpy into one of Python, which passes wherever a number is meant.
+
+    :param value: an argument
+    :return: the number; what is none is left as it is
+    """
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def as_seed(seed: Any) -> int | None:

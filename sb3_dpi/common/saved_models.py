@@ -18,7 +18,7 @@ import torch as th
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_dpi.common.conventions import Conventions
+from sb3_dpi.common.conventions import Conventions, plain
 
 SelfSavedModel = TypeVar("SelfSavedModel", bound="SavedModel")
 
@@ -51,7 +51,7 @@ class SavedModel(Conventions):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = _refusing_old_words(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _with_plain_arguments(cls.__init__)  # type: ignore[method-assign]
 
     @classmethod
     def load(
@@ -84,7 +84,7 @@ class SavedModel(Conventions):
             _check_header(cls, saved)
             _refuse_renamed(cls, (*kwargs, *(custom_objects or {})))
             _refuse_unknown(cls, kwargs, {*saved, *cls.stored_as, *ALWAYS_LOADABLE})
-        stored = {cls.stored_as.get(name, name): value for name, value in kwargs.items()}
+        stored = {cls.stored_as.get(name, name): plain(value) for name, value in kwargs.items()}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **stored)
 
     def _check_saved_format(self) -> None:
@@ -161,14 +161,14 @@ def _refuse_unknown(algorithm: type[SavedModel], names: Iterable[str], valid: se
             raise TypeError(f"{algorithm.__name__}.load: the saved model has no {name!r} that could be changed; {hint}")
 
 
-def _refusing_old_words(init: Callable[..., None]) -> Callable[..., None]:
-    """Let a constructor name the new word for an old one; ``inspect`` and ``help`` see the constructor itself."""
+def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Let a constructor take numpy's numbers, and name the new word for an old one; ``inspect`` and ``help`` see itself."""
     taken = set(inspect.signature(init).parameters)
 
     @functools.wraps(init)
     def checked(self: SavedModel, *args: Any, **kwargs: Any) -> None:
         # A class of the user's may go on taking an old word
         _refuse_renamed(type(self), [name for name in kwargs if name not in taken])
-        init(self, *args, **kwargs)
+        init(self, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
 
     return checked
