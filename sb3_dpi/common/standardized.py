@@ -86,7 +86,7 @@ class StandardizedExtractor(Standardizing, FlattenExtractor):
         :return: ``[n, features_dim]``
         """
         # also of single numbers, whose axis torch would not flatten
-        flat = observations.reshape(len(observations), self.features_dim)
+        flat = observations.reshape(-1, self.features_dim)
         return (flat - self.obs_mean) / self.obs_std
 
 
@@ -121,7 +121,8 @@ class StandardizedCombinedExtractor(Standardizing, CombinedExtractor):
         :return: ``[n, len(columns)]``
         """
         n = len(next(iter(observations.values())))
-        parts = [np.asarray(observations[key]).reshape(n, -1 if n else 0) for key in self.vector_keys]
+        arrays = [np.asarray(observations[key]) for key in self.vector_keys]
+        parts = [array.reshape(n, int(np.prod(array.shape[1:]))) for array in arrays]
         return np.concatenate(parts, axis=1) if parts else np.zeros((n, 0))
 
     def forward(self, observations: Any) -> th.Tensor:
