@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from algorithms import Make, every, parameters, small_mdgps
+from algorithms import Make, every, parameters, small_dpi, small_mdgps
 from dummy_envs import ITERATION, PointMass
 from gymnasium import spaces
 
@@ -155,3 +155,13 @@ def test_fits_do_not_depend_on_how_many_are_made_at_once(prior: str, monkeypatch
     assert together.coef.shape == (4, 6, 2, 3)
     for name in ("coef", "bias", "cov"):
         np.testing.assert_allclose(getattr(apart, name), getattr(together, name), rtol=1e-9, atol=1e-12)
+
+
+def test_windows_of_large_states() -> None:
+    """The second-order expert knows matrices of every window and step, the others do not."""
+    env, usual = Wide(350), {"n_windows": 200, "horizon": 10}
+    with pytest.raises(ValueError, match=r"200 windows of 10 steps takes .* GiB for states of 350 numbers"):
+        small_dpi(env, expert="lqr", imagination=usual)
+    assert env.n_steps == 0
+    for options in ({"expert": "pathwise", "imagination": usual}, {"expert": "lqr"}):
+        assert small_dpi(Wide(350), **options).policy.state_dim == 350  # type: ignore[arg-type]

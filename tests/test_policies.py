@@ -169,11 +169,11 @@ def test_standardized_features() -> None:
         extractor.is_set.fill_(is_set)
         expected = [[0.0, is_set, -is_set]]  # without statistics nothing is shown
         np.testing.assert_allclose(extractor(th.as_tensor(seen)), expected)
-        np.testing.assert_allclose(extractor.standardize(seen), expected)
+        np.testing.assert_allclose(extractor.standardize(extractor.vectors(seen)), expected)
     far = 1e9 + seen  # single precision knows only multiples of 64 there
     extractor.obs_mean.add_(1e9)
     np.testing.assert_allclose(extractor(th.as_tensor(far)), expected)
-    np.testing.assert_allclose(extractor.standardize(far), expected)
+    np.testing.assert_allclose(extractor.standardize(extractor.vectors(far)), expected)
 
 
 def test_constant_observations_are_not_divided_by_zero() -> None:
@@ -199,6 +199,7 @@ def test_stateless_extractor() -> None:
     space = spaces.Dict({"a": SPACE, "state": spaces.Box(-1.0, 1.0, (7,)), "b": spaces.Box(-1.0, 1.0, (2,))})
     extractor = StatelessCombinedExtractor(space)
     assert extractor.features_dim == 5
+    extractor.is_set.fill_(1.0)  # until then it shows nothing
     features = extractor({"a": th.ones(4, 3), "b": th.zeros(4, 2), "state": th.full((4, 7), th.nan)})
     np.testing.assert_array_equal(features, np.tile([1.0, 1.0, 1.0, 0.0, 0.0], (4, 1)))
     with pytest.raises(ValueError, match='nothing but "state"'):

@@ -125,8 +125,7 @@ class StandardizedExtractor(Standardizing, FlattenExtractor):
         :return: ``[n, features_dim]``
         """
         # also of single numbers, whose axis torch would not flatten
-        flat = observations.reshape(len(observations), self.features_dim)
-        return self._show(flat)
+        return self._show(observations.reshape(-1, self.features_dim))
 
 
 class StandardizedCombinedExtractor(Standardizing, CombinedExtractor):
@@ -160,7 +159,8 @@ class StandardizedCombinedExtractor(Standardizing, CombinedExtractor):
         :return: ``[n, len(columns)]``
         """
         n = len(next(iter(observations.values())))
-        parts = [np.asarray(observations[key]).reshape(n, -1 if n else 0) for key in self.vector_keys]
+        arrays = [np.asarray(observations[key]) for key in self.vector_keys]
+        parts = [array.reshape(n, int(np.prod(array.shape[1:]))) for array in arrays]
         return np.concatenate(parts, axis=1) if parts else np.zeros((n, 0))
 
     def forward(self, observations: Any) -> th.Tensor:

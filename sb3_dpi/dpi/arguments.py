@@ -9,10 +9,12 @@ from gymnasium import spaces
 
 from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.choices import as_settings, check_choice, parse_choice
+from sb3_dpi.common.plan_size import LARGEST_PLAN
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.world_model.critic import Critic, CriticOptions
 from sb3_dpi.world_model.ensemble import SystemFunction, WorldModel
 from sb3_dpi.world_model.experts import EXPERTS, Expert
+from sb3_dpi.world_model.imagination import Imagination
 from sb3_dpi.world_model.returns_critic import CRITICS
 
 DEFAULT_TEMPERATURE = 0.02
@@ -101,6 +103,27 @@ def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:
         return expert
     kind, options = parse_choice("expert", expert, tuple(EXPERTS))
     return as_settings(f"expert {kind!r}", EXPERTS[kind], options)
+
+
+def check_size(expert: Expert, imagination: Imagination, policy: MlpPolicy) -> None:
+    """
+    Refuse plans that would fill the memory, before anything is sampled.
+
+    :param expert: what plans; those with a method ``n_bytes`` say how large it becomes
+    :param imagination: windows of a plan
+    :param policy: of states and actions
+    :raises ValueError: if the plan is too large
+    """
+    n_bytes = getattr(expert, "n_bytes", None)
+    if n_bytes is None:
+        return
+    needed = n_bytes(imagination.n_windows, imagination.horizon, policy.state_dim, policy.actor.action_dim)
+    if needed > LARGEST_PLAN:
+        raise ValueError(
+            f"A plan of {type(expert).__name__} in {imagination.n_windows} windows of {imagination.horizon} steps takes "
+            f"{needed / 2**30:.1f} GiB for states of {policy.state_dim} numbers; {LARGEST_PLAN / 2**30:.0f} GiB are the most. "
+            'Take expert="pathwise", which knows no matrices, or imagination={"n_windows": ..., "horizon": ...} with less'
+        )
 
 
 def make_critic(policy: MlpPolicy, options: CriticOptions) -> Critic:

@@ -26,6 +26,7 @@ from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import (
     FORMER_ARGUMENTS,
     check_arguments,
+    check_size,
     first_temperature,
     known_functions,
     make_critic,
@@ -210,6 +211,7 @@ class DPI(SavedModel, BlockCollector):
         check_buffer(self.replay_buffer_class, self.replay_buffer_kwargs)
         self._expert = make_expert(self.expert)
         super()._setup_model()
+        check_size(self._expert, self.imagination, self.policy)
         self._rng = np.random.default_rng(self.seed)
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)

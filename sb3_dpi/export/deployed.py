@@ -15,6 +15,7 @@ from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
+from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.policies import STATE_KEY, BoundedGaussianPolicy
 
 
@@ -78,8 +79,8 @@ class DeployedPolicy(nn.Module):
         self.policy, self.squashes = policy, bool(policy.squash_output)
         self.normalizer = None if normalizer is None else Normalizer(normalizer, self.keys)
         if isinstance(self.action_space, spaces.Box):
-            self.register_buffer("action_low", th.as_tensor(self.action_space.low))
-            self.register_buffer("action_high", th.as_tensor(self.action_space.high))
+            for name, bound in zip(("action_low", "action_high"), bounds(self.action_space), strict=True):
+                self.register_buffer(name, th.as_tensor(bound))
         self.policy.set_training_mode(False)
         self.eval().requires_grad_(False)
 

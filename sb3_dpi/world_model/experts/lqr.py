@@ -29,6 +29,8 @@ TOLERANCE = 0.1
 """The search ends with the KL divergence in [1 - TOLERANCE, 1] of its bound."""
 SMALLEST_CHANCE = 1e-3
 """Of continuation: below it a death is certain, and there is nothing to gain by a little less of it."""
+COPIES = 8.0
+"""Matrices of every window and step at a time, of state and noise."""
 MOST_PASSES = 30
 FIRST_STEP = 4.0
 """Factor by which the dual variable is first moved."""
@@ -157,6 +159,18 @@ class KLLQR:
 
     trust_region: float = 0.1
     imitation_steps: int = 10
+
+    def n_bytes(self, n_windows: int, horizon: int, state_dim: int, action_dim: int) -> float:
+        """
+        Memory of a plan.
+
+        :param n_windows: of all members
+        :param horizon: steps of a window
+        :param state_dim: numbers in a state
+        :param action_dim: numbers in an action
+        :return: bytes
+        """
+        return 8.0 * COPIES * n_windows * (horizon + 1) * (state_dim + action_dim) ** 2
 
     def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> PlanTargets:
         """
