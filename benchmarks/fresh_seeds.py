@@ -4,7 +4,8 @@ Lay evaluations of fresh seeds beside stored runs of the same tasks: was somethi
     python benchmarks/fresh_seeds.py results/dpi/fresh_seeds.csv
 
 The file has a line for each evaluation: env, seed, steps, return, cpu_seconds. A fresh run that was stopped early is left out
-and named; stored runs are cut where the fresh ones end.
+and named; stored runs are cut where the fresh ones end. ``--before`` adds runs of the former code on the fresh seeds, a file of
+the same form, to the stored ones.
 """
 
 import argparse
@@ -173,12 +174,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Lay evaluations of fresh seeds beside stored runs")
     parser.add_argument("file", type=Path, help="evaluations: env,seed,steps,return,cpu_seconds")
     parser.add_argument("--stored", type=Path, default=STORED, help="folder of stored runs (default: results/dpi/defaults)")
+    parser.add_argument("--before", type=Path, help="evaluations of the former code, likewise")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[201, 202, 203, 204, 205], help="fresh seeds that are expected"
     )
     options = parser.parse_args()
-    fresh = read_fresh(options.file)
-    print("\n".join(make_table(fresh, read_stored(options.stored))))
+    fresh, stored = read_fresh(options.file), read_stored(options.stored)
+    for env, runs in (read_fresh(options.before) if options.before else {}).items():
+        stored[env] = {**stored[env], **runs}
+    print("\n".join(make_table(fresh, stored)))
     for words in missing(fresh, options.seeds):
         print(f"missing: {words}")
 
