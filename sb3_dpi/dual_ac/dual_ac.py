@@ -188,8 +188,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         self.held_out_values = held_out_values
         self.gradient, self.step_rule = gradient, step_rule
         self.target_kl = None if target_kl is None else as_schedule("target_kl", target_kl)
-        self.cg_damping = cg_damping
-        self.early_reset = early_reset
+        self.cg_damping, self.early_reset = cg_damping, early_reset
         self.min_std, self.max_std = min_std, max_std
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
@@ -377,9 +376,8 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     def _update_standardization(self, observations: Any) -> None:
         extractor = self.policy.pi_features_extractor
         if isinstance(extractor, RandomFourierExtractor):
-            tensor: Any = th.as_tensor(observations, device=self.device)
-            if not isinstance(self.observation_space, spaces.Box):  # those are read in double precision
-                tensor = preprocess_obs(tensor, self.observation_space)
+            space, tensor = self.observation_space, th.as_tensor(observations, device=self.device)
+            tensor = tensor if isinstance(space, spaces.Box) else preprocess_obs(tensor, space)  # type: ignore[assignment]
             for module in {extractor, self.policy.vf_features_extractor}:
                 module.fit(tensor)  # type: ignore[operator]
         elif isinstance(extractor, Standardizing) and isinstance(self.policy, StandardizedPolicy) and len(extractor.columns):
