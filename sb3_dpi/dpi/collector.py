@@ -118,7 +118,7 @@ class BlockCollector(LeavesEpisodes, OffPolicyAlgorithm):
             warnings.warn(
                 f"{type(self).__name__} does not learn in these {int(total_timesteps):,} steps: it acts at random until "
                 f"{self._warm_up_rows():,} are kept, {len(self.memory):,} are. Let it take more, or lower learning_starts",
-                stacklevel=3,
+                stacklevel=4,
             )
         if self._last_obs is not before:
             self._episode_steps[:] = 0
