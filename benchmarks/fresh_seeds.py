@@ -4,8 +4,8 @@ Lay evaluations of fresh seeds beside stored runs of the same tasks: was somethi
     python benchmarks/fresh_seeds.py results/dpi/fresh_seeds.csv
 
 The file has a line for each evaluation: env, seed, steps, return, cpu_seconds. A fresh run that was stopped early is left out
-and named; stored runs are cut where the fresh ones end. ``--before`` adds runs of the former code on the fresh seeds, a file of
-the same form, to the stored ones.
+and named; stored runs are cut where the fresh ones end. ``--before`` adds runs of the former code on the fresh seeds to the
+stored ones, a file of the same form.
 """
 
 import argparse

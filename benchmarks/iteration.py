@@ -85,7 +85,7 @@ def make_settings(algo: str) -> list[Setting]:
     pooled["horizon"] = HORIZON
     entry = resolve_hyperparams(algo, ENV_ID)
     arguments = {**constructor_arguments(entry.hyperparams), "horizon": HORIZON}
-    samples = arguments.get("samples_per_condition", 4)
+    samples = arguments.setdefault("samples_per_condition", 4)
     arguments["n_conditions"] = max(TRAJECTORIES // samples, 1)
     n_envs = int(entry.hyperparams.get("n_envs", 1))
     name = f"zoo entry ({entry.source.rpartition(', ')[2]}), n_envs={n_envs}"

@@ -18,7 +18,7 @@ from dummy_envs import (
 )
 
 from sb3_dpi import MDGPS
-from sb3_dpi.common.collector import DEFAULT_HORIZON
+from sb3_dpi.common.collector import LONGEST_HORIZON
 
 
 def check_learned(model: Model, iterations: int) -> None:
@@ -113,23 +113,22 @@ def test_several_environments(make: Make, n_envs: int) -> None:
 
 @every(from_conditions=True)
 def test_horizon_is_the_time_limit_by_default(make: Make) -> None:
-    model = make(limited(7), horizon=None)
-    model.learn(1)
-    assert model.num_timesteps == 7 * CONDITIONS * SAMPLES
+    steps = 5 * 7 * CONDITIONS * SAMPLES
+    model = make(limited(7), horizon=None).learn(steps)
+    assert model.num_timesteps == steps and model.n_iterations == 5
     assert not model.rollout_buffer.terminated.any(), "a time limit is no death"
     check_transitions(model)
     assert model.rollout_buffer.horizon == 7
     infos = list(model.ep_info_buffer or [])
-    assert [info["l"] for info in infos] == [7] * 4
+    assert [info["l"] for info in infos] == [7] * 20
     registered = make(POINT_MASS_ID, horizon=None)
     assert registered.rollout_buffer.horizon == POINT_MASS_LIMIT
 
 
 @every(from_conditions=True)
 def test_horizon_without_a_time_limit(make: Make) -> None:
-    model = make(PointMass(), horizon=None)
-    horizon = min(DEFAULT_HORIZON, model.longest_default_horizon)
-    assert model.learn(1).num_timesteps == horizon * CONDITIONS * SAMPLES
+    model = make(PointMass(), horizon=None, n_conditions=1, samples_per_condition=2)
+    assert model.learn(1000).num_timesteps == 1000 and model.rollout_buffer.horizon == LONGEST_HORIZON
 
 
 @every(from_conditions=True)

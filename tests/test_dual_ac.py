@@ -214,7 +214,7 @@ def test_buffer_is_that_of_stable_baselines() -> None:
     assert type(check_learns(small(rollout_buffer_class=Own)).rollout_buffer) is Own
 
 
-@pytest.mark.parametrize("n_envs, expected", [(1, 1024), (8, 128), (3, 341)])
+@pytest.mark.parametrize("n_envs, expected", [(1, 256), (8, 32), (3, 85)])
 def test_steps_of_an_iteration(n_envs: int, expected: int) -> None:
     assert small(vec_env(n_envs), n_steps=None).n_steps == expected
 

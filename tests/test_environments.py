@@ -176,7 +176,7 @@ def test_it_learns_on_unequal_numbers_of_copies(make: Make, conditions: str) -> 
 def test_shortest_episode_bounds_the_horizon(make: Make) -> None:
     register()
     short = gym.spec(POINT_MASS_ID).make(max_episode_steps=POINT_MASS_LIMIT - 5)
-    assert make([POINT_MASS_ID, short], horizon=None)._resolved_horizon == POINT_MASS_LIMIT - 5
+    assert make([POINT_MASS_ID, short], horizon=None).size.horizon == POINT_MASS_LIMIT - 5
     with pytest.raises(ValueError, match="longer than the environment's episodes"):
         make([POINT_MASS_ID, short], horizon=POINT_MASS_LIMIT)
 

@@ -20,6 +20,7 @@ from sb3_dpi.common.critic import (
     trajectory_values,
 )
 from sb3_dpi.common.interruption import whole_or_undone
+from sb3_dpi.common.iteration_size import IterationSize
 from sb3_dpi.common.local_models import CostSettings, LocalModel, RegressionSettings, fit_local_value, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, kl_per_step, solve_shortening
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, natural_gradient_step
@@ -81,9 +82,10 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     :param learning_rate: of the value function, it can be a function of the current progress remaining (from 1 to 0);
         usual: 3e-4 to 3e-3
     :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
-        limit, at most 100; usual: 50 to 200
+        limit, at most 100, or less where ``learn`` gets few steps; usual: 50 to 200
     :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20
-    :param samples_per_condition: Trajectories N from each condition; usual: 4 to 40
+    :param samples_per_condition: Trajectories N from each condition; usual: 4 to 40. None chooses by the sizes of state and
+        action; ``iteration_`` tells what is sampled
     :param conditions: ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
         ``"continue"``: each trajectory starts where the last one was cut, a window of an episode that goes on;
         ``"mixed"``: goes on or begins anew by the toss of a coin, for long episodes that end early or are hard to begin;
@@ -133,7 +135,6 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
     """
 
     algorithm_version: ClassVar[int] = 2
-    longest_default_horizon = 100
     renamed_arguments: ClassVar[dict[str, str]] = {
         **LocalPlanningAlgorithm.renamed_arguments,
         "safeguard": 'trust, None for "calibration" and 1.0 for "off"',
@@ -150,7 +151,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         learning_rate: float | Schedule = 1e-3,
         horizon: int | None = None,
         n_conditions: int = 1,
-        samples_per_condition: int = 20,
+        samples_per_condition: int | None = None,
         conditions: str = "random",
         replay: int = 2,
         gamma: float = 0.99,
@@ -199,6 +200,9 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         # arguments may be changed on loading
         self.trust_region = as_schedule("trust_region", self.trust_region)
         self.target_kl = as_schedule("target_kl", self.target_kl)
+
+    def _take_size(self, size: IterationSize) -> None:
+        super()._take_size(size)
         if self.eta is not None and len(self.eta) % self.total_conditions:
             self.eta, self.past = None, ()
 

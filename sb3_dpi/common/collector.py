@@ -22,6 +22,7 @@ from sb3_dpi.common.critic import generalized_advantages
 from sb3_dpi.common.early_resets import install
 from sb3_dpi.common.environments import environment_indices, make_environments
 from sb3_dpi.common.finite import KeptStatistics, NotFiniteError, check_finite
+from sb3_dpi.common.iteration_size import IterationSize, SizeRequest, describe
 from sb3_dpi.common.original_observations import (
     ReadsOriginals,
     before_reset,
@@ -37,8 +38,8 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 Sampler = Callable[[int, Any, FloatArray], np.ndarray]
 
-DEFAULT_HORIZON = 200
-"""Planned time steps where the environment has no time limit."""
+LONGEST_HORIZON = 100
+"""Planned time steps at most, where the user does not say: with the usual discount what comes later counts little."""
 CONDITIONS = ("fresh", "fixed", "random", "continue", "mixed")
 GOING_ON = ("continue", "mixed")
 """Those whose trajectories may begin where others were cut."""
@@ -55,9 +56,9 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
     :param policy: the policy model to use
     :param env: the environment to learn from, or a list of ids, environments or functions that make one
     :param learning_rate: of the policy's optimizer
-    :param horizon: time steps of a trajectory; None for the time limit, or ``DEFAULT_HORIZON`` where there is none
-    :param n_conditions: initial conditions M of each environment in an iteration
-    :param samples_per_condition: trajectories N from each condition
+    :param horizon: time steps of a trajectory; None for the time limit, at most ``LONGEST_HORIZON``
+    :param n_conditions: initial conditions M of each environment in an iteration; None chooses, ``iteration_`` says what
+    :param samples_per_condition: trajectories N from each condition; None likewise
     :param conditions: ``"fresh"``, ``"fixed"``, ``"random"``, ``"continue"`` or ``"mixed"``
     :param gamma: discount factor
     :param noise_correlation: of the exploration noise of one time step with that of the next, from 0 to below 1
@@ -65,8 +66,6 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
     :raises ValueError: if an argument is out of range, or the horizon exceeds the time limit
     """
 
-    longest_default_horizon: int = 10**9
-    """what ``horizon=None`` takes at most"""
     policy: BoundedGaussianPolicy
     rollout_buffer: TrajectoryBuffer
     _actor: Actor
@@ -78,8 +77,8 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule,
         horizon: int | None,
-        n_conditions: int,
-        samples_per_condition: int,
+        n_conditions: int | None,
+        samples_per_condition: int | None,
         conditions: str,
         gamma: float,
         noise_correlation: float,
@@ -104,7 +103,7 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         )
         check_choice("conditions", conditions, CONDITIONS)
         for name, value in (("n_conditions", n_conditions), ("samples_per_condition", samples_per_condition)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.horizon = horizon
         self.n_conditions = n_conditions
@@ -114,7 +113,8 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         # what follows is drawn or counted in training and survives save and load (attributes of __init__ do)
         self.n_iterations = 0
         self.condition_base: int | None = None
-        self._resolved_horizon: int | None = None
+        self.iteration_: IterationSize | None = None
+        """what an iteration samples, the numbers that were left open included"""
         self.environment_indices: IntArray = np.zeros(1, dtype=int)
 
     def _setup_model(self) -> None:
@@ -131,19 +131,9 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         ones = np.ones((1, low.size), dtype=np.float32)
         self._unit_bounds = -ones, ones
         self._acts_in_unit_bounds = low.ndim == 1 and bool(np.all(low == -1.0) and np.all(high == 1.0))
-        self._resolved_horizon = self._resolve_horizon()
         if self.env is not None:
             self.environment_indices = environment_indices(self.env)
-        copies = int(np.bincount(self.environment_indices).min())
-        n_batches = -(-self.n_conditions * self.samples_per_condition // copies)
-        self.n_steps = n_batches * self._resolved_horizon
-        self.rollout_buffer_class = TrajectoryBuffer
-        self.rollout_buffer_kwargs = {
-            "horizon": self._resolved_horizon,
-            "state_dim": self._state_dim,
-            "n_conditions": self.n_conditions,
-            "environment_indices": self.environment_indices,
-        }
+        self._take_size(self._choose_size())
         self._cut_episodes = np.zeros((2, self.n_envs))  # returns and lengths of what goes on
         self._check_size()
         super()._setup_model()
@@ -164,7 +154,43 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
     @property
     def total_conditions(self) -> int:
         """Initial conditions of all environments in an iteration."""
-        return self.n_environments * self.n_conditions
+        return self.n_environments * self.size.n_conditions
+
+    @property
+    def size(self) -> IterationSize:
+        """What an iteration samples."""
+        assert self.iteration_ is not None
+        return self.iteration_
+
+    def _choose_size(self, total_timesteps: int | None = None) -> IterationSize:
+        """What was given, and what follows from the environment, and from few steps of ``learn``, for the rest."""
+        assert isinstance(self.action_space, spaces.Box)
+        given = SizeRequest(
+            self.horizon,
+            self.n_conditions,
+            self.samples_per_condition,
+            longest_horizon=self._resolve_horizon(),
+            n_inputs=self._state_dim + self.action_space.low.size,
+            least_samples=self.min_samples,
+            copies=int(np.bincount(self.environment_indices).min()),
+            pooled=self.conditions in ("random", "continue", "mixed"),
+        )
+        return given.choose(None if total_timesteps is None else total_timesteps // self.n_environments)
+
+    def _take_size(self, size: IterationSize) -> None:
+        self.iteration_, self.n_steps = size, size.n_steps
+        self.rollout_buffer_class = TrajectoryBuffer
+        self.rollout_buffer_kwargs = {
+            "horizon": size.horizon,
+            "state_dim": self._state_dim,
+            "n_conditions": size.n_conditions,
+            "environment_indices": self.environment_indices,
+        }
+
+    @property
+    def min_samples(self) -> int:
+        """Trajectories of a condition that are needed at least."""
+        return 1
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -190,8 +216,8 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
             limit = min(filter(None, limits), default=None)
         if self.horizon is None:
             # a model that was loaded without environment keeps the horizon it was trained with
-            kept = self._resolved_horizon if self.env is None else None
-            return min(limit or kept or DEFAULT_HORIZON, self.longest_default_horizon)
+            kept = self.iteration_.horizon if self.env is None and self.iteration_ is not None else None
+            return min(limit or kept or LONGEST_HORIZON, LONGEST_HORIZON)
         if self.horizon < 2:
             raise ValueError(f"horizon must be at least 2, got {self.horizon}")
         if limit is not None and self.horizon > limit:
@@ -206,7 +232,7 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
 
     # ------------------------------------------------------------------ sampling
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if self.env is not None:
             layer = install(self.env)  # hands out reset seeds
             self.env = layer.in_place_of(self.env)
@@ -217,7 +243,27 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
                     'with conditions="continue". Use Monitor(allow_early_resets=True) to begin at initial conditions',
                     stacklevel=3,
                 )
-        return super()._setup_learn(*args, **kwargs)
+        result = super()._setup_learn(total_timesteps, *args, **kwargs)
+        self._fit_into(int(total_timesteps))
+        return result
+
+    def _fit_into(self, total_timesteps: int) -> None:
+        """Choose the size of iterations by the steps that there are, and say it."""
+        size, usual = self._choose_size(total_timesteps), self._choose_size()
+        if size != self.iteration_:
+            self._take_size(size)
+            self.rollout_buffer = TrajectoryBuffer(
+                self.n_steps,
+                self.observation_space,
+                self.action_space,
+                self.device,
+                gamma=self.gamma,
+                n_envs=self.n_envs,
+                **self.rollout_buffer_kwargs,
+            )
+        of_what = f", {size.n_batches * self.n_envs} trajectories of {size.horizon}"
+        steps, wanted = (each.n_steps * self.n_envs for each in (size, usual))
+        self.logger.info(describe(type(self).__name__, steps, of_what, wanted, total_timesteps))
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -344,7 +390,7 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         assert self.condition_base is not None
         if self.conditions in ("random", "continue", "mixed"):
             index = batch * self.n_envs + np.arange(self.n_envs)
-            per_iteration = self.total_conditions * self.samples_per_condition + self.n_envs
+            per_iteration = self.total_conditions * self.size.samples_per_condition + self.n_envs
             per_iteration = max(per_iteration, self.rollout_buffer.n_batches * self.n_envs)
         else:
             per_iteration, index = self.total_conditions, conditions

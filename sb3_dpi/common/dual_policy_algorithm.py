@@ -38,7 +38,7 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         of ids, environments or functions that make one, or a VecEnv of these, trains one policy on all of them
     :param learning_rate: of the policy's optimizer, float or schedule; usual: 3e-4 to 3e-3
     :param horizon: time steps of a trajectory, planned and sampled; at most the environment's time limit. None takes the time
-        limit, or 200 where there is none. Shorter horizons learn from fewer steps and often carry over to whole episodes
+        limit, at most 100. Shorter horizons learn from fewer steps and often carry over to whole episodes
     :param n_conditions: initial conditions M of each environment in an iteration; usual: 1 to 20
     :param samples_per_condition: trajectories N from each condition; usual: 4 to 20. The number of trajectories is rounded
         up to a multiple of the number of environments
@@ -76,8 +76,8 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         env: GymEnv | str,
         learning_rate: float | Schedule,
         horizon: int | None,
-        n_conditions: int,
-        samples_per_condition: int,
+        n_conditions: int | None,
+        samples_per_condition: int | None,
         conditions: str,
         replay: int,
         gamma: float,

@@ -146,7 +146,7 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         CostSettings.parse(self.cost)
         if self.linearization not in (None, "jacobian"):
             RegressionSettings.parse("linearization", self.linearization)
-        if self.samples_per_condition < self.min_samples:
+        if self.samples_per_condition is not None and self.samples_per_condition < self.min_samples:
             raise ValueError(
                 f"A fit needs at least min_samples={self.min_samples} trajectories of each condition, "
                 f"samples_per_condition={self.samples_per_condition} gives fewer: raise samples_per_condition"
@@ -160,10 +160,9 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
     def _check_size(self) -> None:
         """Whether a plan of whole states fits into memory, and what to do where it does not."""
         prior = RegressionSettings.parse("dynamics", self.dynamics).prior
-        assert self._resolved_horizon is not None
         du = int(np.prod(self.action_space.shape or ()))
         size = PlanSize(
-            self._fitted_conditions(), self.samples_per_condition, self._resolved_horizon, self._state_dim, du, prior
+            self._fitted_conditions(), self.size.samples_per_condition, self.size.horizon, self._state_dim, du, prior
         )
         self.state_rank = size.rank()
         if self.state_rank is None:
@@ -222,7 +221,7 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         return take_conditions(join_conditions(parts), np.argsort(np.concatenate(planned)))
 
     def _conditions_of_environments(self, trajectories: Trajectories) -> list[IntArray]:
-        environment = np.arange(len(trajectories.alive)) % self.total_conditions // self.n_conditions
+        environment = np.arange(len(trajectories.alive)) % self.total_conditions // self.size.n_conditions
         return [np.flatnonzero(environment == i) for i in range(self.n_environments)]
 
     def _fit_one(self, trajectories: Trajectories, n: int) -> LocalModel:
@@ -230,7 +229,7 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
         settings = RegressionSettings.parse("dynamics", self.dynamics)
         lengths = planned_lengths(planned, settings.min_samples)
         n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
-        n_same = self.n_conditions if self.conditions == "fixed" else None
+        n_same = self.size.n_conditions if self.conditions == "fixed" else None
         points = transition_points(trajectories)
         dynamics = as_dynamics(fit_regression(points, trajectories.weights, n_inputs, settings, self._rng, n_same, n))
         assert isinstance(self.action_space, spaces.Box)
@@ -262,7 +261,7 @@ class LocalPlanningAlgorithm(DualPolicyAlgorithm):
 
     def _held_out_error(self, trajectories: Trajectories, lengths: IntArray) -> float:
         """What the dynamics miss on one trajectory of each latest condition, left out of the fit; mean over environments."""
-        settings, n = RegressionSettings.parse("dynamics", self.dynamics), self.n_conditions
+        settings, n = RegressionSettings.parse("dynamics", self.dynamics), self.size.n_conditions
         n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
         held_out = self.n_iterations % trajectories.alive.shape[1]
         errors = []

@@ -1,6 +1,7 @@
 """Real steps for DPI: a warm-up of random ones, a preset that follows from them, then blocks by the policy that learns."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted
+from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import Preset, choose_preset, parse_preset
@@ -30,8 +32,8 @@ SelfCollector = TypeVar("SelfCollector", bound="BlockCollector")
 SMALLEST_MEMORY = 32
 """Steps below which there is nothing to learn from."""
 LONGEST_WARM_UP, ENOUGH_EPISODES, SHORTEST_WARM_UP = 1000, 25, 100
-"""Random steps at the beginning: so many, or, with the preset that says so, fewer once so many episodes have ended, but no
-fewer than the last."""
+"""Random steps at the beginning: so many, at most half of those that ``learn`` gets, or, with the preset that says so, fewer
+once so many episodes have ended, but no fewer than the last."""
 WARM_UP_BLOCK = 25
 """Random steps between two looks at whether they suffice."""
 WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
@@ -58,6 +60,7 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     _noise: FloatArray
     _warm_up_correlation: FloatArray
     _episode_steps: np.ndarray
+    _steps_to_learn: int | None
     _act: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     _statistics: KeptStatistics
 
@@ -111,7 +114,14 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
+        self._steps_to_learn = None
         result = super()._setup_learn(total_timesteps, *args, **kwargs)
+        if len(self.memory) + total_timesteps < self._warm_up_rows():
+            warnings.warn(
+                f"{type(self).__name__} does not learn in these {int(total_timesteps):,} steps: it acts at random until "
+                f"{self._warm_up_rows():,} are kept, {len(self.memory):,} are. Let it take more, or lower learning_starts",
+                stacklevel=4,
+            )
         if self._last_obs is not before:
             self._episode_steps[:] = 0
         return result
@@ -127,13 +137,19 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         if self.train_freq is not None:
             assert isinstance(self.train_freq, TrainFreq)
             return self.train_freq
-        return TrainFreq(max(self.preset_.train_freq // self.n_envs, 1), TrainFrequencyUnit.STEP)
+        left, usual, n = self._steps_to_learn, self.preset_.train_freq, self.n_envs
+        if left is None:
+            left = self._steps_to_learn = self._total_timesteps - self.num_timesteps
+            self.logger.info(describe(type(self).__name__, max(shrink(usual, left) // n, 1) * n, "", usual // n * n, left))
+        steps = max(shrink(usual, left) // n, 1)
+        return TrainFreq(steps, TrainFrequencyUnit.STEP)
 
     def _warm_up_rows(self) -> int:
         """Rows of the replay buffer from which on it learns."""
         wanted = self.learning_starts
         if wanted is None:
             wanted = SHORTEST_WARM_UP if self.preset_ is not None and self.preset_.short_warm_up else LONGEST_WARM_UP
+            wanted = min(wanted, (self._total_timesteps - self._num_timesteps_at_start) // 2)
         return min(max(wanted, SMALLEST_MEMORY), self.replay_buffer.buffer_size * self.n_envs)
 
     def _knows_enough(self) -> bool:

@@ -86,13 +86,15 @@ class DPI(SavedModel, BlockCollector):
         1e-3
     :param buffer_size: size of the replay buffer
     :param learning_starts: rows of the replay buffer, those that were loaded included, before learning starts; actions are
-        random until then. None takes 1000, or fewer where 25 episodes end earlier and the preset says so
+        random until then. None takes 1000, at most half the steps of ``learn``, or fewer where 25 episodes end earlier
+        and the preset says so
     :param batch_size: Minibatch size for the critic
     :param tau: the soft update coefficient of the critic's slow copies; usual: .005 to .02. None: the preset's
     :param gamma: the discount factor; usual: .95 to .999. None: the preset's, or less where a time limit ends episodes early:
         1 - 2.5 / steps (.95 for 50)
     :param train_freq: Update the model every ``train_freq`` steps of the vectorised environment, or a tuple like
-        ``(5, "step")`` or ``(2, "episode")``. None: the preset's, 125 or 250 over all environments
+        ``(5, "step")`` or ``(2, "episode")``. None: the preset's, 125 or 250 over all environments, or fewer where ``learn``
+        has too few steps for five updates
     :param gradient_steps: steps of the policy for each block; -1: as many as steps in the environment
     :param policy_delay: updates of the critic with each step of the policy; usual: 5 to 20
     :param action_noise: added to actions in units of the bounds, beside the policy's own lasting noise

@@ -41,15 +41,13 @@ from sb3_dpi.dual_ac.critic import (
 )
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
-from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
+from sb3_dpi.dual_ac.rollout import Endings, GrowingRollouts, concatenate, flatten_time
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import cut_outliers, spread_or_one
 
 SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
 
-DEFAULT_BATCH = 1024
-"""Steps of all environments between updates."""
 DEFAULT_KL = 0.05
 DEFAULT_RESET = 256
 """Median of the steps after which an episode is left."""
@@ -66,7 +64,7 @@ RETURNS_MEMORY = 10
 """Iterations that the scale of the returns remembers."""
 
 
-class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
+class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
     """
     Dual Actor-Critic (Dual-AC)
 
@@ -79,7 +77,8 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, RBFPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: of V, it can be a function of the current progress remaining (from 1 to 0); usual: 3e-4 to 3e-3
-    :param n_steps: The number of steps to run for each environment per update. None takes 1024 over all environments
+    :param n_steps: The number of steps to run for each environment per update. None takes 256 over all
+        environments, 512 and 1024 after eight times as many, and fewer where ``learn`` has too few steps for five updates
     :param batch_size: Minibatch size for V
     :param gamma: Discount factor; usual: .98 to .999. None takes .995, or less once a time limit has ended an episode before
         500 steps: 1 - 2.5 / steps (.9875 for 200)
@@ -204,8 +203,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_saved_format()
         check_arguments(vars(self))
-        if self.n_steps is None:
-            self.n_steps = max(DEFAULT_BATCH // self.n_envs, 1)
+        self._choose_steps()
         if self.n_steps * self.n_envs < 2:
             raise ValueError(f"n_steps times environments must be at least 2, got {self.n_steps} x {self.n_envs}")
         # arguments may be changed on loading
@@ -235,6 +233,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
         """
         assert self._last_obs is not None and self._last_episode_starts is not None
         self.policy.set_training_mode(False)
+        rollout_buffer.buffer_size = n_rollout_steps  # it grows with experience
         rollout_buffer.reset()
         self._endings = Endings(n_rollout_steps, env.num_envs)
         if self.use_sde:
@@ -342,6 +341,7 @@ class DualAC(SavedModel, LeavesEpisodes, OnPolicyAlgorithm):
             self.rollout_buffer.advantages = judgement.advantages.astype(np.float32)
         step = self._improve_policy(batch, self.rollout_buffer.advantages, judgement.shares)  # pi_t, Eq. 16 and 17
         self._n_updates += 1
+        self._choose_steps()
         self._report(explained_variance(self.rollout_buffer.values.reshape(-1), targets.reshape(-1)), solve, step)
 
     def _recall(self) -> Batch:

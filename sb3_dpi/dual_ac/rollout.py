@@ -1,8 +1,15 @@
-"""What a rollout buffer does not keep: how episodes ended, and the true observations behind their last steps."""
+"""How long rollouts are, and what a rollout buffer does not keep: how episodes ended, and what was truly seen at their end."""
 
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_dpi.common.iteration_size import describe, grow, shrink
+
+FIRST_BATCH, LATER_BATCH = 256, 1024
+"""Steps of all environments between updates, where they are not given: at first, and in the end."""
 
 
 def flatten_time(array: Any) -> Any:
@@ -80,3 +87,27 @@ class Endings:
         if isinstance(self._cut[0], dict):
             return {key: np.stack([obs[key] for obs in self._cut]) for key in self._cut[0]}
         return np.stack(self._cut)
+
+
+class GrowingRollouts(OnPolicyAlgorithm):
+    """Rollouts that are short at first, where the user leaves ``n_steps`` open."""
+
+    chosen_steps: int | None = None
+    """``n_steps``, as long as nobody has given another"""
+
+    def _choose_steps(self) -> None:
+        """Set the steps until the next update, where they are not given."""
+        if self.n_steps not in (None, self.chosen_steps):
+            return
+        of_learn = self._total_timesteps - self._num_timesteps_at_start
+        wanted = shrink(grow(FIRST_BATCH, LATER_BATCH, self.num_timesteps), of_learn if of_learn > 0 else None)
+        self.n_steps = self.chosen_steps = max(wanted // self.n_envs, -(-2 // self.n_envs))
+
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(total_timesteps, *args, **kwargs)
+        self._choose_steps()
+        is_chosen, steps = self.n_steps == self.chosen_steps, self.n_steps * self.n_envs
+        usual = grow(FIRST_BATCH, LATER_BATCH, self.num_timesteps) if is_chosen else steps
+        later = f" at first, up to {LATER_BATCH:,} later" if is_chosen else ""
+        self.logger.info(describe(type(self).__name__, steps, later, usual // self.n_envs * self.n_envs, int(total_timesteps)))
+        return result

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice, parse_choice
 from sb3_dpi.common.collector import Sampler
 from sb3_dpi.common.interruption import whole_or_undone
+from sb3_dpi.common.iteration_size import IterationSize
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
 from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, kl_per_step, solve_shortening
 from sb3_dpi.common.policies import BoundedGaussianPolicy
@@ -72,9 +73,12 @@ class MDGPS(LocalPlanningAlgorithm):
     :param learning_rate: of the S-step, it can be a function of the current progress remaining (from 1 to 0);
         usual: 3e-4 to 3e-3
     :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
-        limit, or 200 where there is none. Shorter horizons need fewer steps and often carry over to whole episodes
-    :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20
-    :param samples_per_condition: Trajectories N from each condition; usual: 4 to 20
+        limit, at most 100, or less where ``learn`` gets few steps. Shorter horizons need fewer steps and often carry over to
+        whole episodes
+    :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20. None chooses by the
+        sizes of state and action; ``iteration_`` tells what is sampled
+    :param samples_per_condition: Trajectories N from each condition; usual: 4 to 20. None takes two, or all of an iteration
+        where one condition covers all initial states
     :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds, as in the paper;
         ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
         ``"continue"`` and ``"mixed"``: windows of episodes that go on, always or by the toss of a coin
@@ -124,8 +128,8 @@ class MDGPS(LocalPlanningAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
         horizon: int | None = None,
-        n_conditions: int = 5,
-        samples_per_condition: int = 4,
+        n_conditions: int | None = None,
+        samples_per_condition: int | None = None,
         conditions: str = "fresh",
         replay: int = 4,
         gamma: float = 0.99,
@@ -158,7 +162,7 @@ class MDGPS(LocalPlanningAlgorithm):
         self.batch_size = batch_size
         self._check_arguments()
         # learned: what the next iteration starts from (created here, so that it survives save and load)
-        self.step_multiplier: FloatArray = np.ones(n_conditions)
+        self.step_multiplier: FloatArray = np.ones(0)
         self.eta: FloatArray | None = None
         self.previous: CStep | None = None
         if _init_setup_model:
@@ -167,10 +171,13 @@ class MDGPS(LocalPlanningAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.kl_step = as_schedule("kl_step", self.kl_step)
+
+    def _take_size(self, size: IterationSize) -> None:
+        super()._take_size(size)
         if len(self.step_multiplier) != self.total_conditions:
             self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.total_conditions), None, None, ()
         if self.previous is not None and (
-            self.previous.controller.K.shape[1] != self._resolved_horizon or not hasattr(self.previous.model, "units")
+            self.previous.controller.K.shape[1] != size.horizon or not hasattr(self.previous.model, "units")
         ):  # of another horizon, or of a file from before models knew the units of their states
             self.previous = None
 

@@ -1,0 +1,187 @@
+"""How long iterations are where nobody says: small at first, five of them in what ``learn`` gets, said before they begin."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from algorithms import Make, Model, every, every_algorithm, iterations, those
+from dummy_envs import ITERATION, limited, vec_env
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+
+from sb3_dpi import DPI, DualAC
+from sb3_dpi.common.iteration_size import FEWEST, IterationSize, SizeRequest, grow, shrink
+from sb3_dpi.dual_ac import rollout
+
+OPEN: dict[str, Any] = {"horizon": None, "n_conditions": None, "samples_per_condition": None}
+"""Of algorithms that sample from conditions"""
+OPEN_BY_NAME: dict[type[Any], dict[str, Any]] = {
+    DPI: {"train_freq": None, "learning_starts": None},
+    DualAC: {"n_steps": None},
+}
+
+
+def open_model(make: Make, env: Any, **options: Any) -> Model:
+    """:return: a small model whose iterations nobody has measured"""
+    return make(env, **{**OPEN_BY_NAME.get(make.algorithm, OPEN), **options})
+
+
+class Lengths(BaseCallback):
+    """Remembers the real steps at which rollouts end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = [0]
+
+    def _on_rollout_end(self) -> None:
+        self.ends.append(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def said(model: Model, total: int, folder: Path, **kwargs: Any) -> tuple[str, list[int]]:
+    """:return: what the log says of the size, and the steps of each rollout"""
+    model.set_logger(configure(str(folder), ["log"]))
+    lengths = Lengths()
+    model.learn(total, callback=lengths, **kwargs)
+    (line,) = [line for line in (folder / "log.txt").read_text().splitlines() if "an iteration takes" in line]
+    return line, np.diff(lengths.ends).tolist()
+
+
+# ---------------------------------------------------------------------- the rule
+
+
+def request(**options: Any) -> SizeRequest:
+    usual: dict[str, Any] = {"longest_horizon": 100, "n_inputs": 8, "least_samples": 2, "copies": 1, "pooled": False}
+    return SizeRequest(**{**OPEN, **usual, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "total", "expected"),
+    [
+        ({}, None, (100, 2, 2)),
+        ({"longest_horizon": 50}, None, (50, 4, 2)),
+        ({"n_inputs": 20}, None, (100, 4, 2)),
+        ({"n_inputs": 365}, None, (100, 10, 2)),
+        ({"pooled": True}, None, (100, 1, 4)),
+        ({"least_samples": 4}, None, (100, 1, 4)),
+        ({"copies": 8}, None, (50, 4, 2)),
+        ({}, 100_000, (100, 2, 2)),
+        ({}, 1_500, (100, 1, 3)),
+        ({}, 500, (50, 1, 2)),
+        ({}, 64, (6, 1, 2)),
+        ({"copies": 8}, 500, (12, 4, 2)),
+        ({}, 1, (2, 1, 2)),
+        ({"longest_horizon": 1}, 1, (1, 1, 2)),
+        ({"horizon": 70}, 64, (70, 1, 2)),
+        ({"n_conditions": 3}, 64, (2, 3, 2)),
+        ({"samples_per_condition": 5}, None, (80, 1, 5)),
+        ({"horizon": 10, "n_conditions": 3, "samples_per_condition": 4}, 64, (10, 3, 4)),
+    ],
+    ids=str,
+)
+def test_sizes_follow_from_task_and_steps(options: dict[str, Any], total: int | None, expected: tuple[int, int, int]) -> None:
+    size = request(**options).choose(total)
+    assert (size.horizon, size.n_conditions, size.samples_per_condition) == expected
+    copies = options.get("copies", 1)
+    assert size.n_batches * copies >= size.n_conditions * size.samples_per_condition > (size.n_batches - 1) * copies
+    assert IterationSize(7, 2, 2, 4).n_steps == 28
+
+
+def test_shrinking_and_growing() -> None:
+    assert [shrink(100, total) for total in (None, 1000, 500, 499, 3)] == [100, 100, 100, 99, 1]
+    assert [grow(256, 1024, seen) for seen in (0, 4095, 4096, 8191, 8192, 10**6)] == [256, 256, 512, 512, 1024, 1024]
+
+
+# ---------------------------------------------------------------------- of every algorithm
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("total", [100, 200])
+@every_algorithm
+def test_five_iterations_fit_into_few_steps(make: Make, total: int, n_envs: int, tmp_path: Path) -> None:
+    """Long episodes or not; at most one iteration goes beyond the end."""
+    model = open_model(make, vec_env(n_envs, lambda: limited(5000)))
+    line, lengths = said(model, total, tmp_path)
+    assert iterations(model) >= FEWEST - 1, "each takes whole steps of all environments"
+    assert total <= model.num_timesteps < total + lengths[-1]
+    assert f"an iteration takes {lengths[-1]} steps" in line and "5 iterations shall fit into" in line
+
+
+@every(squashes=False)
+def test_what_is_given_keeps_its_meaning(make: Make, tmp_path: Path) -> None:
+    line, lengths = said(make(), ITERATION + 1, tmp_path)
+    assert lengths == [ITERATION] * 2 and f"an iteration takes {ITERATION} steps" in line
+    assert line.endswith(f"fewer than 5 fit into {ITERATION + 1} steps")
+    assert "fit into" not in said(make(), 5 * ITERATION, tmp_path / "more")[0]
+
+
+@every_algorithm
+def test_a_short_call_does_not_shrink_the_next(make: Make, tmp_path: Path) -> None:
+    model = open_model(make, limited(200))
+    model.learn(100)
+    line, lengths = said(model, 3000, tmp_path, reset_num_timesteps=False)
+    assert "shall fit" not in line and max(lengths[:-1]) >= 125, "of DPI, whose blocks are the shortest"
+
+
+EXTREMES: dict[str, dict[str, Any]] = {
+    "batch larger than all": {"batch_size": 10_000},
+    "many environments": {"n_envs": 30},
+    "windows longer than rollouts": {"window_length": 10_000},
+    "passes over nothing": {"n_critic_updates": 0},
+    "block longer than the buffer": {"buffer_size": 50, "train_freq": 90},
+    "windows longer than episodes": {"imagination": {"horizon": 20, "rollout_length": 30}},
+    "reset after the limit": {"early_reset": 10_000},
+    "more replay than iterations": {"replay": 50},
+    "buffer smaller than the warm-up": {"buffer_size": 40, "learning_starts": 100},
+}
+OF: dict[str, Callable[[Make], bool]] = {
+    "windows longer than rollouts": lambda make: make.algorithm is DualAC,
+    "passes over nothing": lambda make: make.algorithm is DualAC,
+    "block longer than the buffer": lambda make: make.squashes,
+    "windows longer than episodes": lambda make: make.squashes,
+    "reset after the limit": lambda make: not make.from_conditions,
+    "more replay than iterations": lambda make: make.from_conditions,
+    "buffer smaller than the warm-up": lambda make: make.squashes,
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(make, what) for what in EXTREMES for make in those() if OF.get(what, lambda _: True)(make)], ids=str
+)
+def test_numbers_that_do_not_fit_each_other_still_train(make: Make, what: str) -> None:
+    options = dict(EXTREMES[what])
+    model = make(vec_env(options.pop("n_envs", 1), lambda: limited(12)), **options)
+    model.learn(model.num_timesteps + 250)
+    assert iterations(model) > 0
+
+
+# ---------------------------------------------------------------------- of one
+
+
+def test_rollouts_grow_with_experience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rollout, "FIRST_BATCH", 8)
+    monkeypatch.setattr(rollout, "LATER_BATCH", 32)
+    (make,) = (make for make in those() if make.algorithm is DualAC)
+    model = open_model(make, vec_env(2, lambda: limited(12)))
+    line, lengths = said(model, 300, tmp_path)
+    assert lengths == [8] * 16 + [16] * 8 + [32] * 2 and "takes 8 steps" in line
+    assert len(next(model.rollout_buffer.get()).actions) == 32
+    model.save(tmp_path / "model")
+    assert DualAC.load(tmp_path / "model", env=limited(12)).n_steps == 32
+    assert DualAC.load(tmp_path / "model", env=limited(12), n_steps=5).learn(10).n_steps == 5
+
+
+def test_random_steps_that_never_end_are_told() -> None:
+    (make,) = (make for make in those() if make.squashes)
+    with pytest.warns(UserWarning, match=r"DPI does not learn in these 50 steps: .* until 1,000 are kept, 0 are"):
+        make(learning_starts=1000).learn(50)
+    with pytest.warns(UserWarning, match="until 32 are kept"):
+        open_model(make, limited(12)).learn(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert iterations(open_model(make, limited(12)).learn(40)) > 0
