@@ -24,7 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import MDGPS, AggreVaTeDOC
-from sb3_dpi.common import local_planning
+from sb3_dpi.common import dual_policy_algorithm
 from sb3_dpi.compare.build import constructor_arguments
 from sb3_dpi.trajopt.kernels import COMPILED
 from sb3_dpi.zoo import algorithm_class, resolve_hyperparams
@@ -35,18 +35,18 @@ TRAJECTORIES = 20
 PARTS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "mdgps": (
         ("collection", MDGPS, "collect_rollouts"),
-        ("dynamics fit", local_planning, "fit_regression"),
-        ("held-out error", local_planning, "held_out_error"),
-        ("cost fit", local_planning, "fit_local_cost"),
+        ("dynamics fit", dual_policy_algorithm, "fit_regression"),
+        ("held-out error", dual_policy_algorithm, "held_out_error"),
+        ("cost fit", dual_policy_algorithm, "fit_local_cost"),
         ("linearisation", MDGPS, "_linearize"),
         ("C-step", MDGPS, "improve_expert"),
         ("S-step", MDGPS, "imitate"),
     ),
     "aggrevated_oc": (
         ("collection", AggreVaTeDOC, "collect_rollouts"),
-        ("dynamics fit", local_planning, "fit_regression"),
-        ("held-out error", local_planning, "held_out_error"),
-        ("cost fit", local_planning, "fit_local_cost"),
+        ("dynamics fit", dual_policy_algorithm, "fit_regression"),
+        ("held-out error", dual_policy_algorithm, "held_out_error"),
+        ("cost fit", dual_policy_algorithm, "fit_local_cost"),
         ("linearisation", AggreVaTeDOC, "_linearize"),
         ("value function", AggreVaTeDOC, "evaluate_policy"),
         ("expert", AggreVaTeDOC, "improve_expert"),

@@ -280,7 +280,8 @@ def test_an_algorithm_is_its_train() -> None:
     class Unfinished(DualPolicyAlgorithm):
         pass
 
-    model = Unfinished("MlpPolicy", PointMass(), 1e-3, 10, 1, 1, "fresh", 0, 0.99, device="cpu")
+    plans = {"dynamics": "nearest", "cost": None, "min_std": 0.1}
+    model = Unfinished("MlpPolicy", PointMass(), 1e-3, 10, 1, 2, "fresh", 0, 0.99, **plans, device="cpu")
     model._setup_model()
     with pytest.raises(NotImplementedError):
         model.learn(1)

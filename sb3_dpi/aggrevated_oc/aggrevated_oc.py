@@ -19,10 +19,11 @@ from sb3_dpi.common.critic import (
     rescale_values,
     trajectory_values,
 )
+from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.iteration_size import IterationSize
 from sb3_dpi.common.local_models import CostSettings, LocalModel, RegressionSettings, fit_local_value, total_cost
-from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, kl_per_step, solve_shortening
+from sb3_dpi.common.local_planning import kl_per_step, solve_shortening
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, natural_gradient_step
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.trajectories import Trajectories
@@ -64,7 +65,7 @@ class Expert:
     """of the search for it; None without a trust region, where it is the policy"""
 
 
-class AggreVaTeDOC(LocalPlanningAlgorithm):
+class AggreVaTeDOC(DualPolicyAlgorithm):
     """
     AggreVaTeD with Optimal Control (AggreVaTeD-OC), Algorithm 1 of Dual Policy Iteration.
 
@@ -136,7 +137,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
 
     algorithm_version: ClassVar[int] = 2
     renamed_arguments: ClassVar[dict[str, str]] = {
-        **LocalPlanningAlgorithm.renamed_arguments,
+        **DualPolicyAlgorithm.renamed_arguments,
         "safeguard": 'trust, None for "calibration" and 1.0 for "off"',
         "linearization": "nothing: the Jacobian where the policy sees what the planner sees, else a regression",
         "cg_max_steps": "nothing: it is fixed",
@@ -177,7 +178,7 @@ class AggreVaTeDOC(LocalPlanningAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        super().__init__(**arguments_of_base(locals(), LocalPlanningAlgorithm))
+        super().__init__(**arguments_of_base(locals(), DualPolicyAlgorithm))
         self.gae_lambda = gae_lambda
         self.plan_lambda = plan_lambda
         self.trust_region = as_schedule("trust_region", trust_region)

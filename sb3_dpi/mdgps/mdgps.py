@@ -9,10 +9,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice, parse_choice
 from sb3_dpi.common.collector import Sampler
+from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.iteration_size import IterationSize
 from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
-from sb3_dpi.common.local_planning import LocalPlanningAlgorithm, kl_per_step, solve_shortening
+from sb3_dpi.common.local_planning import kl_per_step, solve_shortening
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.regression import regress_mean
 from sb3_dpi.common.trajectories import Trajectories
@@ -57,7 +58,7 @@ class Improvement:
     """of what ``step_rule`` judges under the present one: the policy, or the controllers, l_k^k"""
 
 
-class MDGPS(LocalPlanningAlgorithm):
+class MDGPS(DualPolicyAlgorithm):
     """
     Mirror Descent Guided Policy Search (MDGPS), Algorithm 4 of the paper.
 
@@ -117,7 +118,7 @@ class MDGPS(LocalPlanningAlgorithm):
     """
 
     renamed_arguments: ClassVar[dict[str, str]] = {
-        **LocalPlanningAlgorithm.renamed_arguments,
+        **DualPolicyAlgorithm.renamed_arguments,
         "step_limits": "nothing: they are fixed",
     }
     algorithm_version: ClassVar[int] = 2
@@ -152,7 +153,7 @@ class MDGPS(LocalPlanningAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        super().__init__(**arguments_of_base(locals(), LocalPlanningAlgorithm))
+        super().__init__(**arguments_of_base(locals(), DualPolicyAlgorithm))
         self.sampling = sampling
         self.initial_controller = initial_controller
         self.kl_step = as_schedule("kl_step", kl_step)
