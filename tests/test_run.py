@@ -111,7 +111,7 @@ OWN: dict[type[Any], list[dict[str, Any]]] = {
         {"trust_region": 3.0},
         {"trust": 0},
         {"trust": 0.3},
-        {"trust": 1.0},
+        {"trust": 0.5},
         {"cg_damping": 0.1},
         {"n_critic_updates": 1},
         {"noise_correlation": 0.8},
