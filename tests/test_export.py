@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_dpi import DPI, MDGPS, DualAC
+from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.export import ExportError, export_policy
 from sb3_dpi.export.__main__ import main
 from sb3_dpi.export.c_header import C_TYPES
@@ -67,6 +68,10 @@ def model_of(algorithm: Any, policy: str = "MlpPolicy", env: gym.Env | None = No
         for parameter in model.policy.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
         for module in model.policy.modules():
+            if isinstance(module, Standardizing):  # until then it sees nothing
+                module.is_set.fill_(1.0)
+                module.obs_mean.normal_()
+                module.obs_std.uniform_(0.5, 2.0)
             if isinstance(module, nn.BatchNorm1d):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)

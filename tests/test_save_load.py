@@ -353,12 +353,12 @@ def test_fresh_conditions_go_on(make: Make, tmp_path: Path) -> None:
 @every(from_conditions=True)
 def test_environment_set_after_loading(make: Make, tmp_path: Path) -> None:
     """The horizon that was the time limit's stays what it was."""
-    model = make(limited(7), horizon=None, replay=2).learn(2 * 28)
+    model = make(limited(7), horizon=None, replay=2).learn(5 * 28)
     model.save(tmp_path / "model")
     loaded = make.algorithm.load(tmp_path / "model")
     loaded.set_env(limited(7))
-    loaded.learn(28, reset_num_timesteps=False)
-    assert loaded.n_iterations == 3 and loaded.rollout_buffer.horizon == 7
+    loaded.learn(5 * 28, reset_num_timesteps=False)
+    assert loaded.n_iterations == 10 and loaded.rollout_buffer.horizon == 7
     assert len(loaded.past) == 2 and loaded.past[0].alive.shape == loaded.past[1].alive.shape
 
 
