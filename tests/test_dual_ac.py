@@ -229,7 +229,7 @@ def test_random_features_take_every_action_space(space: spaces.Space) -> None:
 
 
 def test_random_features_of_a_number() -> None:
-    check_learns(small(gym.make("FrozenLake-v1"), "RBFPolicy"))
+    check_learns(small(gym.make("Taxi-v4"), "RBFPolicy"))
 
 
 def test_resets_are_remembered_as_they_are() -> None:
