@@ -155,3 +155,12 @@ def test_bounds() -> None:
     assert bounds(usual)[0] is usual.low, "numbers of the usual types stay what they are"
     low, high = bounds(spaces.Box(-128, 127, (1,), np.int8))
     assert (high - low).tolist() == [255.0]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float16])
+@every_algorithm
+def test_buffers_hold_fractions_of_actions_of_any_kind(make: Make, kind: Any) -> None:
+    """Actions in units of the bounds are no integers, whatever those of the environment are."""
+    model = make(Boxed(action_space=spaces.Box(0, 9, (1,), kind))).learn(ITERATION)
+    held = buffer(model).actions
+    assert held.dtype == np.float32 and len(np.unique(held)) > ITERATION / 2

@@ -208,10 +208,13 @@ def test_a_death_is_worse_than_what_life_would_have_brought(make: Make) -> None:
             return obs, 1.0 + 0.1 * float(self.state[1]), bool(self.state[0] > 1.5), False, info
 
     options: dict[str, Any] = {"imitation_steps": 200, "kl_step": 1.0} if make.algorithm is MDGPS else {"target_kl": 0.2}
-    model = make(Cliff(), horizon=30, n_conditions=4, samples_per_condition=5, conditions="random", **options)
-    model.learn(8 * 600)
-    alive = model.rollout_buffer.trajectories().alive
-    assert alive[:, :, -1].mean() > 0.5
+    share = []
+    for seed in range(3):
+        sizes: dict[str, Any] = {"horizon": 30, "n_conditions": 4, "samples_per_condition": 5, "conditions": "random"}
+        model = make(Cliff(), **sizes, **options, seed=seed)
+        model.learn(8 * 600)
+        share.append(model.rollout_buffer.trajectories().alive[:, :, -1].mean())
+    assert np.mean(share) > 0.6
 
 
 @every(from_conditions=True)

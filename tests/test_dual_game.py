@@ -167,6 +167,7 @@ def small_policy(policy_class: Any = MlpPolicy, **kwargs: Any) -> Any:
 @pytest.mark.parametrize("eta", [0.0, 0.3, 20.0, np.inf])
 def test_gradient_of_the_value_objective(eta: float) -> None:
     policy, samples = small_policy(net_arch=[5]).double(), problem(eta)
+    policy.set_standardization(np.zeros(2), np.ones(2))
     samples = ValueProblem(
         *(x.double() if isinstance(x, th.Tensor) and x.is_floating_point() else x for x in vars(samples).values())
     )

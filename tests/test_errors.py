@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from algorithms import (
@@ -330,3 +331,16 @@ def test_what_no_world_model_can_foretell() -> None:
         small_dpi(DictPointMass(("image", "velocity")), "MultiInputPolicy")
     with pytest.raises(ValueError, match="must see all that the planner sees"):
         small_dpi(DictPointMass(("state", "position")), "MultiInputPolicy")
+
+
+@every_algorithm
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_rewards_that_never_change(make: Make, reward: float) -> None:
+    """There is nothing to learn from them, and nothing that stops learning from others later on."""
+    env = gym.wrappers.TransformReward(limited(12), lambda _: reward)
+    model = make(env).learn(3 * ITERATION)
+    before = parameters(model)
+    assert np.isfinite(before)
+    model.set_env(limited(12))
+    model.learn(2 * ITERATION)
+    assert np.isfinite(parameters(model)) and parameters(model) != before

@@ -111,7 +111,7 @@ def test_transition_points() -> None:
     points = transition_points(kill(trajectories, [[T] * N, [2] * N]))
     assert points.shape == (M, N, T, 2 * DX + DU)
     np.testing.assert_array_equal(points[0, :, :, :DX], trajectories.states[0, :, :-1])
-    np.testing.assert_array_equal(points[0, :, :, DX], np.clip(trajectories.actions[0, :, :, 0], -1.0, 1.0))
+    np.testing.assert_array_equal(points[0, :, :, DX], trajectories.actions[0, :, :, 0])
     np.testing.assert_array_equal(points[0, :, :, DX + 1 :], trajectories.states[0, :, 1:])
     assert np.all(points[1, :, 2:] == 0.0) and np.any(points[1, :, :2] != 0.0)
 
@@ -447,11 +447,12 @@ def test_known_cost_is_projected() -> None:
     np.testing.assert_allclose(slope, z * np.array([-2.0, -2.0, 2.0]), atol=1e-6)
 
 
-def test_costs_are_those_of_the_executed_actions() -> None:
-    """Beyond the bounds nothing changes, in the cost as in the dynamics: the environment clips."""
+def test_dynamics_and_costs_are_those_of_the_sampled_actions() -> None:
+    """Of the same ones, those of which a plan is made: what lies beyond the bounds is clipped by the system."""
     trajectories = sample(n_samples=40)
     wild = 3.0 * trajectories.actions
-    clipped = change(trajectories, actions=wild, rewards=reward(trajectories.states[:, :, :-1], np.clip(wild, -1.0, 1.0)))
+    clipped = change(trajectories, actions=wild, rewards=reward(trajectories.states[:, :, :-1], wild))
+    np.testing.assert_array_equal(transition_points(clipped)[..., DX : DX + DU], wild)
     dynamics = LinearGaussianDynamics(np.zeros((M, T, DX, DX + DU)), np.zeros((M, T, DX)), np.zeros((M, T, DX, DX)))
     cost = fit_local_cost(clipped, np.full(M, T), 1.0, CostSettings(ridge=1e-10), dynamics, NO_BOUNDS)
     np.testing.assert_allclose(cost.C, np.broadcast_to(np.diag([2.0, 0.6, 0.2]), cost.C.shape), atol=1e-4)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
@@ -30,7 +31,9 @@ def is_bounded(space: spaces.Box) -> bool:
     :param space: of actions
     :return: whether all actions have two bounds
     """
-    return not bool((_endless(space.low) | _endless(space.high)).any())
+    with np.errstate(over="ignore"):
+        ranges = np.subtract(*(bound.astype(np.float32) for bound in (space.high, space.low)))
+    return bool(np.all(np.isfinite(ranges))) and not bool((_endless(space.low) | _endless(space.high)).any())
 
 
 def check_bounded(space: spaces.Box) -> None:
@@ -59,6 +62,21 @@ def _endless(bound: np.ndarray) -> BoolArray:
         endless = (bound == np.iinfo(kind).max) | ((bound == np.iinfo(kind).min) & (kind.kind == "i"))
         return endless
     return np.zeros(bound.shape, dtype=bool)
+
+
+def hold_fractions(buffer: BaseBuffer) -> None:
+    """
+    Let a buffer hold actions in units of the bounds, which are no integers whatever those of the environment are.
+
+    :param buffer: empty, of Stable-Baselines3
+    """
+    space = buffer.action_space
+    if isinstance(space, spaces.Box) and space.dtype not in (np.float32, np.float64):
+        buffer.action_space = spaces.Box(-1.0, 1.0, space.shape, np.float32)
+        if isinstance(buffer, ReplayBuffer):
+            buffer.actions = buffer.actions.astype(np.float32)
+        else:
+            buffer.reset()
 
 
 class AnyBox(BasePolicy):

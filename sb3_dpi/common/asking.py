@@ -25,6 +25,8 @@ def ask(env: VecEnv, name: str) -> list[Any] | None:
     base: Any = env
     while isinstance(base, VecEnvWrapper) and isinstance(base.venv, VecEnv):
         base = base.venv
+    if isinstance(base, VecEnv):  # beneath what hands questions on
+        base = base.unwrapped
     # the default of has_attr asks for the value, which would end a process that has none
     is_safe = isinstance(base, DummyVecEnv) or type(base).has_attr is not VecEnv.has_attr
     if not is_safe and name not in ALL_HAVE:

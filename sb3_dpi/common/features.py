@@ -98,7 +98,7 @@ class RandomFourierExtractor(BaseFeaturesExtractor):
         :return: ``[b, n]``
         """
         standard = (observations.flatten(1).double() - self.obs_mean) / self.obs_std
-        features: th.Tensor = self.features((standard * self.is_fitted).float())
+        features: th.Tensor = self.features((standard * self.is_fitted).to(self.features.phases.dtype))
         return features
 
     def fit(self, observations: th.Tensor) -> None:

@@ -24,6 +24,7 @@ def check_finite(observations: Any, rewards: np.ndarray, n_steps: int, t: int | 
     :raises NotFiniteError: if a number is not finite, naming environment and step
     """
     arrays = observations.values() if isinstance(observations, dict) else (observations,)
+    rewards = np.asarray(rewards)  # some wrappers return a list
     total = sum(rewards.tolist())
     for array in arrays:
         if array.dtype.kind == "f":

@@ -247,13 +247,14 @@ class RegressionSettings:
 
 
 def transition_points(trajectories: Trajectories) -> FloatArray:
-    """Stack [x; u; x'] with the actions that were executed.
+    """Stack [x; u; x'] with the actions as they were sampled: clipping to the bounds is part of the system, as it is of its
+    rewards. Dynamics of executed actions would foretell effects beyond the bounds that nothing has.
 
     :param trajectories: sampled
     :return: ``[M, N, T, 2 dx + du]``, zero where dead
     """
     states = trajectories.states
-    points = np.concatenate([states[:, :, :-1], trajectories.executed_actions, states[:, :, 1:]], -1)
+    points = np.concatenate([states[:, :, :-1], trajectories.actions, states[:, :, 1:]], -1)
     return np.where(trajectories.alive[..., None], points, 0.0)
 
 
@@ -414,8 +415,8 @@ def fit_local_cost(
     own = trajectories.first(len(lengths))
     if settings.cost_fn is None:
         options = (settings.ridge, settings.local_window or None, settings.local_ridge)
-        # as in the dynamics, the actions that were executed: no other earned these rewards
-        z = np.concatenate([trajectories.states[:, :, :-1], trajectories.executed_actions], -1)
+        # as in the dynamics, the actions that were sampled, from which clipping leads to the rewards
+        z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1)
         costs = step_costs(trajectories, gamma, settings.death_spread)
         cost = take_conditions(fit_cost(z, costs, trajectories.weights, *options), slice(len(lengths)))
     else:

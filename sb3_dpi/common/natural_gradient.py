@@ -74,12 +74,12 @@ def natural_gradient_step(
     # Not sb3-contrib's solver: it starts from a random vector and stops at a residual that depends on the units of L
     fisher = _damped_fisher_matrix(_flat_gradient(kl(), actor, create_graph=True), actor, cg_damping)
     solution, _ = cg(fisher, gradient.double().cpu().numpy(), rtol=CG_TOLERANCE, maxiter=cg_max_steps)
-    direction = th.as_tensor(solution, dtype=gradient.dtype, device=gradient.device)
-    slope = gradient.dot(direction)
+    # in double precision: the slope has the unit of L squared
+    slope = float(gradient.double().cpu().numpy() @ solution)
     # Rounding, or a damping that is too small, can leave the cone of ascent directions
-    if not bool(th.isfinite(direction).all()) or float(slope) <= 0.0:
+    if not np.all(np.isfinite(solution)) or not slope > 0.0:
         return refused
-    full_step = direction * th.sqrt(2.0 * target_kl / slope)
+    full_step = th.as_tensor(solution * math.sqrt(2.0 * target_kl / slope), dtype=gradient.dtype, device=gradient.device)
     old = [parameter.detach().clone() for parameter in actor]
     share = 1.0
     with th.no_grad():

@@ -52,10 +52,11 @@ class Standardizing(BaseFeaturesExtractor):
 
     def _show(self, features: th.Tensor) -> th.Tensor:
         if not len(self.columns):
-            return features.float()
+            return features.to(self.has_units.dtype)
         standard = (features.double() - self.obs_mean) / self.obs_std
         # a sum of numbers that are 0 or 1: exported policies know no branches
-        return (standard if self.sees_raw else standard * (1.0 - self.has_units * (1.0 - self.is_set))).float()
+        shown = standard if self.sees_raw else standard * (1.0 - self.has_units * (1.0 - self.is_set))
+        return shown.to(self.has_units.dtype)
 
     def standardize(self, vectors: np.ndarray) -> np.ndarray:
         """

@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_dpi.common.action_units import hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.interruption import whole_or_undone
@@ -214,6 +215,7 @@ class DPI(SavedModel, BlockCollector):
         self._expert = make_expert(self.expert)
         super()._setup_model()
         check_size(self._expert, self.imagination, self.policy)
+        hold_fractions(self.replay_buffer)
         self._rng = np.random.default_rng(self.seed)
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dpi.common.action_units import hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_schedule
 from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
@@ -102,8 +103,7 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
         remaining, or ``"lin_0.05"``, which falls to zero; usual: .01 to .1. None takes .05, and lets it fall to zero once an
         episode has ended before its time: what balances has something to lose by a step
     :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance where their standard deviation is
-        below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress remaining;
-        ``"constant"``
+        below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress; ``"constant"``
     :param cg_damping: damping in the Hessian vector product computation; usual: .1 to 1. None takes twenty times the mean
         eigenvalue of the Fisher matrix
     :param early_reset: Median of the steps after which an episode is left, so that a new one begins: long ones otherwise show
@@ -121,8 +121,7 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
-        debug messages
+    :param verbose: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -209,6 +208,7 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
         # arguments may be changed on loading
         self.target_kl = None if self.target_kl is None else as_schedule("target_kl", self.target_kl)
         super()._setup_model()
+        hold_fractions(self.rollout_buffer)
         self._rng = np.random.default_rng(self.seed)
         self._reset_rng = self._rng.spawn(1)[0]
 

@@ -9,10 +9,8 @@ import numpy as np
 
 from sb3_dpi.trajopt.types import BoolArray, FloatArray
 
-ROUNDING = 1e-9
+ROUNDING = 1e-12
 """Standard deviation of a variable, in its mean, below which it is constant but for rounding."""
-CANCELLATION = 1e-14
-"""The same, in the size of the largest of the variables that are seen together: what is left where large numbers cancel."""
 RARE = 1e-3
 """Share of numbers that may be outliers; at least one may."""
 FARTHEST = 50.0
@@ -20,22 +18,21 @@ FARTHEST = 50.0
 
 
 def varies(std: FloatArray, mean: FloatArray) -> BoolArray:
-    """Which variables do more than round.
+    """Which variables do more than round. Each is judged by its own mean: others may have any other unit.
 
-    :param std: standard deviations of variables that are seen together, ``[D]``
-    :param mean: their means, ``[D]``
+    :param std: standard deviations, ``[D]``
+    :param mean: ``[D]``
     :return: ``[D]``
     """
-    largest = float(np.max(np.abs(mean) + std, initial=0.0))
-    changes: BoolArray = std > np.maximum(ROUNDING * np.abs(mean), CANCELLATION * largest)
+    changes: BoolArray = std > ROUNDING * np.abs(mean)
     return changes
 
 
 def spread_or_one(std: FloatArray, mean: FloatArray) -> FloatArray:
     """By what to divide so that variables are of order one.
 
-    :param std: standard deviations of variables that are seen together, ``[D]``
-    :param mean: their means, ``[D]``
+    :param std: standard deviations, ``[D]``
+    :param mean: ``[D]``
     :return: ``std``, and one where a variable is constant
     """
     return np.where(varies(std, mean), std, 1.0)

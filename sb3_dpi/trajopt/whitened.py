@@ -160,9 +160,9 @@ class WhitenedProblem:
         return lqr_pass(part.F, part.f, part.noise, part.C, part.c, part.mean0, part.cov0, full_eta, self.discount)
 
     def scale(self) -> FloatArray:
-        """Size of the cost of each condition, ``[M]``, at least the smallest normal number."""
+        """Size of the cost of each condition, ``[M]``; one where there is none."""
         size = np.abs(self.C).max((1, 2, 3)) + np.abs(self.c).max((1, 2))
-        scale: FloatArray = np.maximum(size, np.finfo(np.float64).tiny * 1e20)
+        scale: FloatArray = np.where(size > np.finfo(np.float64).tiny * 1e20, size, 1.0)
         return scale
 
     def action_matters(self, K: FloatArray | None = None, k: FloatArray | None = None) -> BoolArray:
