@@ -307,7 +307,7 @@ def test_large_pools_keep_four_thousand_points() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "spread", "constant"), [(0.0, 0.0, True), (0.0, 1e-20, False), (1e6, 1e-5, True), (1e6, 1e-2, False)]
+    ("level", "spread", "constant"), [(0.0, 0.0, True), (0.0, 1e-20, False), (1e6, 1e-7, True), (1e6, 1e-2, False)]
 )
 def test_what_varies_by_rounding_alone_is_constant(level: float, spread: float, constant: bool) -> None:
     points = level + spread * np.array([[-1.0], [1.0]])

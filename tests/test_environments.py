@@ -139,7 +139,7 @@ def test_each_environment_has_its_model(make: Make, replay: int) -> None:
     model = make(gains(*GAINS), samples_per_condition=5, replay=replay).learn(3 * 300)
     assert model.n_environments == 3 and model.total_conditions == 6
     truth = 0.2 * np.repeat(GAINS, 2)
-    np.testing.assert_allclose(force_on_velocity(model), np.broadcast_to(truth[:, None], (6, 10)), rtol=0.05)
+    np.testing.assert_allclose(force_on_velocity(model), np.broadcast_to(truth[:, None], (6, 10)), rtol=0.12)
 
 
 def test_environments_called_the_same_share_a_model() -> None:

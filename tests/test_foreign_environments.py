@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from test_early_resets_above import Shifted
 
 from sb3_dpi.common.asking import ask
+from sb3_dpi.common.early_resets import install
 
 # ---------------------------------------------------------------------- wrappers
 
@@ -266,6 +267,21 @@ def test_what_is_not_known() -> None:
     for env in (vec_env(2), Simulator(), Raising(), adapted()):
         assert ask(env, "_max_episode_steps") is None
     assert ask(Raising(), "spec") is None
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_unknown_batches_are_not_asked_for_what_may_be_missing(layered: bool) -> None:
+    """A question that a worker cannot answer may end it, also one that the layer of early resets hands on."""
+    asked: list[str] = []
+
+    class Workers(Simulator):
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            asked.append(attr_name)
+            return [None] * self.num_envs
+
+    env = Workers()
+    ask(install(env) if layered else env, "_max_episode_steps")
+    assert "_max_episode_steps" not in asked
 
 
 # ---------------------------------------------------------------------- keys of dictionaries

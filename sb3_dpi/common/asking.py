@@ -25,8 +25,7 @@ def ask(env: VecEnv, name: str) -> list[Any] | None:
     base: Any = env
     while isinstance(base, VecEnvWrapper) and isinstance(base.venv, VecEnv):
         base = base.venv
-    if isinstance(base, VecEnv):  # beneath what hands questions on
-        base = base.unwrapped
+    base = getattr(base, "_base", base)  # beneath the layer of early resets, which hands questions on
     # the default of has_attr asks for the value, which would end a process that has none
     is_safe = isinstance(base, DummyVecEnv) or type(base).has_attr is not VecEnv.has_attr
     if not is_safe and name not in ALL_HAVE:
