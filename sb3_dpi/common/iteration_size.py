@@ -112,8 +112,9 @@ class SizeRequest:
         M, N = self.n_conditions, self.samples_per_condition
         fewest = -(-(M or 1) * (N or self.least_samples) // self.copies) * self.copies
         horizon = self.horizon
-        if horizon is None:
-            horizon = max(min(self.longest_horizon, wanted // fewest), min(SHORTEST_HORIZON, self.longest_horizon))
+        if horizon is None:  # trajectories whose number was given are cut only where ``learn`` gets few steps
+            steps = wanted if M is None and N is None else shrink(self.longest_horizon * fewest, total_timesteps)
+            horizon = max(min(self.longest_horizon, steps // fewest), min(SHORTEST_HORIZON, self.longest_horizon))
         n_trajectories = max(wanted // horizon // self.copies * self.copies, fewest)
         if M is None:
             M = 1 if self.pooled else max(n_trajectories // (N or self.least_samples), 1)

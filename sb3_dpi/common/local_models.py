@@ -247,8 +247,7 @@ class RegressionSettings:
 
 
 def transition_points(trajectories: Trajectories) -> FloatArray:
-    """Stack [x; u; x'] with the actions as they were sampled: clipping to the bounds is part of the system, as it is of its
-    rewards. Dynamics of executed actions would foretell effects beyond the bounds that nothing has.
+    """Stack [x; u; x'] with actions as they were sampled: clipping is part of the system, and nothing acts beyond the bounds.
 
     :param trajectories: sampled
     :return: ``[M, N, T, 2 dx + du]``, zero where dead
