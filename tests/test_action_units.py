@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from algorithms import Make, buffer, every, every_algorithm, iterations, parameters, those
+from algorithms import Make, buffer, every, every_algorithm, iterations, parameters, small_ppo, those, with_references
 from dummy_envs import ITERATION, PointMass, vec_env
 from gymnasium import spaces
-from references import Maker, beside_references, small_ppo
 
 from sb3_dpi.common.action_units import bounds, check_bounded, is_bounded
 
@@ -68,8 +67,8 @@ def check_predictions(model: Any) -> None:
 
 
 @pytest.mark.parametrize("space", OBSERVED, ids=str)
-@beside_references
-def test_observations_of_all_kinds(make: Maker, space: spaces.Box) -> None:
+@with_references
+def test_observations_of_all_kinds(make: Make, space: spaces.Box) -> None:
     model = make(vec_env(2, lambda: Boxed(space))).learn(2 * ITERATION)
     check_predictions(model)
     assert buffer(model).observations.dtype == space.dtype

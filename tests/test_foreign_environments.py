@@ -7,11 +7,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from algorithms import Make, buffer, check_transitions, every, every_algorithm, iterations, parameters
+from algorithms import (
+    ALGORITHMS,
+    Make,
+    buffer,
+    check_transitions,
+    every,
+    every_algorithm,
+    iterations,
+    parameters,
+    with_references,
+)
 from dummy_envs import HORIZON, ITERATION, POINT_MASS_LIMIT, DictPointMass, PointMass, limited, normalized, vec_env
 from gymnasium import spaces
 from leaving import Batched, Seen
-from references import Maker, beside_references
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
@@ -31,9 +40,9 @@ STACKS: dict[str, Callable[[VecEnv], VecEnv]] = {
 NUMBERS = [1, 3]
 
 
-def leaves(make: Maker, after: int) -> dict[str, Any]:
+def leaves(make: Make, after: int) -> dict[str, Any]:
     """:return: options with which episodes are left, where the algorithm takes steps"""
-    return {"early_reset": {"after": after, "spread": False}} if isinstance(make, Make) and not make.from_conditions else {}
+    return {"early_reset": {"after": after, "spread": False}} if make in ALGORITHMS and not make.from_conditions else {}
 
 
 @pytest.mark.parametrize("n_envs", NUMBERS)
@@ -71,10 +80,10 @@ def test_rewards_are_those_of_the_topmost_wrapper(make: Make) -> None:
 
 
 @pytest.mark.parametrize("n_envs", NUMBERS)
-@beside_references
-def test_callbacks_count_episodes(make: Maker, n_envs: int) -> None:
+@with_references
+def test_callbacks_count_episodes(make: Make, n_envs: int) -> None:
     """Also those that end because the next trajectories begin anew."""
-    options = {"early_reset": 0} if isinstance(make, Make) and not make.from_conditions else {}
+    options = {"early_reset": 0} if make in ALGORITHMS and not make.from_conditions else {}
     model = make(vec_env(n_envs, lambda: limited(POINT_MASS_LIMIT)), **options)
     model.learn(2000, callback=StopTrainingOnMaxEpisodes(2))
     assert model.num_timesteps == 2 * n_envs * (HORIZON if make.from_conditions else POINT_MASS_LIMIT)
@@ -98,8 +107,8 @@ def test_what_is_told_of_a_trajectory_that_is_left(make: Make) -> None:
 
 
 @pytest.mark.parametrize("n_envs", NUMBERS)
-@beside_references
-def test_monitors_that_forbid_early_resets(make: Maker, n_envs: int) -> None:
+@with_references
+def test_monitors_that_forbid_early_resets(make: Make, n_envs: int) -> None:
     """What needs them says so once, learns on and reports whole episodes."""
     model = make(vec_env(n_envs, lambda: Monitor(limited(POINT_MASS_LIMIT), allow_early_resets=False)), **leaves(make, 5))
     with warnings.catch_warnings(record=True) as caught:
@@ -107,7 +116,7 @@ def test_monitors_that_forbid_early_resets(make: Maker, n_envs: int) -> None:
         model.learn(4 * ITERATION)
         model.learn(ITERATION, reset_num_timesteps=False)
     said = [str(warning.message) for warning in caught if "allow_early_resets=True" in str(warning.message)]
-    assert len(said) == isinstance(make, Make) and model._n_updates > 0
+    assert len(said) == (make in ALGORITHMS) and model._n_updates > 0
     assert {episode["l"] for episode in model.ep_info_buffer} == {POINT_MASS_LIMIT}
 
 
@@ -224,12 +233,12 @@ SIMULATORS: dict[str, Callable[[], VecEnv]] = {
 
 
 @pytest.mark.parametrize("kind", SIMULATORS)
-@beside_references
-def test_simulators_of_a_batch(make: Maker, kind: str) -> None:
+@with_references
+def test_simulators_of_a_batch(make: Make, kind: str) -> None:
     """All learn, from steps as they were."""
     model = make(SIMULATORS[kind]()).learn(3 * ITERATION)
     assert model._n_updates > 0 and len(buffer(model).observations) > 0
-    if isinstance(make, Make):
+    if make in ALGORITHMS:
         assert np.isfinite(parameters(model))
         if kind != "says nothing of ends" and str(make) != "DualAC":
             check_transitions(model)
@@ -350,8 +359,8 @@ class OneKey(PointMass):
 
 
 @pytest.mark.parametrize("is_normalized", [False, True])
-@beside_references
-def test_a_dictionary_of_one_key_is_the_vector_under_it(make: Maker, is_normalized: bool) -> None:
+@with_references
+def test_a_dictionary_of_one_key_is_the_vector_under_it(make: Make, is_normalized: bool) -> None:
     observations = 300.0 + 100.0 * np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
     found = []
     for key in (None, "x"):
