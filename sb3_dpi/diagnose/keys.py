@@ -8,6 +8,7 @@ import pandas as pd
 
 from sb3_dpi.diagnose.world import r_squared
 from sb3_dpi.dpi.diagnostics import correlation
+from sb3_dpi.trajopt.types import FloatArray
 
 ERROR_LIMITS = {1: 0.3, 5: 0.5, 20: 1.0}
 """Median relative errors that are good, by steps ahead."""
@@ -113,7 +114,7 @@ def _of_returns(table: pd.DataFrame) -> list[KeyFigure]:
     part = table[table["steps"] == steps] if 20 in table["steps"].values else table
     if len(part) < 3:
         return []
-    value = correlation(part["imagined"].to_numpy(), part["real"].to_numpy())
+    value = _correlation(part["imagined"].to_numpy(), part["real"].to_numpy())
     title = f"Correlation of imagined and real returns over {steps} steps"
     good = f"above {RETURN_LIMIT:g}"
     return [KeyFigure("return_correlation", title, value, good, value > RETURN_LIMIT, "returns")]
@@ -121,7 +122,7 @@ def _of_returns(table: pd.DataFrame) -> list[KeyFigure]:
 
 def _of_critic(table: pd.DataFrame) -> list[KeyFigure]:
     critic, realised = table["critic"].to_numpy(), table["realised"].to_numpy()
-    related, spread = correlation(critic, realised), float(realised.std())
+    related, spread = _correlation(critic, realised), float(realised.std())
     bias = float((critic - realised).mean()) / spread if spread > 0.0 else float("nan")
     good, within = f"above {CRITIC_LIMIT:g}", f"-{BIAS_LIMIT:g} to {BIAS_LIMIT:g}"
     return [
@@ -164,3 +165,8 @@ def _of_actions(table: pd.DataFrame) -> list[KeyFigure]:
     value = float(table.groupby("action")["saturated"].first().mean())
     good = f"below {SATURATION_LIMIT:g}"
     return [KeyFigure("saturation", "Share of actions at their bounds", value, good, value < SATURATION_LIMIT, "actions")]
+
+
+def _correlation(first: FloatArray, second: FloatArray) -> float:
+    """NaN, which is not shown, where one does not vary."""
+    return correlation(first, second) if np.ptp(first) > 0.0 and np.ptp(second) > 0.0 else float("nan")

@@ -119,7 +119,7 @@ def rank_correlation(found: Predictions) -> float:
     :return: Spearman's, of spread and absolute error; zero where either does not vary
     """
     spread, error = (found.spread / found.change_std).ravel(), np.abs(_standard_error(found)).ravel()
-    if len(spread) < 3 or not spread.std() > 0.0 or not error.std() > 0.0:
+    if len(spread) < 3 or np.ptp(spread) == 0.0 or np.ptp(error) == 0.0:  # a standard deviation rounds
         return 0.0
     return float(spearmanr(spread, error).statistic)
 
