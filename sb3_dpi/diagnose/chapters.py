@@ -113,14 +113,13 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Chapter:
-    """One picture of a page, or why it is missing."""
+    """One picture of a page."""
 
     name: str
     title: str
     light: bytes
     dark: bytes
     words: str
-    note: str = ""
 
 
 def chapters(findings: Findings) -> list[Chapter]:
@@ -136,6 +135,14 @@ def chapters(findings: Findings) -> list[Chapter]:
             change = words.change_local if is_local and words.change_local else words.change
             both = pictures.both(words.draw, findings.tables)
             found.append(Chapter(words.table, words.title, *both, f"{words.good} {change}"))
-        elif words.table in findings.notes:
-            found.append(Chapter(words.table, words.title, b"", b"", "", findings.notes[words.table]))
     return found
+
+
+def missing(findings: Findings) -> list[tuple[str, str]]:
+    """
+    Say what is not there.
+
+    :param findings: of ``measure``
+    :return: titles, and why
+    """
+    return [(words.title, findings.notes[words.table]) for words in WORDS if words.table in findings.notes]

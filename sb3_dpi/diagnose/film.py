@@ -40,14 +40,17 @@ def film(subject: Subject, environment: Environment, seed: int, length: int) -> 
     :param length: steps of the episode
     :return: the pictures, or why there are none
     """
+    made: gym.Env | None = None
     try:
         made = make(environment, "rgb_array")
         if reason := _why_not(made):
             return Film((), reason)
-        stage = Stage(subject, made)
-        return Film(tuple(_take(subject, stage, seed, length)))
+        return Film(tuple(_take(subject, Stage(subject, made), seed, length)))
     except Exception as error:  # whatever a renderer says
         return Film((), f"This environment could not be drawn: {' '.join(str(error).split())[:200] or type(error).__name__}")
+    finally:
+        if made is not None and made is not environment:
+            made.close()
 
 
 def _why_not(made: gym.Env) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sb3_dpi.diagnose.chapters import chapters
+from sb3_dpi.diagnose.chapters import chapters, missing
 from sb3_dpi.diagnose.film import Film
 from sb3_dpi.diagnose.keys import KeyFigure
 from sb3_dpi.diagnose.measure import Findings
@@ -56,6 +56,7 @@ def render(findings: Findings, film: Film, environment: str) -> str:
         keys=findings.keys,
         bad=[key for key in findings.keys if key.is_good is False],
         chapters=shown,
+        missing=missing(findings),
         linked={chapter.name for chapter in shown},
         tables=list(findings.tables),
         note=findings.notes.get("model", ""),
