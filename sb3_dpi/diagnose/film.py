@@ -45,6 +45,7 @@ def film(subject: Subject, environment: Environment, seed: int, length: int) -> 
         made = make(environment, "rgb_array")
         if reason := _why_not(made):
             return Film((), reason)
+        _follow(made.unwrapped)
         return Film(tuple(_take(subject, Stage(subject, made), seed, length)))
     except Exception as error:  # whatever a renderer says
         return Film((), f"This environment could not be drawn: {' '.join(str(error).split())[:200] or type(error).__name__}")
@@ -61,6 +62,14 @@ def _why_not(made: gym.Env) -> str:
         return "This environment was made without pictures: make it with render_mode='rgb_array'"
     headless = sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & set(os.environ)
     return HEADLESS if headless and hasattr(made.unwrapped, "mujoco_renderer") else ""
+
+
+def _follow(inner: Any) -> None:
+    """Let MuJoCo's camera go with a body that runs, where there is one that does."""
+    if hasattr(inner, "mujoco_renderer"):
+        names = [inner.model.camera(i).name for i in range(inner.model.ncam)]
+        if "track" in names:
+            inner.mujoco_renderer.camera_id = names.index("track")
 
 
 def _take(subject: Subject, stage: Stage, seed: int, length: int) -> list[tuple[int, np.ndarray]]:

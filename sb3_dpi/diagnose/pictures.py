@@ -8,9 +8,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sb3_dpi.compare.figures import COLORS, STYLE
 
@@ -23,6 +25,8 @@ LIGHT = {"text": "#333333", "grid": "#e4e4e4", "ground": "#ffffff"}
 DARK = {"text": "#d0d4d9", "grid": "#3a4049", "ground": "#1d2127"}
 DARK_COLORS = ("#56b4e9", "#e69f00", "#2fc398", "#e29cc4")
 ALPHA = 0.55
+MOST_LABELLED = 100.0
+"""Ratio of the ends of a logarithmic axis up to which more than its decades are named."""
 
 Draw = Callable[[Figure, Mapping[str, pd.DataFrame], tuple[str, ...]], None]
 
@@ -75,6 +79,7 @@ def draw_prediction(figure: Figure, tables: Mapping[str, pd.DataFrame], colors: 
     axes.axvline(1.0, color=mpl.rcParams["text.color"], linewidth=1.0, linestyle=(0, (4, 2)))
     axes.set(xscale="log", yticks=places, yticklabels=shown.index, xlabel="error, in standard deviations of the real change")
     axes.set_ylim(-0.7, len(shown) - 0.3)
+    _log_ticks(axes.xaxis)
     _legend_above(figure, axes)
 
 
@@ -87,6 +92,8 @@ def draw_calibration(figure: Figure, tables: Mapping[str, pd.DataFrame], colors:
         )
     axes.set(xscale="log", yscale="log", xlabel="spread that the model foretells", ylabel="error")
     _diagonal(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        _log_ticks(axis)
     _legend_above(figure, axes)
 
 
@@ -200,6 +207,7 @@ def draw_conditions(figure: Figure, tables: Mapping[str, pd.DataFrame], colors: 
         axes.plot(table["condition"], table[name].clip(lower=1e-4), f"{marker}", color=color, label=label, markersize=5.5)
     axes.axhline(1.0, color=mpl.rcParams["text.color"], linewidth=1.0, linestyle=(0, (4, 2)))
     axes.set(yscale="log", xlabel="condition", ylabel="error, in real changes", xticks=table["condition"])
+    _log_ticks(axes.yaxis)
     _legend_above(figure, axes)
 
 
@@ -219,6 +227,15 @@ def draw_actions(figure: Figure, tables: Mapping[str, pd.DataFrame], colors: tup
 
 def _ramp(color: str) -> Any:
     return mpl.colors.LinearSegmentedColormap.from_list("ramp", [mpl.rcParams["axes.facecolor"], color])
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Within two decades 1, 2 and 5 are named, beyond that the decades alone: all digits stand in each other's way."""
+    low, high = axis.get_view_interval()
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(plain)
+    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    axis.set_minor_formatter(plain if high < MOST_LABELLED * low else NullFormatter())
 
 
 def _steps(steps: Any) -> str:
