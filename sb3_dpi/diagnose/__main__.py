@@ -1,0 +1,51 @@
+"""``python -m sb3_dpi.diagnose model.zip --env ID``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import sb3_dpi  # noqa: F401
+from sb3_dpi.diagnose.run import diagnose
+from sb3_dpi.diagnose.subject import DiagnoseError
+from sb3_dpi.export.__main__ import statistics_beside
+from sb3_dpi.export.deployed import ExportError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Look inside a saved model.
+
+    :param arguments: of the command line
+    :return: its exit status
+    """
+    parser = argparse.ArgumentParser(prog="python -m sb3_dpi.diagnose", description=__doc__, allow_abbrev=False)
+    parser.add_argument("model", type=Path, help="a saved model (.zip), of this package; of Stable-Baselines3 its policy")
+    parser.add_argument("--env", required=True, help="id of the environment, one like the training's")
+    parser.add_argument(
+        "--out", type=Path, help="folder for index.html and csv files, default: MODEL_diagnosis beside the model"
+    )
+    parser.add_argument("--episodes", type=int, default=10, help="real episodes of each kind, default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of resets and noise, default: %(default)s")
+    parser.add_argument(
+        "--vec-normalize", type=Path, help="statistics of VecNormalize, default: vecnormalize.pkl of RL Zoo beside the model"
+    )
+    args = parser.parse_args(arguments)
+    statistics = args.vec_normalize or statistics_beside(args.model)
+    if statistics is not None:
+        print(f"Observations are normalised as {statistics} says")
+    out = args.out or args.model.with_name(f"{args.model.stem}_diagnosis")
+    try:
+        findings = diagnose(args.model, args.env, out, args.episodes, args.seed, statistics)
+    except (DiagnoseError, ExportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for key in findings.keys:
+        mark = "   look here" if key.is_good is False else ""
+        print(f"{key.title}: {key.value:.3g}" + (f" (good: {key.good})" if key.good else "") + mark)
+    print(f"Wrote {out / 'index.html'}, and csv files beside it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

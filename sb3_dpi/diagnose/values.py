@@ -1,0 +1,106 @@
+"""A critic against what was earned."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_dpi.aggrevated_oc import AggreVaTeDOC
+from sb3_dpi.diagnose.episodes import Episode
+from sb3_dpi.diagnose.subject import Subject
+from sb3_dpi.dpi import DPI
+from sb3_dpi.dual_ac import DualAC
+from sb3_dpi.mdgps import MDGPS
+from sb3_dpi.trajopt.discounting import discounted_sums
+from sb3_dpi.trajopt.types import FloatArray
+
+Values = Callable[[Episode], FloatArray]
+"""Of every observation of an episode, the last one included, in units of the rewards that the critic learns from."""
+LEFT_OPEN = 0.2
+"""Of the discount, at which a return that the end of an episode cut off still counts as realised."""
+FEWEST = 20
+"""Steps below which all are taken, however much of their returns is the critic's own word."""
+
+
+def value_table(subject: Subject, episodes: Sequence[Episode]) -> pd.DataFrame | None:
+    """
+    Compare a critic with discounted returns.
+
+    :param subject: model or policy
+    :param episodes: of the policy with its exploration, whose critic it is
+    :return: a row a step: episode, step, ``critic``, ``realised``, and ``open``, the share of the return's discount that the
+        critic itself closed; None where there is no critic, or its discount is not known
+    """
+    values, gamma = value_function(subject), subject.gamma
+    if values is None or gamma is None:
+        return None
+    parts = []
+    for i, episode in enumerate(episodes):
+        found, T = values(episode), len(episode)
+        rewards = _rewards(subject, episode)
+        soft = _entropy_bonus(subject, episode)
+        closing = 0.0 if episode.terminated else found[-1] + soft[-1]
+        # the bonus of an action belongs to the step before: Q is of the action that is taken anyway
+        gains = rewards + gamma * np.append(soft[1:-1], 0.0)
+        gains[-1] += gamma * closing
+        ends = np.arange(T) == T - 1
+        left = np.zeros(T) if episode.terminated else gamma ** (T - np.arange(T))
+        realised = discounted_sums(gains, ends, gamma)
+        columns = {"episode": i, "step": np.arange(T), "critic": found[:-1], "realised": realised, "open": left}
+        parts.append(pd.DataFrame(columns))
+    table = pd.concat(parts, ignore_index=True)
+    closed = table[table["open"] <= LEFT_OPEN]
+    return closed.reset_index(drop=True) if len(closed) >= FEWEST else table
+
+
+def value_function(subject: Subject) -> Values | None:
+    """
+    Find the critic.
+
+    :param subject: model or policy
+    :return: None where there is none that judges returns
+    """
+    model, policy = subject.model, subject.policy
+    if isinstance(model, DPI):
+        return (lambda episode: _dpi_values(model, episode)) if model.ensemble.has_units else None
+    if isinstance(model, MDGPS) or not isinstance(policy, ActorCriticPolicy) or model is None:
+        return None  # a network that nobody has taught
+    mean, std = 0.0, 1.0
+    if isinstance(model, AggreVaTeDOC):
+        mean, std = model.return_scale.mean, model.return_scale.std
+    elif isinstance(model, DualAC):
+        mean, std = model._scale()
+
+    @th.no_grad()
+    def values(episode: Episode) -> FloatArray:
+        found = policy.predict_values(obs_as_tensor(episode.seen, policy.device)).reshape(-1)
+        standard: FloatArray = found.double().cpu().numpy()
+        return mean + std * standard
+
+    return values
+
+
+@th.no_grad()
+def _dpi_values(model: Any, episode: Episode) -> FloatArray:
+    actions = th.as_tensor(episode.actions, dtype=th.float32, device=model.device)
+    values: FloatArray = model.critic(model.ensemble.standardize(episode.states), actions).double().cpu().numpy()
+    return values * float(model.critic.unit)
+
+
+def _entropy_bonus(subject: Subject, episode: Episode) -> FloatArray:
+    """What a soft critic adds for the chance of each action, ``[T + 1]``, in rewards."""
+    model = subject.model
+    if not isinstance(model, DPI) or not model.critic.uses_actions:
+        return np.zeros(len(episode) + 1)
+    bonus: FloatArray = -model.temperature * float(model.critic.unit) * episode.log_probs
+    return bonus
+
+
+def _rewards(subject: Subject, episode: Episode) -> FloatArray:
+    """Those that the critic learns from."""
+    originals = isinstance(subject.model, DPI | AggreVaTeDOC)
+    return (episode.rewards if originals else episode.shown_rewards).copy()
