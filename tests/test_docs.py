@@ -1,13 +1,37 @@
-"""The pages: lines that an editor shows whole, links that lead somewhere."""
+"""The pages: lines that an editor shows whole, links that lead somewhere, examples that run."""
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")])
-LONGEST = 127
+DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, *sorted(ROOT.glob("results/*.md"))]
+ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
+LONGEST_LINE, LONGEST_PAGE = 127, 150
+SECTIONS = ["Can I use?", "Example", "Equations", "Parameters", "Results"]
+BUDGET = 30
+"""Steps that an example learns for: DPI begins to learn at 32."""
+NOT_RUN = re.compile(r"<!-- not run: [^>]+-->\s*\Z")
+"""What stands before a listing that cannot run here, and says why"""
+
+
+def relative(page: Path) -> str:
+    """:return: the name of a test's case"""
+    return str(page.relative_to(ROOT))
+
+
+def is_current(page: Path) -> bool:
+    """:return: whether a page is about the package as it is, and no log of another day"""
+    return "research_log" not in page.parts
 
 
 def prose(text: str) -> list[str]:
@@ -21,18 +45,44 @@ def prose(text: str) -> list[str]:
     return lines
 
 
+def headings(text: str, level: str = "#+") -> list[str]:
+    """:return: what a page's headings say"""
+    return [match[1].strip() for line in prose(text) if (match := re.fullmatch(rf"{level} (.+)", line))]
+
+
 def anchors(page: Path) -> set[str]:
-    """:return: of its headings, as GitHub makes them"""
-    headings = [line.lstrip("#").strip().lower() for line in prose(page.read_text("utf-8")) if line.startswith("#")]
-    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+    """:return: of its headings, as GitHub and Sphinx make them"""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(page.read_text("utf-8"))}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def examples(text: str) -> Iterator[str]:
+    """:return: the Python listings of a page that are to run"""
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if not NOT_RUN.search(text[: match.start()]):
+            yield match[1]
+
+
+@pytest.fixture
+def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples show real budgets; here they take few steps, and register what they like."""
+
+    def shortened(learn: Callable[..., BaseAlgorithm]) -> Callable[..., BaseAlgorithm]:
+        def few(self: BaseAlgorithm, total_timesteps: int, *args: Any, **kwargs: Any) -> BaseAlgorithm:
+            return learn(self, min(total_timesteps, BUDGET), *args, **kwargs)
+
+        return few
+
+    for algorithm in (DPI, MDGPS, AggreVaTeDOC, DualAC, PPO):
+        monkeypatch.setattr(algorithm, "learn", shortened(algorithm.learn))
+    monkeypatch.setattr(gym.envs.registration, "registry", gym.registry.copy())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_lines_are_short(page: Path) -> None:
-    assert [line for line in prose(page.read_text("utf-8")) if len(line) > LONGEST] == []
+    assert [line for line in prose(page.read_text("utf-8")) if len(line) > LONGEST_LINE] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if target.startswith(("http:", "https:")):
@@ -41,3 +91,31 @@ def test_links_lead_somewhere(page: Path) -> None:
         linked = page.parent / path if path else page
         assert linked.exists(), target
         assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", ALGORITHM_PAGES, ids=relative)
+def test_algorithms_have_pages_of_one_shape(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert headings(text, "##") == SECTIONS
+    assert len(text.splitlines()) <= LONGEST_PAGE
+    assert "python -m sb3_dpi.compare run --algo" in text and ".. autoclass::" in text
+
+
+def test_every_algorithm_has_a_page() -> None:
+    assert {page.stem for page in ALGORITHM_PAGES} == {"dpi", "mdgps", "aggrevated_oc", "dual_ac"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if is_current(page) and any(examples(page.read_text("utf-8")))], ids=relative)
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_trainings: None) -> None:
+    """Those of a page in order, each with what those before have named."""
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": page.stem}
+    for example in examples(page.read_text("utf-8")):
+        exec(compile(example, str(page), "exec"), names)
+
+
+def test_what_is_found() -> None:
+    text = "# A `b` c\n\n```python\nx = 1\n```\n\n<!-- not run: needs a robot -->\n```python\nx = 2\n```\n| # row |\n"
+    assert [*examples(text)] == ["x = 1\n"]
+    assert headings(text) == ["A `b` c"] and headings(text, "##") == []
