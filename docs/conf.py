@@ -1,10 +1,12 @@
 """Sphinx builds the pages by this file: ``make docs``."""
 
+import warnings
 from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.deprecation import RemovedInNextVersionWarning
 from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,16 +16,19 @@ author = "sb3_dpi contributors"
 copyright = f"2026, {author}"
 release = version = (ROOT / "sb3_dpi" / "version.txt").read_text("utf-8").strip()
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_autodoc_typehints", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
 # Types stand beside the descriptions: signatures of thirty arguments are read by name and default
-autodoc_typehints = "description"
-autodoc_typehints_format = "short"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints = "none"
+always_use_bars_union = True
+typehints_document_rtype = False
+# Stable-Baselines3's own aliases of types name what their module does not import
+suppress_warnings = ["sphinx_autodoc_typehints.forward_reference"]
+warnings.filterwarnings("ignore", category=RemovedInNextVersionWarning, module="sphinx_autodoc_typehints")
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 100

@@ -11,6 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi.dpi import dpi
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
@@ -19,7 +20,7 @@ ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
 LONGEST_LINE, LONGEST_PAGE = 127, 150
 SECTIONS = ["Can I use?", "Example", "Equations", "Parameters", "Results"]
 BUDGET = 30
-"""Steps that an example learns for: DPI begins to learn at 32."""
+"""Steps that an example learns for."""
 NOT_RUN = re.compile(r"<!-- not run: [^>]+-->\s*\Z")
 """What stands before a listing that cannot run here, and says why"""
 
@@ -74,6 +75,8 @@ def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for algorithm in (DPI, MDGPS, AggreVaTeDOC, DualAC, PPO):
         monkeypatch.setattr(algorithm, "learn", shortened(algorithm.learn))
+    for first_fit in ("FIRST_MODEL_STEPS", "FIRST_CRITIC_UPDATES"):
+        monkeypatch.setattr(dpi, first_fit, 10)
     monkeypatch.setattr(gym.envs.registration, "registry", gym.registry.copy())
 
 
