@@ -11,12 +11,17 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.dpi import dpi
+from sb3_dpi.dpi.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+DOCS_FOLDER = ROOT / "docs"
+DOCS = sorted(path for path in DOCS_FOLDER.rglob("*.md") if "_build" not in path.parts)
 PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, *sorted(ROOT.glob("results/*.md"))]
-ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
+ALGORITHM_PAGES = sorted((DOCS_FOLDER / "algorithms").glob("*.md"))
+SOURCES = "".join(path.read_text("utf-8") for path in (ROOT / "sb3_dpi").rglob("*.py"))
+LINE_SEARCH = ["line_search_max_iter", "line_search_shrinking_factor"]
 LONGEST_LINE, LONGEST_PAGE = 127, 150
 SECTIONS = ["Can I use?", "Example", "Equations", "Parameters", "Results"]
 BUDGET = 30
@@ -108,7 +113,9 @@ def test_every_algorithm_has_a_page() -> None:
     assert {page.stem for page in ALGORITHM_PAGES} == {"dpi", "mdgps", "aggrevated_oc", "dual_ac"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if is_current(page) and any(examples(page.read_text("utf-8")))], ids=relative)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if is_current(page) and any(examples(page.read_text("utf-8")))], ids=relative
+)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_trainings: None) -> None:
     """Those of a page in order, each with what those before have named."""
     (tmp_path / "results").symlink_to(ROOT / "results")
@@ -116,6 +123,52 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names: dict[str, Any] = {"__name__": page.stem}
     for example in examples(page.read_text("utf-8")):
         exec(compile(example, str(page), "exec"), names)
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """:return: the cells of a page's tables"""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_errors_are_quoted_as_they_are() -> None:
+    """Who searches for an error finds it: what is between the dots stands in the package."""
+    page = (DOCS_FOLDER / "guides" / "troubleshooting.md").read_text("utf-8")
+    quoted = [row[0][1:-1] for row in rows(page.partition("## An error says")[2]) if re.fullmatch("`[^`]*`", row[0])]
+    assert len(quoted) > 5
+    for error in quoted:
+        for part in error.split("..."):
+            assert part.strip() in SOURCES, error
+
+
+def test_logged_names_exist() -> None:
+    page = (DOCS_FOLDER / "guides" / "callbacks.md").read_text("utf-8")
+    named = {name for row in rows(page) for name in re.findall(r"`((?:train|trajopt|model)/\w+)`", row[0])}
+    assert len(named) > 25
+    assert {name for name in named if f'"{name}"' not in SOURCES and f'"{name.partition("/")[2]}"' not in SOURCES} == set()
+
+
+def test_presets_have_the_numbers_of_the_page() -> None:
+    page = (DOCS_FOLDER / "theory" / "presets.md").read_text("utf-8")
+    checked = 0
+    for first, *numbers in rows(page.partition("## The rule")[0]):
+        name = re.search(r"`(\w+)`", first)
+        if name is None or not hasattr(PRESETS["free"], name[1]):
+            continue
+        for kind, said in zip(PRESETS, numbers, strict=True):
+            number = {"never": 0.0, "the rate stays": 0.0}.get(said)
+            assert getattr(PRESETS[kind], name[1]) == (
+                float(said.split()[0].replace(",", "")) if number is None else number
+            ), name
+            checked += 1
+    assert checked >= 16
+
+
+@pytest.mark.parametrize("algorithm", [DPI, MDGPS, AggreVaTeDOC, DualAC])
+def test_every_former_argument_is_on_the_page(algorithm: type[SavedModel]) -> None:
+    page = (DOCS_FOLDER / "migration.md").read_text("utf-8").replace("line_search_*", " ".join(LINE_SEARCH))
+    assert [name for name in algorithm.renamed_arguments if not re.search(rf"\b{name}\b", page)] == []
 
 
 def test_what_is_found() -> None:
