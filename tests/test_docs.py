@@ -1,6 +1,7 @@
 """The pages: lines that an editor shows whole, links that lead somewhere, examples that run."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
 from sb3_dpi.common.saved_models import SavedModel
+from sb3_dpi.compare.__main__ import make_parser, make_suite
+from sb3_dpi.compare.suite import load_suite
 from sb3_dpi.dpi import dpi
 from sb3_dpi.dpi.presets import PRESETS
 
@@ -21,6 +24,7 @@ DOCS = sorted(path for path in DOCS_FOLDER.rglob("*.md") if "_build" not in path
 PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, *sorted(ROOT.glob("results/*.md"))]
 ALGORITHM_PAGES = sorted((DOCS_FOLDER / "algorithms").glob("*.md"))
 SOURCES = "".join(path.read_text("utf-8") for path in (ROOT / "sb3_dpi").rglob("*.py"))
+LAB = "python -m sb3_dpi.compare"
 LINE_SEARCH = ["line_search_max_iter", "line_search_shrinking_factor"]
 LONGEST_LINE, LONGEST_PAGE = 127, 150
 SECTIONS = ["Can I use?", "Example", "Equations", "Parameters", "Results"]
@@ -125,6 +129,38 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         exec(compile(example, str(page), "exec"), names)
 
 
+def lab_commands(text: str) -> Iterator[list[str]]:
+    """:return: the arguments of a page's commands of the comparison lab, in listings and in lines"""
+    listings = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = [line for listing in listings for line in listing.replace("\\\n", " ").splitlines()]
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
+    for line in lines + inline:
+        if line.startswith(LAB + " ") and " --" in line:
+            yield shlex.split(line.removeprefix(LAB), comments=True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if is_current(page)], ids=relative)
+def test_the_labs_commands_are_taken(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their arguments exist, their suites are right, and the stored runs that they read are there."""
+    if ROOT / "results" in page.parents or page.name == "studies.md":
+        return  # commands of other days, with words that stand for numbers
+    text = page.read_text("utf-8")
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.chdir(tmp_path)
+    for suite in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if "algorithms:" in suite:
+            named = re.match(r"# (\w+\.yml)\n", suite)
+            Path(named[1] if named else "mine.yml").write_text(suite)
+    for written in tmp_path.glob("*.yml"):
+        load_suite(str(written))
+    for arguments in lab_commands(text):
+        args = make_parser().parse_args(arguments)
+        if args.command == "run":
+            make_suite(args)
+        for folder in [args.out] if isinstance(args.out, str) else args.out:
+            assert not folder.startswith("results/") or Path(folder).is_dir(), arguments
+
+
 def rows(text: str) -> Iterator[list[str]]:
     """:return: the cells of a page's tables"""
     for line in text.splitlines():
@@ -174,4 +210,6 @@ def test_every_former_argument_is_on_the_page(algorithm: type[SavedModel]) -> No
 def test_what_is_found() -> None:
     text = "# A `b` c\n\n```python\nx = 1\n```\n\n<!-- not run: needs a robot -->\n```python\nx = 2\n```\n| # row |\n"
     assert [*examples(text)] == ["x = 1\n"]
+    command = f"```bash\n{LAB} run --algo dpi \\\n    --seeds 2  # two\n```\nor `{LAB} report --out\na`"
+    assert [*lab_commands(command)] == [["run", "--algo", "dpi", "--seeds", "2"], ["report", "--out", "a"]]
     assert headings(text) == ["A `b` c"] and headings(text, "##") == []
