@@ -1,5 +1,6 @@
 """The pages: lines that an editor shows whole, links that lead somewhere, examples that run."""
 
+import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -77,13 +78,20 @@ def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples show real budgets; here they take few steps, and register what they like."""
 
     def shortened(learn: Callable[..., BaseAlgorithm]) -> Callable[..., BaseAlgorithm]:
-        def few(self: BaseAlgorithm, total_timesteps: int, *args: Any, **kwargs: Any) -> BaseAlgorithm:
-            return learn(self, min(total_timesteps, BUDGET), *args, **kwargs)
+        signature = inspect.signature(learn)
+        _, amount, *_ = signature.parameters
+
+        def few(*args: Any, **kwargs: Any) -> BaseAlgorithm:
+            given = signature.bind(*args, **kwargs)
+            given.arguments[amount] = min(given.arguments[amount], BUDGET)
+            return learn(*given.args, **given.kwargs)
 
         return few
 
     for algorithm in (DPI, MDGPS, AggreVaTeDOC, DualAC, PPO):
-        monkeypatch.setattr(algorithm, "learn", shortened(algorithm.learn))
+        for name in ("learn", "learn_offline"):
+            if hasattr(algorithm, name):
+                monkeypatch.setattr(algorithm, name, shortened(getattr(algorithm, name)))
     for first_fit in ("FIRST_MODEL_STEPS", "FIRST_CRITIC_UPDATES"):
         monkeypatch.setattr(dpi, first_fit, 10)
     monkeypatch.setattr(gym.envs.registration, "registry", gym.registry.copy())
