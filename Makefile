@@ -10,7 +10,7 @@ DEMO_OUT ?= demo
 # auto: as many as there are cores
 TEST_PROCESSES ?= auto
 
-.PHONY: demo test test-slow mutants lint type format bench clean help
+.PHONY: demo test test-slow mutants lint type docs format bench clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,10 @@ lint: $(VENV)/installed-tests ## check style, format and the direction of import
 type: $(VENV)/installed-tests ## check types
 	$(BIN)/mypy
 
+# Warnings are errors; -E reads everything anew, so that what a kept page points to is checked too
+docs: $(VENV)/installed-docs ## build the pages into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs docs/_build/html
+
 format: $(VENV)/installed-tests ## sort imports and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -50,7 +54,7 @@ bench: $(VENV)/installed-demo ## time one iteration against raw env.step
 	$(BIN)/python benchmarks/iteration.py
 
 clean: ## delete .venv and caches, keep results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -63,3 +67,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/installed-tests: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[tests]'
 	touch $@ $(VENV)/installed-demo
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	touch $@

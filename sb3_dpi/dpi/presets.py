@@ -4,7 +4,7 @@ Imagination that is corrected on-policy adds what a model misses to what it fore
 it and hardly without; there short blocks, quick critics and many beginnings help as well. Where falls end episodes, speed pays
 and the model misses much, as where feet meet the ground, policies stay at the first leap they find that way. There the model
 is left free; long blocks, slow critics that see far, whole episodes and noise that lasts and is strong do better
-(``docs/dpi.md`` has the trials). A preset sets numbers, never shapes.
+(``docs/theory/presets.md`` has the evidence). A preset sets numbers, never shapes.
 """
 
 import copy
