@@ -15,7 +15,7 @@ ROUNDING = 1e-4
 SAME_LENGTH = 5
 """Episodes of one and the same length that end in a termination look like a time limit."""
 LATE_SHARE = 0.5
-"""Of the error of a linear model of changes, what is left with the action before where actions were written a step late."""
+"""Of the error of a linear model of changes, what is left with the next row's action where actions were written a row late."""
 SHIFT_ROWS = 20_000
 """Steps by which that is judged, at most."""
 RIDGE = 1e-6
@@ -173,16 +173,16 @@ def _range(episodes: Episodes, seen: spaces.Space[Any] | None) -> Iterator[Findi
 
 
 def _order(episodes: Episodes) -> Iterator[Finding]:
-    """Whether a step's change follows from its own action or rather from the one before."""
+    """Whether a step's change follows from its own action or rather from that of the next row."""
     rows = [_lagged(each) for each in episodes.episodes if len(each) > 2]
     if not rows:
         return
-    states, actions, before, changes = (np.concatenate(arrays)[:SHIFT_ROWS] for arrays in zip(*rows, strict=True))
+    states, actions, later, changes = (np.concatenate(arrays)[:SHIFT_ROWS] for arrays in zip(*rows, strict=True))
     if len(states) < 10 * (states.shape[1] + actions.shape[1] + 1):
         return
-    own, former = (_error(np.concatenate([states, acts], 1), changes) for acts in (actions, before))
-    if former < LATE_SHARE * own:
-        text = "What happens in a step follows from the action of the row before: actions are written a row late"
+    own, shifted = (_error(np.concatenate([states, acts], 1), changes) for acts in (actions, later))
+    if shifted < LATE_SHARE * own:
+        text = "What happens in a step follows from the action of the next row: actions are written a row late"
         yield Finding(f"{text}. Row t must hold what was seen at t and what was then done", True)
 
 
@@ -190,7 +190,7 @@ def _lagged(episode: Episode) -> tuple[FloatArray, FloatArray, FloatArray, Float
     seen = episode.observations
     arrays = list(seen.values()) if isinstance(seen, dict) else [seen]
     states = np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in arrays], 1)
-    return states[1:-1], episode.actions[1:], episode.actions[:-1], np.diff(states, axis=0)[1:]
+    return states[:-2], episode.actions[:-1], episode.actions[1:], np.diff(states, axis=0)[:-1]
 
 
 def _error(inputs: FloatArray, outputs: FloatArray) -> float:

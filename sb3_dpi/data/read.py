@@ -61,7 +61,8 @@ def read(
     else:
         episodes, actions_in = _from_path(source, actions_in)
     if not len(episodes):
-        raise DataError(f"{episodes.source} holds no step")
+        why = "; ".join(note.text for note in episodes.notes if note.is_error)
+        raise DataError(f"{episodes.source} holds no step" + (f": {why}" if why else ""))
     episodes = replace(
         episodes,
         observation_space=observation_space or episodes.observation_space or _box_around(episodes),

@@ -1,5 +1,6 @@
 """A run that goes on after a crash: model, replay buffer, normalisation and counters in one file."""
 
+import io
 import os
 import pickle
 import tempfile
@@ -48,8 +49,9 @@ def save_run(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
 
 
 def _write(model: BaseAlgorithm, archive: zipfile.ZipFile) -> None:
-    with archive.open(MODEL, "w", force_zip64=True) as file:
-        model.save(file)  # type: ignore[arg-type]
+    whole = io.BytesIO()
+    model.save(whole)
+    archive.writestr(MODEL, whole.getvalue())
     if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
         with archive.open(BUFFER, "w", force_zip64=True) as file:
             pickle.dump(model.replay_buffer, file)
@@ -93,12 +95,11 @@ def load_run(
             if MODEL not in names:
                 raise DataError(f"{path} was not written by save_run: load it with {algorithm.__name__}.load")
             wrapped = _with_statistics(algorithm, archive if NORMALIZATION in names else None, env)
-            with archive.open(MODEL) as file:
-                model = algorithm.load(file, wrapped, **kwargs)  # type: ignore[arg-type]
+            model = algorithm.load(io.BytesIO(archive.read(MODEL)), wrapped, **kwargs)
             if BUFFER in names:
                 assert isinstance(model, OffPolicyAlgorithm)
-                with archive.open(BUFFER) as file:
-                    model.load_replay_buffer(file, truncate_last_traj=False)  # type: ignore[arg-type]
+                with io.BufferedReader(archive.open(BUFFER)) as file:  # type: ignore[type-var]
+                    model.load_replay_buffer(file, truncate_last_traj=False)
             generators = pickle.loads(archive.read(GENERATORS))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: save_run(model, path) writes it") from None
