@@ -156,7 +156,7 @@ class StepTable:
         number = np.zeros(len(self), dtype=int) if self.episode is None else self.episode
         ends = np.append(done[:-1] | (np.diff(number) != 0), True)
         if self.next_observations is None:  # the row of the last observation belongs to the step before
-            closing: BoolArray = ~np.isfinite(self.actions).any(1)
+            closing: BoolArray = np.asarray(np.isnan(self.actions).all(1), bool)
             ends |= closing
             ends[:-1] &= ~closing[1:] | (np.diff(number) != 0)
         breaks = np.zeros(len(self), dtype=bool)
