@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.choices import arguments_of_base, as_schedule
-from sb3_dpi.common.collector import TrajectoryCollector
+from sb3_dpi.common.collector import GOING_ON, TrajectoryCollector
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.linearization import as_controller, linearize_policy
 from sb3_dpi.common.local_models import (
@@ -31,6 +31,7 @@ from sb3_dpi.common.local_models import (
     take_conditions,
     transition_points,
 )
+from sb3_dpi.common.logged import LoggedEpisodes, beside
 from sb3_dpi.common.plan_size import PlanSize, reduce_states
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
@@ -139,6 +140,8 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         self.algorithm_name = type(self).__name__
         self.past: tuple[Trajectories, ...] = ()
         """trajectories of the iterations that are kept, the latest first; they survive save and load"""
+        self.logged: LoggedEpisodes | None = None
+        """episodes from elsewhere, behind the dynamics and the cost of every iteration; they survive save and load"""
 
     def _setup_model(self) -> None:
         self._check_saved_format()
@@ -191,6 +194,22 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
     def train(self) -> None:
         """One iteration of dual policy iteration on the trajectories in the buffer."""
         raise NotImplementedError
+
+    def learn_from(self, logged: LoggedEpisodes) -> None:
+        """Let episodes from elsewhere stand behind the fits of dynamics and cost, from the next iteration on.
+
+        Whatever depends on the policy, its linearisation, values and imitation, goes on by the model's own samples.
+
+        :param logged: of the same task; ``sb3_dpi.data.fill`` makes them of logged data
+        :raises ValueError: if states are reduced, or environments differ
+        """
+        if self.state_rank is not None:
+            raise ValueError("Logged episodes cannot help where states are reduced: take a shorter horizon or less replay")
+        if self.n_environments > 1:
+            raise ValueError("Logged episodes are of one task, here environments differ: train on one")
+        limit = outlier_limit(logged.rewards)
+        cut = replace(logged, rewards=np.clip(logged.rewards, -limit, limit))
+        self.logged = cut if self.logged is None else self.logged.joined(cut)
 
     def recall(self) -> Trajectories:
         """Read this iteration's trajectories from the buffer, and remember them.
@@ -260,13 +279,17 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         lengths = planned_lengths(planned, settings.min_samples)
         n_inputs = trajectories.states.shape[-1] + trajectories.actions.shape[-1]
         n_same = self.size.n_conditions if self.conditions == "fixed" else None
-        points = transition_points(trajectories)
-        dynamics = as_dynamics(fit_regression(points, trajectories.weights, n_inputs, settings, self._rng, n_same, n))
+        known = trajectories
+        if self.logged is not None:
+            known, is_grouped = beside(known, self.logged, settings.prior == "niw" and self.conditions not in GOING_ON)
+            n_same = len(trajectories.alive) if is_grouped and n_same is None else n_same
+        points = transition_points(known)
+        dynamics = as_dynamics(fit_regression(points, known.weights, n_inputs, settings, self._rng, n_same, n))
         assert isinstance(self.action_space, spaces.Box)
         low, high = bounds(self.action_space)
         settings_of_cost = CostSettings.parse(self.cost)
         cost = fit_local_cost(
-            trajectories, lengths, self._planning_discount(), settings_of_cost, dynamics, (low.ravel(), high.ravel())
+            known, lengths, self._planning_discount(), settings_of_cost, dynamics, (low.ravel(), high.ravel())
         )
         units = StateUnits.of(trajectories, n)
         return LocalModel(dynamics, cost, self._linearize(trajectories, n), initial_state(planned), lengths, units)

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, 
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.choices import as_schedule
-from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
+from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, as_early_reset
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
@@ -55,6 +55,7 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     n_episodes: int
     time_limit: int
     steps_since_training: int
+    logged_since_training: int
     reward_limit: float
     _rng: np.random.Generator
     _noise: FloatArray
@@ -105,7 +106,8 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
                 if not rollout.continue_training:
                     break
                 if self.preset_ is None and self._knows_enough():
-                    self._choose_preset(layer)
+                    chosen = self._choose_preset()
+                    layer.limit_episodes(chosen.early_reset, self._rng if self._spreads() else None)
                 gradient_steps = self._policy_steps()
                 if self.preset_ is not None and gradient_steps > 0 and len(self.memory) >= self._warm_up_rows():
                     self.train(gradient_steps, self.batch_size)
@@ -163,16 +165,17 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         buffer = self.replay_buffer
         self.reward_limit = outlier_limit(buffer.rewards[: buffer.size()])
 
-    def _choose_preset(self, layer: ResetLayer) -> None:
+    def _choose_preset(self) -> Preset:
         self._limit_rewards()
         kind, _ = parse_preset(self.preset)
         why = "as asked"
         if kind is None:
             kind, why = choose_preset(self.ensemble, self.memory)
         self.preset_ = self._resolve(kind)
-        layer.limit_episodes(self.preset_.early_reset, self._rng if self._spreads() else None)
         if self.verbose >= 1:
-            print(f"DPI takes the preset {kind!r} after {len(self.memory)} random steps: {why}")
+            of_what = "logged steps" if self.logged_since_training else "random steps"
+            print(f"DPI takes the preset {kind!r} after {len(self.memory)} {of_what}: {why}")
+        return self.preset_
 
     def _policy_steps(self) -> int:
         """For the next block, as ``gradient_steps`` and ``update_to_data`` say."""

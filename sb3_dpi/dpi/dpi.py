@@ -33,8 +33,8 @@ from sb3_dpi.dpi.arguments import (
     make_critic,
     make_expert,
 )
-from sb3_dpi.dpi.collector import BlockCollector
 from sb3_dpi.dpi.diagnostics import critic_r_squared, foresight, policy_change, progress
+from sb3_dpi.dpi.offline import OfflineLearner
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
 from sb3_dpi.dpi.replay import ReplayMemory, check_buffer, deal_out
@@ -68,7 +68,7 @@ SETTLED_SHARE = 0.1
 LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
 
 
-class DPI(SavedModel, BlockCollector):
+class DPI(SavedModel, OfflineLearner):
     """
     Dual policy iteration (DPI) on a learned neural ensemble
 
@@ -196,6 +196,7 @@ class DPI(SavedModel, BlockCollector):
         self.log_temperature: float | None = None
         self.rate_factor, self.reward_limit = 1.0, np.inf
         self.n_iterations = self.n_episodes = self.time_limit = self.steps_since_training = 0
+        self.logged_since_training = self.offline_steps = 0
         if _init_setup_model:
             self._setup_model()
 
@@ -220,6 +221,7 @@ class DPI(SavedModel, BlockCollector):
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
         self.ensemble.known_reward, self.ensemble.known_end = known_functions(options, self.action_space)
+        self.ensemble.pessimism = options.pessimism
         self.critic = make_critic(self.policy, self.critic_options).to(self.device)
         self.actor = self.policy.actor
         if self.log_temperature is None:
@@ -304,7 +306,8 @@ class DPI(SavedModel, BlockCollector):
         self._update_learning_rates()
         self._limit_rewards()
         told = (self.ensemble, self.critic, self.policy.actor, self.memory, self.steps_since_training)
-        measured = foresight(*told, self.imagination.horizon, self.discount) if self.n_iterations > 0 else {}
+        has_new = self.n_iterations > 0 and self.steps_since_training > 0
+        measured = foresight(*told, self.imagination.horizon, self.discount) if has_new else {}
         self._follow_units()
         loss = self.fit_model()  # P-hat, Eq. 2
         windows, data = self.imagine(gradient_steps)
@@ -333,11 +336,11 @@ class DPI(SavedModel, BlockCollector):
         if self.n_iterations == 0 and self.gamma is None:
             assert self.preset_ is not None
             self.preset_ = replace(self.preset_, gamma=discount_for_time_limit(self.time_limit, self.preset_.gamma))
-        change = self.ensemble.observe(memory.take(memory.newest(len(memory) if fresh else self.steps_since_training)))
-        if not fresh:
-            for actor in (self.policy.actor, self.policy.averaged):
-                actor.rescale_states(change.scale, change.shift)
-            self.critic.rescale_states(change.scale, change.shift)
+        n_unseen = len(memory) if fresh else self.steps_since_training + self.logged_since_training
+        if n_unseen > 0:
+            change = self.ensemble.observe(memory.take(memory.newest(n_unseen)))
+            for part in () if fresh else (self.policy.actor, self.policy.averaged, self.critic):
+                part.rescale_states(change.scale, change.shift)
         rewards = memory.take(memory.newest(2 * RECENT)).rewards
         ratio = self.critic.follow_rewards(rewards, self._realised_returns(memory.newest(RECENT)))
         assert self.log_temperature is not None
@@ -357,7 +360,7 @@ class DPI(SavedModel, BlockCollector):
         :return: the mean loss
         :raises DivergedError: if there is no finite model
         """
-        per_block = self.world_model.gradient_steps * self.steps_since_training
+        per_block = self.world_model.gradient_steps * (self.steps_since_training + self.offline_steps)
         n_steps = max(int(self.update_to_data * (FIRST_MODEL_STEPS if self.n_iterations == 0 else per_block)), 1)
         try:
             return self.ensemble.fit(self.memory, n_steps, MODEL_BATCH, self._rng)
@@ -483,4 +486,4 @@ class DPI(SavedModel, BlockCollector):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._follow_divergence(divergence)
         self.n_iterations += 1
-        self.steps_since_training = 0
+        self.steps_since_training = self.logged_since_training = 0

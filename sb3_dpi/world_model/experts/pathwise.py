@@ -92,7 +92,8 @@ def pathwise_gradient(problem: PlanningProblem, noise: np.ndarray) -> PolicyGrad
     """
     actor, ensemble = problem.actor, problem.ensemble
     networks = (actor, ensemble.networks, ensemble.termination, problem.critic)
-    plain = ensemble.known_reward is None and ensemble.known_end is None and problem.windows.horizon > 0
+    plain = ensemble.known_reward is None and ensemble.known_end is None and not ensemble.pessimism
+    plain = plain and problem.windows.horizon > 0
     if plain and all(network.is_compiled for network in networks):
         return _compiled_gradient(problem, noise)
     draws = th.as_tensor(noise, device=problem.windows.states.device)

@@ -1,0 +1,110 @@
+"""Logged episodes into models: replay buffers, and the priors of local models."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
+from sb3_dpi.common.logged import LoggedEpisodes
+from sb3_dpi.common.planner_state import make_state_view
+from sb3_dpi.common.trajectories import map_observations
+from sb3_dpi.data.check import check, refuse
+from sb3_dpi.data.episodes import DataError, Episodes
+from sb3_dpi.data.read import Source, read
+from sb3_dpi.dpi.offline import OfflineLearner
+
+
+def fill(model: BaseAlgorithm, data: Source | Episodes) -> Episodes:
+    """
+    Let a model start from logged data; then ``learn`` it, or with DPI ``learn_offline``.
+
+    DPI, and SB3's off-policy algorithms, find them in their replay buffer. MDGPS and AggreVaTeD-OC put them behind the fits of
+    dynamics and cost; what depends on their policy waits for their own samples.
+
+    :param model: to fill, of the task that the data are of
+    :param data: ``Episodes``, or what ``read`` reads
+    :return: the episodes
+    :raises DataError: if ``check`` finds an error, or they do not fit
+    """
+    if not isinstance(model, (OffPolicyAlgorithm, DualPolicyAlgorithm)):
+        raise DataError(
+            f"{type(model).__name__} learns from its own samples alone: start from data with DPI, MDGPS, AggreVaTeDOC or an "
+            "off-policy algorithm of Stable-Baselines3"
+        )
+    episodes = data if isinstance(data, Episodes) else read(data)
+    assert isinstance(model.action_space, spaces.Box)
+    refuse(check(episodes, model.observation_space, model.action_space), episodes.source)
+    if isinstance(model, DualPolicyAlgorithm):
+        model.learn_from(_logged(model, episodes))
+        return episodes
+    _fill_buffer(model.replay_buffer, episodes, *_scaling(model.action_space))
+    if isinstance(model, OfflineLearner):
+        limited = [len(each) for each in episodes.episodes if each.truncated[-1] and not each.terminated[-1]]
+        ended = sum(bool(each.truncated[-1] or each.terminated[-1]) for each in episodes.episodes)
+        model.count_logged(episodes.n_steps // model.n_envs * model.n_envs, ended, max(limited, default=0))
+    return episodes
+
+
+def _scaling(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half range of the actions."""
+    low, high = (bound.ravel().astype(np.float64) for bound in bounds(space))
+    return 0.5 * (low + high), 0.5 * (high - low)
+
+
+def _fill_buffer(buffer: ReplayBuffer | None, episodes: Episodes, centre: np.ndarray, half: np.ndarray) -> None:
+    assert buffer is not None
+    n_envs = buffer.n_envs
+    if not isinstance(buffer.action_space, spaces.Box):
+        raise DataError("Actions must be a Box")
+    n_rows = episodes.n_steps // n_envs
+    if n_rows > buffer.buffer_size:
+        raise DataError(
+            f"{episodes.source} has {episodes.n_steps} steps, the replay buffer room for {buffer.buffer_size * n_envs}: set "
+            f"buffer_size={episodes.n_steps} or more, or take episodes.first({buffer.buffer_size * n_envs})"
+        )
+
+    def dealt(arrays: list[Any]) -> Any:
+        """The latest steps, a stretch of time for each environment, ``[n_rows, n_envs, ...]``."""
+        if isinstance(arrays[0], dict):
+            return {key: dealt([array[key] for array in arrays]) for key in arrays[0]}
+        flat = np.concatenate(arrays)
+        return flat[len(flat) - n_rows * n_envs :].reshape(n_envs, n_rows, *flat.shape[1:]).swapaxes(0, 1)
+
+    each = episodes.episodes
+    seen = dealt([map_observations(lambda array: array[:-1], episode.observations) for episode in each])
+    after = dealt([map_observations(lambda array: array[1:], episode.observations) for episode in each])
+    actions = np.clip((dealt([episode.actions for episode in each]) - centre) / half, -1.0, 1.0)
+    rewards, terminated = dealt([episode.rewards for episode in each]), dealt([episode.terminated for episode in each])
+    cut = dealt([episode.truncated for episode in each]) & ~terminated
+
+    def at(observations: Any, t: int) -> Any:
+        return map_observations(lambda array: array[t], observations)
+
+    for t in range(n_rows):
+        infos = [{"TimeLimit.truncated": bool(is_cut)} for is_cut in cut[t]]
+        buffer.add(at(seen, t), at(after, t), actions[t], rewards[t], terminated[t] | cut[t], infos)
+
+
+def _logged(model: DualPolicyAlgorithm, episodes: Episodes) -> LoggedEpisodes:
+    view, _ = make_state_view(model.observation_space)
+    assert isinstance(model.action_space, spaces.Box)
+    centre, half = _scaling(model.action_space)
+    states = [view(episode.observations) for episode in episodes.episodes]
+    lengths = [len(episode) for episode in episodes.episodes]
+    actions, rewards, terminated = (
+        np.concatenate([getattr(episode, name) for episode in episodes.episodes])
+        for name in ("actions", "rewards", "terminated")
+    )
+    return LoggedEpisodes(
+        np.concatenate([each[:-1] for each in states]),
+        np.concatenate([each[1:] for each in states]),
+        np.clip((actions - centre) / half, -1.0, 1.0),
+        rewards,
+        terminated,
+        np.cumsum([0, *lengths[:-1]]),
+    )

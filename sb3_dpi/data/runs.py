@@ -1,0 +1,163 @@
+"""A run that goes on after a crash: model, replay buffer, normalisation and counters in one file."""
+
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
+
+from sb3_dpi.data.episodes import DataError
+
+Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
+MODEL, BUFFER, NORMALIZATION, GENERATORS = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl", "generators.pkl"
+
+
+def save_run(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
+    """
+    Save all that a run needs to go on. Killed in the middle, it leaves the former file whole.
+
+    Best between rollouts, as ``SaveRun`` does: the step that is being taken is in no buffer yet.
+
+    :param model: of this package or of Stable-Baselines3
+    :param path: of one file, replaced once the new one is whole and on the disk
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".unfinished", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                _write(model, archive)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.unfinished"):  # of those that were killed
+        left.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _write(model: BaseAlgorithm, archive: zipfile.ZipFile) -> None:
+    whole = io.BytesIO()
+    model.save(whole)
+    archive.writestr(MODEL, whole.getvalue())
+    if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
+        with archive.open(BUFFER, "w", force_zip64=True) as file:
+            pickle.dump(model.replay_buffer, file)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        with archive.open(NORMALIZATION, "w", force_zip64=True) as file:
+            pickle.dump(normalizer, file)
+    own = getattr(model, "_rng", None)
+    generators = {"numpy": np.random.get_state(), "torch": th.get_rng_state(), "own": own}
+    archive.writestr(GENERATORS, pickle.dumps(generators))
+
+
+def _sync_folder(folder: Path) -> None:
+    """The name of a file is on the disk once its folder is; where folders cannot be opened there is nothing to do."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def load_run(
+    algorithm: type[Algorithm], path: str | os.PathLike[str], env: GymEnv | str | None = None, **kwargs: Any
+) -> Algorithm:
+    """
+    Take up a run where ``save_run`` left it; ``learn(..., reset_num_timesteps=False)`` goes on.
+
+    What comes out of the file is unpickled: load only what you trust.
+
+    :param algorithm: that of the model
+    :param path: of the file
+    :param env: to go on in, without VecNormalize, which comes from the file; None to predict or to learn offline only
+    :param kwargs: of the algorithm's ``load``
+    :return: the model, with replay buffer, normalisation and counters
+    :raises DataError: if the file is missing, is none of ``save_run``, or the environment normalises already
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if MODEL not in names:
+                raise DataError(f"{path} was not written by save_run: load it with {algorithm.__name__}.load")
+            wrapped = _with_statistics(algorithm, archive if NORMALIZATION in names else None, env)
+            model = algorithm.load(io.BytesIO(archive.read(MODEL)), wrapped, **kwargs)
+            if BUFFER in names:
+                assert isinstance(model, OffPolicyAlgorithm)
+                with io.BufferedReader(archive.open(BUFFER)) as file:  # type: ignore[type-var]
+                    model.load_replay_buffer(file, truncate_last_traj=False)
+            generators = pickle.loads(archive.read(GENERATORS))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: save_run(model, path) writes it") from None
+    except zipfile.BadZipFile:
+        raise DataError(f"{path} is no file of save_run, or was damaged after it had been written") from None
+    np.random.set_state(generators["numpy"])
+    th.set_rng_state(generators["torch"])
+    if generators["own"] is not None:
+        vars(model)["_rng"] = generators["own"]
+    return model
+
+
+def _with_statistics(algorithm: type[BaseAlgorithm], archive: zipfile.ZipFile | None, env: Any) -> Any:
+    """The environment with the saved normalisation around it."""
+    if env is None:
+        return None
+    if isinstance(env, str):
+        import gymnasium as gym
+
+        env = gym.make(env, render_mode="rgb_array")
+    wrapped = algorithm._wrap_env(env)
+    if unwrap_vec_normalize(wrapped) is not None:
+        raise DataError("Give the environment without VecNormalize: its statistics come from the file")
+    if archive is None:
+        return wrapped
+    normalizer: VecNormalize = pickle.loads(archive.read(NORMALIZATION))
+    normalizer.set_venv(wrapped)
+    return normalizer
+
+
+class SaveRun(BaseCallback):
+    """
+    Save a run while it learns, between rollouts.
+
+    :param path: of the file, see ``save_run``
+    :param every: real steps between two savings, at least
+    :param verbose: 1 tells of each
+    """
+
+    def __init__(self, path: str | os.PathLike[str], every: int = 1000, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.path, self.every, self.last = path, every, 0
+
+    def _on_training_start(self) -> None:
+        self.last = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps - self.last >= self.every:
+            self._save()
+
+    def _on_training_end(self) -> None:
+        self._save()
+
+    def _save(self) -> None:
+        save_run(self.model, self.path)
+        self.last = self.model.num_timesteps
+        if self.verbose >= 1:
+            print(f"Saved {self.path} after {self.last} steps")

@@ -1,0 +1,98 @@
+"""Learning from what was logged, without an environment."""
+
+from typing import Any, TypeVar
+
+from gymnasium import spaces
+from stable_baselines3.common.utils import configure_logger
+
+from sb3_dpi.dpi.collector import SMALLEST_MEMORY, BlockCollector
+
+SelfOffline = TypeVar("SelfOffline", bound="OfflineLearner")
+
+
+class OfflineLearner(BlockCollector):
+    """What DPI adds for logged data. DPI sets the attributes."""
+
+    batch_size: int
+    offline_steps: int
+
+    @classmethod
+    def without_env(
+        cls: type[SelfOffline],
+        policy: Any,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        n_envs: int = 1,
+        **kwargs: Any,
+    ) -> SelfOffline:
+        """
+        Make a model for spaces alone. ``set_env`` gives it an environment later.
+
+        :param policy: The policy model to use
+        :param observation_space: what is seen
+        :param action_space: what is done, a bounded Box
+        :param n_envs: number of environments that it shall act in later
+        :param kwargs: the other arguments of the constructor
+        :return: the model
+        """
+        options: dict[str, Any] = {**kwargs, "env": None, "_init_setup_model": False}
+        model = cls(policy, **options)
+        model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
+        model._setup_model()
+        return model
+
+    def count_logged(self, n_steps: int, n_episodes: int, time_limit: int) -> None:
+        """
+        Say what was put into the replay buffer beside the steps that the model took itself.
+
+        :param n_steps: rows, the newest of the buffer
+        :param n_episodes: of which so many end in them
+        :param time_limit: steps of the longest episode that a time limit ended; 0 if there is none
+        """
+        self.logged_since_training += n_steps
+        self.n_episodes += n_episodes
+        self.time_limit = max(self.time_limit, time_limit)
+
+    def learn_offline(
+        self: SelfOffline,
+        n_updates: int,
+        log_interval: int | None = 10,
+        tb_log_name: str = "DPI",
+        reset_num_timesteps: bool = True,
+    ) -> SelfOffline:
+        """
+        Learn from the replay buffer alone: no step is taken, and no environment is needed. ``learn`` may go on afterwards.
+
+        Model, critic and policy learn in blocks as if real steps had come between them. Nothing corrects a policy that the
+        model flatters: ``world_model={"pessimism": 1.0}`` keeps it near the data.
+
+        :param n_updates: steps of the policy; as a rule as many as steps that ``learn`` would take
+        :param log_interval: blocks between logs, None for none; their step is the number of updates
+        :param tb_log_name: the name of the run for tensorboard
+        :param reset_num_timesteps: whether to begin a new run for tensorboard
+        :return: the trained model
+        :raises ValueError: if too little is kept to learn from
+        """
+        if len(self.memory) < SMALLEST_MEMORY:
+            raise ValueError(
+                f"The replay buffer holds {len(self.memory)} steps, {SMALLEST_MEMORY} are the fewest to learn from: "
+                "sb3_dpi.data.fill(model, episodes), or model.load_replay_buffer(path)"
+            )
+        if not self._custom_logger:
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+        block = (self.preset_ or self._choose_preset()).train_freq
+        done = n_blocks = 0
+        while done < n_updates:
+            self._update_current_progress_remaining(done, n_updates)
+            n = min(block, n_updates - done)
+            # of real steps as many as would have brought these updates
+            self.offline_steps = max(round(n / self.update_to_data), 1)
+            try:
+                self.train(n, self.batch_size)
+            finally:
+                self.offline_steps = 0
+            done, n_blocks = done + n, n_blocks + 1
+            if log_interval is not None and n_blocks % log_interval == 0:
+                self.logger.record("time/n_updates", self._n_updates, exclude="tensorboard")
+                self.logger.dump(step=self._n_updates)
+        return self
