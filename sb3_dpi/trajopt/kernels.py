@@ -26,7 +26,8 @@ Pass = Callable[
     [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], PassResult
 ]
 
-loop = Loops("the planner's loops", 10, error_model="numpy")
+loop = Loops("the planner's loops", 8, error_model="numpy")
+inner_loop = loop.inner
 
 
 def pass_numpy(
@@ -132,7 +133,7 @@ def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
                 out[i, j] += weight * right[r, j]
 
 
-@loop
+@inner_loop
 def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl: FloatArray) -> bool:
     """Write (Qww + eta I)^-1 and (tr S - du - log det S) / 2; False where the matrix is not positive definite."""
     du = Q.shape[0] - dx
@@ -170,7 +171,7 @@ def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl:
     return True
 
 
-@loop
+@inner_loop
 def _gains(
     Q: FloatArray,
     q: FloatArray,
@@ -205,7 +206,7 @@ def _gains(
             V[i, j] = V[j, i] = 0.5 * (V[i, j] + V[j, i])
 
 
-@loop
+@inner_loop
 def _backward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -249,7 +250,7 @@ def _backward_loops(
     return -1
 
 
-@loop
+@inner_loop
 def _forward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -307,6 +308,29 @@ def _forward_loops(
 
 
 @loop
+def _loops(
+    F: FloatArray,
+    f: FloatArray,
+    noise: FloatArray,
+    C: FloatArray,
+    c: FloatArray,
+    mean0: FloatArray,
+    cov0: FloatArray,
+    eta: FloatArray,
+    discount: float,
+    K: FloatArray,
+    k: FloatArray,
+    S: FloatArray,
+    kl: FloatArray,
+    failed: IntArray,
+) -> None:
+    """Fill the results of all conditions; numba takes seconds to compile what makes their arrays."""
+    for m in range(len(failed)):
+        failed[m] = _backward_loops(F[m], f[m], C[m], c[m], eta[m], discount, K[m], k[m], S[m], kl[m])
+        if failed[m] < 0:
+            _forward_loops(F[m], f[m], noise[m], mean0[m], cov0[m], K[m], k[m], S[m], kl[m])
+
+
 def pass_loops(
     F: FloatArray,
     f: FloatArray,
@@ -322,12 +346,8 @@ def pass_loops(
     M, T, dx, dz = F.shape
     du = dz - dx
     K, k, S = np.zeros((M, T, du, dx)), np.zeros((M, T, du)), np.zeros((M, T, du, du))
-    kl = np.zeros((M, T))
-    failed = np.full(M, -1)
-    for m in range(M):
-        failed[m] = _backward_loops(F[m], f[m], C[m], c[m], eta[m], discount, K[m], k[m], S[m], kl[m])
-        if failed[m] < 0:
-            _forward_loops(F[m], f[m], noise[m], mean0[m], cov0[m], K[m], k[m], S[m], kl[m])
+    kl, failed = np.zeros((M, T)), np.full(M, -1)
+    _loops(F, f, noise, C, c, mean0, cov0, eta, discount, K, k, S, kl, failed)
     return K, k, S, kl, failed
 
 
