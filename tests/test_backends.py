@@ -345,7 +345,7 @@ def test_a_read_only_installation(fresh: tuple[np.ndarray, str, Path], installat
     ids=["missing", "disabled"],
 )
 def test_without_compilation(before: str, variables: dict[str, str], words: str, installation: Path, tmp_path: Path) -> None:
-    """Nothing is supported, so that callers take torch; what is called all the same gives the same, and what is lost is said."""
+    """Nothing is supported, so that callers take torch; what is called gives the same, and what is lost is said."""
     numbers, said = run(installation, tmp_path / "out.npy", before, compiled=False, **variables)
     assert said.count("sb3_dpi:") == said.count(words or "sb3_dpi:") == bool(words)
     problem = jobs.Problem(SMALL, 6)

@@ -211,7 +211,7 @@ class Slow(BaseCallback):
 def test_progress_bars_tell_the_truth_and_end_full(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pauses count, a warm-up does not, and a last iteration that is completed beyond the total does not leave a bar behind."""
+    """Pauses count, a warm-up does not, and a last iteration that is completed beyond the total leaves no bar behind."""
     bar = ProgressBarCallback()
     slow = Slow(bar)
     monkeypatch.setattr(paces, "ONCE", Stopwatch())

@@ -1,13 +1,17 @@
 """What importing loads: no library before it is used."""
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import sb3_dpi
+from sb3_dpi.common import extras
 
-SLOW = ("matplotlib", "mujoco", "numba", "pandas", "rich", "sb3_contrib", "scipy.signal", "scipy.sparse.linalg", "scipy.stats")
+SLOW = ("matplotlib", "mujoco", "numba", "pandas", "sb3_contrib", "scipy.signal", "scipy.sparse.linalg", "scipy.stats")
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,21 @@ def test_names_are_found_where_they_are_asked_for() -> None:
         _ = sb3_dpi.PPO
     with pytest.raises(ImportError):
         exec("from sb3_dpi import _DPI")
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'sb3_dpi[lab]'"),
+        ({"url": "file:///a%20b", "dir_info": {"editable": True}}, "pip install -e '/a b[lab]'"),
+        ({"url": "file:///a", "dir_info": {}}, "pip install 'sb3_dpi[lab] @ file:///a'"),
+        ({"url": "https://x.org/r", "vcs_info": {"vcs": "git", "commit_id": "e1"}}, "pip install 'sb3_dpi[lab] @ git+https://x.org/r@e1'"),
+    ],
+    ids=["index", "clone", "folder", "repository"],
+)  # fmt: skip
+def test_an_extra_comes_from_where_the_package_came_from(
+    origin: dict[str, Any] | None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = SimpleNamespace(read_text=lambda name: None if origin is None else json.dumps(origin))
+    monkeypatch.setattr(extras, "distribution", lambda name: installed)
+    assert extras.install_command("lab") == command

@@ -58,7 +58,7 @@ class Pace(BaseCallback):
     def _on_training_start(self) -> None:
         self.blocks: list[tuple[int, float]] = []
         """steps and seconds of each"""
-        self.begun = self._now()
+        self.begun, self.ended = self._now(), False
         self.n_updates = self.model._n_updates
         self.bars = [bar for bar in self.bars if not bar.pbar.disable]
         if self.bars:
@@ -77,7 +77,7 @@ class Pace(BaseCallback):
 
             @property
             def time_remaining(self) -> float | None:
-                return 0.0 if self.finished else pace.seconds_left()
+                return 0.0 if pace.ended else pace.seconds_left()  # steps end before learning does
 
         for bar in self.bars:
             for task in bar.pbar._prog.tasks:
@@ -112,6 +112,9 @@ class Pace(BaseCallback):
         each = sum(seconds for _, seconds in later) / len(later)
         to_come = math.ceil((self.model._total_timesteps - self.begun[0]) / later[-1][0])
         return max(to_come * each - (self._now()[1] - self.begun[1]), (to_come - 1) * each, 0.0)
+
+    def _on_training_end(self) -> None:
+        self.ended = True
 
     def _on_step(self) -> bool:
         for bar in self.bars:
