@@ -140,7 +140,7 @@ class Loops:
         import numba
 
         try:
-            compiled: Callable[..., Any] = numba.njit(**self.options, **self.functions[function])(function)
+            compiled: Callable[..., Any] = numba.njit(**{**self.options, **self.functions[function]})(function)
         except RuntimeError:  # a read-only installation, and no folder of the user's either
             compiled = numba.njit(**self.options)(function)
         return compiled
@@ -152,7 +152,7 @@ def _listen(loops: Loops) -> None:
 
     own = list(loops.compiled.values())
 
-    class Listener(event.Listener):  # type: ignore[misc]  # numba has no types
+    class Listener(event.Listener):
         """Hears of what is compiled, but not of what comes from the cache."""
 
         announced = False
