@@ -19,9 +19,9 @@ help: ## list the targets
 # One process per core, one thread per process: more threads slow these small networks down
 demo demo-full test test-slow mutants bench: export OMP_NUM_THREADS = 1
 
-demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO on Reacher-v5, one seed each, in two minutes on two cores
+demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO on Reacher-v5, one seed each, in two to three minutes on two cores
 	$(BIN)/python -m sb3_dpi.compare run --suite demo --out demo
-	@echo "The picture is demo/steps.png, all of it demo/report.html"
+	@echo "Picture and tables: demo/report.html"
 
 demo-full: $(VENV)/installed-demo ## the same to longer budgets, three seeds each; a second call goes on or reuses
 	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)

@@ -8,7 +8,7 @@ from sb3_dpi.trajopt.compilation import Loops, compiles
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"}, "error_model": "numpy"}
 """Sums may be taken in any order, but what is not finite stays so."""
 
-kernel = Loops("the loops for small networks", 15, **OPTIONS)
+kernel = Loops("the loops for small networks", 8, **OPTIONS)
 """A kernel calls no other: what numba takes from its cache is then the machine code that it made, and gives the same bits."""
 
 
