@@ -20,8 +20,8 @@ COMPILED = find_spec("numba") is not None and not DISABLED
 ANNOUNCEMENT = "sb3_dpi: numba compiles"
 WITHOUT_CACHE = " at every start: set NUMBA_CACHE_DIR to a folder that can be written to"
 WITHOUT_NUMBA = (
-    "sb3_dpi: numba is missing, which makes learning slower: 1,000 steps of DPI take some 22 s of one core instead of 8, "
-    "of MDGPS 4.0 instead of 3.5. To install it: pip install 'numba>=0.60,<1'"
+    "sb3_dpi: numba is missing, which makes learning slower: on Reacher-v5 1,000 steps of DPI took 111 s of a busy core "
+    "without it and 23 s with it, of MDGPS 2.0 and 1.6 s. To install it: pip install 'numba>=0.60,<1'"
 )
 BROKEN_NUMBA = "sb3_dpi: numba cannot be imported, learning goes on without it, slower: "
 
