@@ -3,23 +3,27 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# The head-to-head of `make demo`; for instance: make demo DEMO_SUITE=mujoco DEMO_SEEDS=1 DEMO_OUT=demo1
+# The head-to-head of `make demo-full`; for instance: make demo-full DEMO_SUITE=mujoco DEMO_SEEDS=1 DEMO_OUT=demo1
 DEMO_SUITE ?= quick
 DEMO_SEEDS ?= 3
-DEMO_OUT ?= demo
+DEMO_OUT ?= demo-full
 # auto: as many as there are cores
 TEST_PROCESSES ?= auto
 
-.PHONY: demo test test-slow mutants lint type docs format bench clean help
+.PHONY: demo demo-full test test-slow mutants lint type docs format bench clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One process per core, one thread per process: more threads slow these small networks down
-demo test test-slow mutants bench: export OMP_NUM_THREADS = 1
+demo demo-full test test-slow mutants bench: export OMP_NUM_THREADS = 1
 
-demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO head to head on Reacher-v5; a second call goes on or reuses
+demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO on Reacher-v5, one seed each, in two to three minutes on two cores
+	$(BIN)/python -m sb3_dpi.compare run --suite demo --out demo
+	@echo "Picture and tables: demo/report.html"
+
+demo-full: $(VENV)/installed-demo ## the same to longer budgets, three seeds each; a second call goes on or reuses
 	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)
 
 # Several processes, each with the tests of whole files: those of a file share what is made once

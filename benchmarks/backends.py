@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
+from sb3_dpi.trajopt.compilation import COMPILED
 from sb3_dpi.world_model import backends
-from sb3_dpi.world_model.backends.compilation import COMPILED
 
 Job = Callable[[], Any]
 GAMMA, TEMPERATURE, TAU, LOW, HIGH = 0.99, 0.03, 0.02, -1.0, 1.0

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dpi import MDGPS, AggreVaTeDOC
 from sb3_dpi.common import dual_policy_algorithm
 from sb3_dpi.compare.build import constructor_arguments
-from sb3_dpi.trajopt.kernels import COMPILED
+from sb3_dpi.trajopt.compilation import COMPILED
 from sb3_dpi.zoo import algorithm_class, resolve_hyperparams
 
 ENV_ID = "HalfCheetah-v5"

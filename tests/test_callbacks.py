@@ -3,6 +3,7 @@
 import time
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,11 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_dpi.common import progress_bars as paces
+from sb3_dpi.trajopt.compilation import Stopwatch
 
 
 class Witness(BaseCallback):
@@ -179,36 +184,49 @@ def test_progress_bar(make: Make) -> None:
 
 
 class Slow(BaseCallback):
-    """Takes its time where algorithms learn, and reads the bars beside it."""
+    """Lets a clock go on as if steps took 10 ms and learning 2 s, the warm-up none; reads the bars beside it."""
 
     def __init__(self, bar: ProgressBarCallback):
         super().__init__()
-        self.bar, self.rates = bar, list[tuple[float, float]]()
+        self.bar, self.now = bar, 0.0
+        self.rates, self.left = list[tuple[float, float]](), list[tuple[float | None, float]]()
 
     def _on_training_start(self) -> None:
         self.start = time.monotonic()
 
     def _on_step(self) -> bool:
         self.bar.pbar.refresh()
+        self.now += 0.01
         return True
 
     def _on_rollout_end(self) -> None:
-        time.sleep(0.1)
         (task,) = self.bar.pbar._prog.tasks
         self.rates.append((float(task.speed), self.model.num_timesteps / (time.monotonic() - self.start)))
-        assert task.time_remaining is not None
+        self.left.append((task.time_remaining, self.now))
+        if not isinstance(self.model, OffPolicyAlgorithm) or self.model.num_timesteps > ITERATION:
+            self.now += 2.0
 
 
 @every_algorithm
-def test_progress_bars_show_the_true_rate_and_end_full(make: Make) -> None:
-    """Pauses count, and a last iteration that is completed beyond the total does not leave the bar behind."""
+def test_progress_bars_tell_the_truth_and_end_full(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pauses count, a warm-up does not, and a last iteration that is completed beyond the total leaves no bar behind."""
     bar = ProgressBarCallback()
     slow = Slow(bar)
-    model = make().learn(ITERATION + 5, callback=[bar, slow])
-    assert bar.pbar.n == bar.pbar.total == model.num_timesteps == 2 * ITERATION
-    assert [task.percentage for task in bar.pbar._prog.tasks] == [100.0]
+    monkeypatch.setattr(paces, "ONCE", Stopwatch())
+    monkeypatch.setattr(paces, "time", SimpleNamespace(monotonic=lambda: slow.now))
+    model = make(verbose=1).learn(7 * ITERATION + 5, callback=[bar, slow])
+    assert bar.pbar.n == bar.pbar.total == model.num_timesteps == 8 * ITERATION
+    (task,) = bar.pbar._prog.tasks
+    assert task.percentage == 100.0 and task.time_remaining == 0.0
     for shown, true in slow.rates:
         assert shown == pytest.approx(true, rel=0.2)
+    known = [(left, slow.now - moment) for left, moment in slow.left if left is not None]
+    assert slow.left[0][0] is None and len(known) >= 6
+    assert all(left == pytest.approx(true, abs=0.02) for left, true in known)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "1,000 steps take some" in line]
+    assert f"{make}: 1,000 steps take some {2000.0 / ITERATION + 10.0:.3g} s here; the other " in said
 
 
 @every_algorithm

@@ -9,8 +9,8 @@ import pytest
 import torch as th
 from test_ensemble import system
 
+from sb3_dpi.trajopt.compilation import COMPILED
 from sb3_dpi.world_model.actor import SquashedGaussian
-from sb3_dpi.world_model.backends.compilation import COMPILED
 from sb3_dpi.world_model.critic import CriticData, Learner, RealSteps, SoftTwinQ
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.experts import EXPERTS, plan_targets

@@ -1,14 +1,13 @@
 """The backward-forward pass: loops against numpy, both against the general LQR functions, and failures."""
 
 import importlib.util
-import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
 from problems import random_pd
 
-from sb3_dpi.trajopt import kernels
+from sb3_dpi.trajopt import compilation, kernels
 from sb3_dpi.trajopt.lqr import controller_kl, forward_marginals, lqr_backward
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
 
@@ -39,7 +38,7 @@ def assert_same(first: kernels.PassResult, second: kernels.PassResult) -> None:
 
 
 def load_without_numba(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setattr(compilation, "COMPILED", False)
     spec = importlib.util.spec_from_file_location("kernels_without_numba", kernels.__file__)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -118,15 +117,19 @@ def test_overflow_of_the_state_is_not_hidden(lqr_pass: kernels.Pass) -> None:
 
 def test_numpy_is_used_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = load_without_numba(monkeypatch)
-    assert not alone.COMPILED
-    assert alone.lqr_pass is alone.pass_numpy
+    assert not hasattr(alone.pass_loops, "py_func")
     arguments = random_arguments(np.random.default_rng(5), 2, 4, 3, 2)
     assert_same(alone.pass_numpy(*arguments, 0.9), alone.pass_loops(*arguments, 0.9))
 
 
-def test_compiled_loops_are_used_with_numba() -> None:
-    assert kernels.lqr_pass is (kernels.pass_loops if kernels.COMPILED else kernels.pass_numpy)
-    assert kernels.COMPILED == hasattr(kernels.pass_loops, "py_func")
+@pytest.mark.parametrize("there", [True, False])
+def test_loops_are_used_where_numba_is(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for name in ("pass_loops", "pass_numpy"):
+        monkeypatch.setattr(kernels, name, lambda *_, name=name: used.append(name))
+    monkeypatch.setattr(kernels, "compiles", lambda: there)
+    kernels.lqr_pass(*[None] * 9)  # type: ignore[arg-type]
+    assert used == ["pass_loops" if there else "pass_numpy"]
 
 
 @pytest.mark.parametrize("name", ["pass_numpy", "pass_loops"])

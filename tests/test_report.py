@@ -16,6 +16,7 @@ import yaml
 from reports import GRID, PROVENANCE, VERSIONS, learning, rows, table_of, task, without_times, write_run
 from rich.console import Console
 
+from sb3_dpi.common.extras import install_command
 from sb3_dpi.compare import report as report_module
 from sb3_dpi.compare import study as study_module
 from sb3_dpi.compare.analysis import KEEPS, read_comparison, share_kept
@@ -330,7 +331,7 @@ def test_published_file() -> None:
 def test_what_is_missing_is_said_in_one_line(command: str, name: str, extra: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{name!r}] = None\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    line = f"This needs {name}: pip install 'sb3_dpi[{extra}]'\n"
+    line = f"This needs {name}: {install_command(extra)}\n"
     for arguments in (["-m", f"sb3_dpi.{command}"], ["-c", f"import sb3_dpi.{command}"]):
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
         assert done.returncode == 1 and done.stderr.endswith(line) and (done.stderr == line) is ("-m" in arguments)

@@ -154,7 +154,7 @@ def test_a_key_without_value_is_as_if_the_entry_did_not_have_it() -> None:
     assert config.source == "SB3 defaults, observations normalized, normalize=None"
 
 
-@pytest.mark.parametrize(("name", "number"), [("quick", 12), ("mujoco", 240), ("dpi", 200), ("gps", 50)])
+@pytest.mark.parametrize(("name", "number"), [("demo", 4), ("quick", 12), ("mujoco", 240), ("dpi", 200), ("gps", 50)])
 def test_packaged_suites(name: str, number: int) -> None:
     suite, configs = load_suite(name), packaged_configs(name)
     assert suite.name == name and suite.description
@@ -250,7 +250,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_suite(str(tmp_path / "binary.yaml"))
     with pytest.raises(SuiteError, match=r"Unknown suite 'mujocco', did you mean 'mujoco'\?, or the path of a \.yml file"):
         load_suite("mujocco")
-    with pytest.raises(SuiteError, match="Unknown suite 'zzz', choose one of: dpi, gps, mujoco, quick"):
+    with pytest.raises(SuiteError, match="Unknown suite 'zzz', choose one of: demo, dpi, gps, mujoco, quick"):
         load_suite("zzz")
 
 

@@ -1,6 +1,7 @@
 """Hyperparameters: where they come from, and the search for better ones."""
 
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from sb3_dpi import MDGPS
+from sb3_dpi.common.extras import install_command
 from sb3_dpi.zoo import ALGORITHMS, algorithm_class, register_algorithms, resolve_hyperparams
 from sb3_dpi.zoo import hyperparams as hyperparams_module
 from sb3_dpi.zoo.hyperparams import HYPERPARAMS_FOLDER, SB3_DEFAULTS, newest_version, zoo_entries
@@ -91,7 +93,7 @@ def test_unknown_algorithm() -> None:
 
 def test_missing_rl_zoo_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hyperparams_module, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'sb3_dpi\[zoo\]'"):
+    with pytest.raises(ImportError, match=re.escape(install_command("zoo"))):
         resolve_hyperparams("ppo", "Reacher-v5")
     assert resolve_hyperparams("mdgps", "Reacher-v5").source.startswith("sb3_dpi")
 

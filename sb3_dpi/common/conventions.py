@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_dpi.common.progress_bars import TrueRate, progress_bars
+from sb3_dpi.common.progress_bars import Pace, progress_bars
 
 LARGEST_SEED = 2**32 - 1
 """What numpy's global generator takes, which Stable-Baselines3 seeds"""
@@ -80,4 +80,4 @@ class Conventions(BaseAlgorithm):
         if progress_bar:
             chosen = CallbackList([chosen, ProgressBarCallback()])
         bars = progress_bars(chosen)
-        return super()._init_callback(CallbackList([chosen, TrueRate(bars)]) if bars else chosen)
+        return super()._init_callback(CallbackList([chosen, Pace(bars)]) if bars or self.verbose >= 1 else chosen)

@@ -11,11 +11,14 @@ A line search shortens it until the KL holds and L has increased; if none of the
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch as th
-from scipy.sparse.linalg import LinearOperator, cg
 from stable_baselines3.common.distributions import Distribution, kl_divergence
+
+if TYPE_CHECKING:  # half a second, which who only predicts need not wait for
+    from scipy.sparse.linalg import LinearOperator
 
 CG_TOLERANCE = 1e-5
 """Of the residual, relative to the gradient: what single precision can tell."""
@@ -65,6 +68,8 @@ def natural_gradient_step(
     :param line_search_shrinking_factor: of a step where L did not increase; where the KL was too large it says itself how much
     :return: how it went
     """
+    from scipy.sparse.linalg import cg
+
     actor = [parameter for parameter in parameters if parameter.requires_grad]
     before = objective()
     gradient = _flat_gradient(before, actor).detach()
@@ -101,7 +106,9 @@ def natural_gradient_step(
 
 def _damped_fisher_matrix(
     kl_gradient: th.Tensor, parameters: list[th.nn.Parameter], cg_damping: float | None
-) -> LinearOperator:
+) -> "LinearOperator":
+    from scipy.sparse.linalg import LinearOperator
+
     size = kl_gradient.numel()
 
     def product(vector: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ class ExactParser(argparse.ArgumentParser):
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to run: a suite, or algorithms on environments")
-    what.add_argument("--suite", metavar="NAME|FILE.yml", help="quick, mujoco, dpi, gps, or a YAML file")
+    what.add_argument("--suite", metavar="NAME|FILE.yml", help="demo, quick, mujoco, dpi, gps, or a YAML file")
     what.add_argument("--algo", nargs="+", default=[], help="NAME, module:Class, or LABEL=NAME for a variant; comma or space")
     what.add_argument("--env", nargs="+", default=[], help="ids of the environments")
     what.add_argument("--env-kwargs", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the environments")

@@ -252,8 +252,8 @@ def load_suite(
     """
     Read a suite.
 
-    :param name_or_path: Name of a suite of this package (``"quick"``, ``"mujoco"``, ``"dpi"``, ``"gps"``), or path of a file
-        that ends in ``.yml`` or ``.yaml``
+    :param name_or_path: Name of a suite of this package (``"demo"``, ``"quick"``, ``"mujoco"``, ``"dpi"``, ``"gps"``), or path
+        of a file that ends in ``.yml`` or ``.yaml``
     :param seeds: How many, instead of those of the file; so the others
     :return: The suite
     :raises SuiteError: If there is no such suite or something in it is wrong

@@ -21,7 +21,7 @@ from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
 from sb3_dpi.dpi.policies import MlpPolicy
-from sb3_dpi.dpi.presets import Preset, choose_preset, parse_preset
+from sb3_dpi.dpi.presets import PRESETS, Preset, choose_preset, parse_preset
 from sb3_dpi.dpi.replay import ReplayMemory
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import outlier_limit
@@ -126,7 +126,17 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
             )
         if self._last_obs is not before:
             self._episode_steps[:] = 0
+        self.logger.info(f"{type(self).__name__}: {self._foretell()}")
         return result
+
+    def _foretell(self) -> str:
+        """What the steps of ``learn`` begin with, in words."""
+        (kind, _), missing = parse_preset(self.preset), max(self._warm_up_rows() - len(self.memory), 0)
+        if self.preset_ is not None:
+            return f"goes on with the preset {self.preset_.kind!r}"
+        shorter = f", or fewer once {ENOUGH_EPISODES} episodes have ended" if self.learning_starts is None else ""
+        presets = f"one of the presets {' and '.join(map(repr, PRESETS))}" if kind is None else f"the preset {kind!r}"
+        return f"takes {missing:,} random steps{shorter}, then {presets}"
 
     def _spreads(self) -> bool:
         return self.early_reset is None or as_early_reset(self.early_reset).spread

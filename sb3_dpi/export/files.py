@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dpi.common.extras import install_command
 from sb3_dpi.export.c_header import write_c
 from sb3_dpi.export.deployed import DeployedPolicy, ExportError, as_deployed
 from sb3_dpi.export.numpy_source import write_numpy
@@ -138,7 +139,7 @@ def _write_onnx(policy: DeployedPolicy, path: Path) -> list[Path]:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ExportError(f"{error.name} is missing: pip install 'sb3_dpi[export]'") from error
+        raise ExportError(f"{error.name} is missing: {install_command('export')}") from error
     for name in ("onnxscript", "torch.onnx"):  # they list what is not installed
         logging.getLogger(name).setLevel(logging.ERROR)
     batch = th.export.Dim("batch")

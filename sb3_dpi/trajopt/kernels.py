@@ -14,10 +14,10 @@ The numpy version is the reference and always there; the plain loops are used wh
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from sb3_dpi.trajopt.compilation import Loops, compiles
 from sb3_dpi.trajopt.lqr import matvec, symmetrize
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -26,19 +26,8 @@ Pass = Callable[
     [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], PassResult
 ]
 
-COMPILED = False
-"""whether the plain loops are compiled"""
-try:
-    import numba
-
-    COMPILED = not getattr(numba.config, "DISABLE_JIT", False)
-except ImportError:  # pragma: no cover - numba is an optional extra
-    pass
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of arrays where numba is there to do it."""
-    return numba.njit(cache=True, error_model="numpy")(function) if COMPILED else function
+loop = Loops("the planner's loops", 8, error_model="numpy")
+inner_loop = loop.inner
 
 
 def pass_numpy(
@@ -127,7 +116,7 @@ def _forward_kl_numpy(
     return kl
 
 
-@_compiled
+@loop
 def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
     for i in range(left.shape[0]):
         for j in range(right.shape[1]):
@@ -144,7 +133,7 @@ def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
                 out[i, j] += weight * right[r, j]
 
 
-@_compiled
+@inner_loop
 def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl: FloatArray) -> bool:
     """Write (Qww + eta I)^-1 and (tr S - du - log det S) / 2; False where the matrix is not positive definite."""
     du = Q.shape[0] - dx
@@ -182,7 +171,7 @@ def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl:
     return True
 
 
-@_compiled
+@inner_loop
 def _gains(
     Q: FloatArray,
     q: FloatArray,
@@ -217,7 +206,7 @@ def _gains(
             V[i, j] = V[j, i] = 0.5 * (V[i, j] + V[j, i])
 
 
-@_compiled
+@inner_loop
 def _backward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -261,7 +250,7 @@ def _backward_loops(
     return -1
 
 
-@_compiled
+@inner_loop
 def _forward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -318,7 +307,30 @@ def _forward_loops(
                 sigma[i, j] = sigma[j, i] = mean
 
 
-@_compiled
+@loop
+def _loops(
+    F: FloatArray,
+    f: FloatArray,
+    noise: FloatArray,
+    C: FloatArray,
+    c: FloatArray,
+    mean0: FloatArray,
+    cov0: FloatArray,
+    eta: FloatArray,
+    discount: float,
+    K: FloatArray,
+    k: FloatArray,
+    S: FloatArray,
+    kl: FloatArray,
+    failed: IntArray,
+) -> None:
+    """Fill the results of all conditions; numba takes seconds to compile what makes their arrays."""
+    for m in range(len(failed)):
+        failed[m] = _backward_loops(F[m], f[m], C[m], c[m], eta[m], discount, K[m], k[m], S[m], kl[m])
+        if failed[m] < 0:
+            _forward_loops(F[m], f[m], noise[m], mean0[m], cov0[m], K[m], k[m], S[m], kl[m])
+
+
 def pass_loops(
     F: FloatArray,
     f: FloatArray,
@@ -334,14 +346,22 @@ def pass_loops(
     M, T, dx, dz = F.shape
     du = dz - dx
     K, k, S = np.zeros((M, T, du, dx)), np.zeros((M, T, du)), np.zeros((M, T, du, du))
-    kl = np.zeros((M, T))
-    failed = np.full(M, -1)
-    for m in range(M):
-        failed[m] = _backward_loops(F[m], f[m], C[m], c[m], eta[m], discount, K[m], k[m], S[m], kl[m])
-        if failed[m] < 0:
-            _forward_loops(F[m], f[m], noise[m], mean0[m], cov0[m], K[m], k[m], S[m], kl[m])
+    kl, failed = np.zeros((M, T)), np.full(M, -1)
+    _loops(F, f, noise, C, c, mean0, cov0, eta, discount, K, k, S, kl, failed)
     return K, k, S, kl, failed
 
 
-lqr_pass: Pass = pass_loops if COMPILED else pass_numpy
-"""the faster of the two"""
+def lqr_pass(
+    F: FloatArray,
+    f: FloatArray,
+    noise: FloatArray,
+    C: FloatArray,
+    c: FloatArray,
+    mean0: FloatArray,
+    cov0: FloatArray,
+    eta: FloatArray,
+    discount: float,
+) -> PassResult:
+    """The faster of the two, with the same arguments."""
+    faster = pass_loops if compiles() else pass_numpy
+    return faster(F, f, noise, C, c, mean0, cov0, eta, discount)

@@ -1,7 +1,6 @@
 """Exploration noise that lasts."""
 
 import numpy as np
-from scipy.signal import lfilter
 
 
 def correlate(noise: np.ndarray, correlation: float) -> np.ndarray:
@@ -11,6 +10,8 @@ def correlate(noise: np.ndarray, correlation: float) -> np.ndarray:
     :param correlation: of successive time steps
     :return: noise with covariance ``correlation ** |t - s|`` over time
     """
+    from scipy.signal import lfilter  # a second, that only correlated noise needs
+
     fresh = float(np.sqrt(1.0 - correlation**2))
     filtered, _ = lfilter([fresh], [1.0, -correlation], noise[1:], axis=0, zi=correlation * noise[:1])
     return np.concatenate([noise[:1], filtered]).astype(noise.dtype)

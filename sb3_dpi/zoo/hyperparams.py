@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
+from sb3_dpi.common.extras import install_command
 from sb3_dpi.zoo.register import ALGORITHMS, algorithm_class
 
 HYPERPARAMS_FOLDER = Path(__file__).parent / "hyperparams"
-ZOO_HINT = "Install what is missing with: pip install 'sb3_dpi[zoo]'"
+ZOO_HINT = f"Install what is missing with: {install_command('zoo')}"
 ENV_KEYS = ("n_timesteps", "n_envs", "normalize", "env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack")
 NOISE_KEYS = ("noise_type", "noise_std")
 OTHER_KEYS = ("callback", "monitor_kwargs")
