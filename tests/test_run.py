@@ -260,7 +260,7 @@ LEARNING: dict[type[Any], tuple[dict[str, Any], int, float]] = {
         1200,
         8.0,
     ),
-    DualAC: ({"n_steps": 512, "gamma": 0.95, "n_critic_updates": 10, "policy_kwargs": {"net_arch": [32]}}, 8000, 2.0),
+    DualAC: ({"n_steps": 256, "gamma": 0.95, "n_critic_updates": 5, "policy_kwargs": {"net_arch": [32]}}, 1024, 8.0),
 }
 """Settings, steps, and how much better it is to get"""
 
