@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hub_folder import _Missing
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from sb3_dpi import MDGPS
 from sb3_dpi.zoo import hub
 
 NAME = "mdgps-Pendulum-v1"
@@ -20,8 +22,6 @@ from sb3_dpi.zoo.__main__ import main
 
 hub_folder.use_folder(pathlib.Path("the_hub"))
 agent = "--algo mdgps --env Pendulum-v1 --device cpu".split()
-small = "-n 20 --eval-freq -1 -params horizon:10 n_conditions:1 imitation_steps:1"
-main(["train", *agent, *small.split()])
 main(["push_to_hub", *agent, "-orga", "me", "-n", "10"])
 main(["load_from_hub", *agent[:4], "-orga", "me", "-f", "back"])
 main(["enjoy", *agent, "-f", "back", "--no-render", "-n", "20"])
@@ -30,7 +30,16 @@ main(["load_from_hub", *agent[:4], "-orga", "me"])
 """
 
 
+def store_agent(run: Path) -> None:
+    """As RL Zoo's training does."""
+    (run / "Pendulum-v1").mkdir(parents=True)
+    MDGPS("MlpPolicy", "Pendulum-v1", horizon=10, seed=0).save(run / "Pendulum-v1.zip")
+    (run / "Pendulum-v1" / "config.yml").write_text(yaml.safe_dump({"horizon": 10, "policy": "MlpPolicy", "normalize": False}))
+    (run / "Pendulum-v1" / "args.yml").write_text(yaml.safe_dump({"algo": "mdgps", "env_kwargs": None}))
+
+
 def test_there_and_back(tmp_path: Path) -> None:
+    store_agent(tmp_path / "logs" / "mdgps" / "Pendulum-v1_1")
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRUST_REMOTE_CODE": "True"}
@@ -48,7 +57,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert set(card.data.tags) >= {"Pendulum-v1", "stable-baselines3", "sb3_dpi", "mdgps"}
     score = f"{results['mean_reward']:.2f} +/- {results['std_reward']:.2f}"
     assert card.data.eval_results[0].metric_value == score
-    assert card.text.rstrip().endswith(score) and "'horizon', 10" in card.text
+    assert card.text.rstrip().endswith(score) and "'horizon': 10" in card.text
     # its commands are those that know the algorithm
     assert "rl_zoo3." not in card.text and card.text.count("TRUST_REMOTE_CODE=True python -m sb3_dpi.zoo load_from_hub") == 2
     assert "pip install 'sb3_dpi[hub]'\n" in card.text and "using sb3_dpi" in card.text

@@ -15,7 +15,7 @@ from sb3_dpi.zoo.register import ALGORITHMS
 
 TRUST = "TRUST_REMOTE_CODE"
 CARD_WORDS = {
-    "pip install rl_zoo3\n": "pip install 'sb3_dpi[hub]'\n",
+    "pip install rl_zoo3": "pip install 'sb3_dpi[hub]'",
     "python -m rl_zoo3.load_from_hub": f"{TRUST}=True python -m sb3_dpi.zoo load_from_hub",
     "python -m rl_zoo3.": "python -m sb3_dpi.zoo ",
     "using the [stable-baselines3 library]": "using sb3_dpi (dual policy iteration), the [stable-baselines3 library]",
