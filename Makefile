@@ -10,14 +10,14 @@ DEMO_OUT ?= demo-full
 # auto: as many as there are cores
 TEST_PROCESSES ?= auto
 
-.PHONY: demo demo-full test test-slow mutants lint type docs format bench clean help
+.PHONY: demo demo-full test coverage test-slow test-dist test-lowest mutants lint type docs format bench clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One process per core, one thread per process: more threads slow these small networks down
-demo demo-full test test-slow mutants bench: export OMP_NUM_THREADS = 1
+demo demo-full test coverage test-slow test-dist test-lowest mutants bench: export OMP_NUM_THREADS = 1
 
 demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO on Reacher-v5, one seed each, in two to three minutes on two cores
 	$(BIN)/python -m sb3_dpi.compare run --suite demo --out demo
@@ -27,11 +27,25 @@ demo-full: $(VENV)/installed-demo ## the same to longer budgets, three seeds eac
 	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)
 
 # Several processes, each with the tests of whole files: those of a file share what is made once
-test: $(VENV)/installed-tests ## run the tests and measure coverage
+test: $(VENV)/installed-tests ## run the tests
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+coverage: $(VENV)/installed-tests ## run the tests and measure which lines they reach, at a third more time
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --cov --cov-fail-under=90
 
 test-slow: $(VENV)/installed-tests ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-dist: $(VENV)/installed-tests ## build wheel and sdist, use them in an empty environment (minutes)
+	$(BIN)/python -m pytest -m slow tests/test_distribution.py
+
+# Of torch the tested version: its lowest is another gigabyte, and Stable-Baselines3 bounds it too
+test-lowest: ## run the tests with the lowest declared versions, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	grep '^torch==' constraints.txt > .venv-lowest/torch.txt
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct -c .venv-lowest/torch.txt -e '.[tests]'
+	.venv-lowest/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 mutants: $(VENV)/installed-tests ## change the mathematics one place at a time, see which tests notice (hours; a second call goes on)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[mutation]'
@@ -58,7 +72,7 @@ bench: $(VENV)/installed-demo ## time one iteration against raw env.step
 	$(BIN)/python benchmarks/iteration.py
 
 clean: ## delete .venv and caches, keep results
-	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
+	rm -rf $(VENV) .venv-lowest build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

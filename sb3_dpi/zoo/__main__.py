@@ -4,7 +4,6 @@ RL Zoo parses its own arguments and checks them. What it parsed is completed her
 late, or answer with a traceback, is named in one line.
 """
 
-import contextlib
 import importlib
 import runpy
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 from sb3_dpi.zoo import resolved
 from sb3_dpi.zoo.cause import in_one_line, place_in_users_code
 from sb3_dpi.zoo.environments import import_custom_envs, import_environment
+from sb3_dpi.zoo.hub import check_trust, ready_for_hub
 from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS, resolve_hyperparams
 from sb3_dpi.zoo.machine import check_packages, check_rendering, packages_of_training
 from sb3_dpi.zoo.parser import Refused, completed_by
@@ -32,10 +32,11 @@ PACKAGES = {
     "enjoy": ("requests",),
     "record_video": ("moviepy",),
     **dict.fromkeys(PLOTS, ("matplotlib", "pandas", "seaborn")),
+    "push_to_hub": ("moviepy",),
     "load_from_hub": ("requests",),
 }
 
-USAGE = f"""usage: python -m sb3_dpi.zoo {"|".join((*COMMANDS[:1], *AGENTS, *PLOTS))} [any argument of rl_zoo3]
+USAGE = f"""usage: python -m sb3_dpi.zoo {"|".join(COMMANDS)} [any argument of rl_zoo3]
 
 train           without --conf-file: our hyperparameters for {", ".join(ALGORITHMS)}, RL Zoo's for every other algorithm
                 (an id without an entry uses the newest older version of the task, else SB3's defaults with normalized
@@ -43,6 +44,7 @@ train           without --conf-file: our hyperparameters for {", ".join(ALGORITH
 enjoy           runs a trained agent; without --folder: the agents in logs/
 record_video    writes an mp4 of it
 plot_train      shows training episodes;   all_plots, plot_from_file: evaluations; without --exp-folders: those in logs/
+push_to_hub     evaluates an agent, records it and uploads both with it and a model card;   load_from_hub: the way back
 
 --algo takes module:Class too, --env module:Id-v0.   The arguments of rl_zoo3: python -m sb3_dpi.zoo train --help"""
 
@@ -82,12 +84,14 @@ def _check_search_space(algo: str) -> None:
 
 
 def complete_agent(command: str, given: Namespace, registry: dict[str, Any]) -> None:
-    """Complete the arguments of a command that runs an agent, as RL Zoo has parsed them."""
+    """Complete the arguments of a command that runs an agent or stores it, as RL Zoo has parsed them."""
+    if command == "load_from_hub":
+        check_trust()
     for package in getattr(given, "gym_packages", ()):
         importlib.import_module(package)
     given.env = type(given.env)(import_environment(given.env.gym_id))
     (given.algo,) = register_algorithms(registry, given.algo)
-    if command == "record_video" or not given.no_render:
+    if command == "record_video" or not getattr(given, "no_render", True):
         check_rendering(given.env.gym_id, window=command == "enjoy")
 
 
@@ -122,11 +126,11 @@ def _run(command: str, arguments: list[str]) -> None:
         parsed.append(given)
         if command == "train":
             complete_train(given, registry)
-        elif command in AGENTS:
+        else:
             complete_agent(command, given, registry)
 
-    begins = one_line_for_setup() if command == "train" else contextlib.nullcontext()
-    with completed_by(complete, "logs" if command in AGENTS else None), begins:
+    ready = one_line_for_setup() if command == "train" else ready_for_hub(command, parsed)
+    with completed_by(complete, None if command == "train" else "logs"), ready:
         runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
     if command == "train":
         _draw_search(parsed[0])
@@ -139,7 +143,7 @@ def main(arguments: list[str]) -> None:
     command, rest = arguments[0], arguments[1:]
     try:
         check_packages(["rl_zoo3", *PACKAGES.get(command, ())])
-        if command == "train" or command in AGENTS:
+        if command not in PLOTS:
             import_custom_envs()
     except (ImportError, ValueError) as error:
         sys.exit(str(error))
