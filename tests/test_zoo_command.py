@@ -33,7 +33,7 @@ from sb3_dpi.zoo.plots import check_plot
 )
 def test_missing_packages_are_named_before_work(command: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "find_spec", lambda name: None if name == missing else object())
-    with pytest.raises(SystemExit, match=re.escape(f"{missing} not found. ") + ".*" + re.escape("'sb3_dpi[zoo]'")):
+    with pytest.raises(SystemExit, match=re.escape(f"{missing} not found. ") + ".*" + re.escape(install_command("zoo"))):
         command_line.main(command.split())
 
 
