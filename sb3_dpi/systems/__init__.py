@@ -3,7 +3,7 @@
 from sb3_dpi.systems.continuous import ContinuousSimulator
 from sb3_dpi.systems.copies import NotCopyableError, ReadableState, SimulatorState
 from sb3_dpi.systems.learned import EnsembleSystem, LocalSystem
-from sb3_dpi.systems.protocols import RewardSystem, Rollouts
+from sb3_dpi.systems.protocols import RewardSystem, Rollouts, returns_of
 from sb3_dpi.systems.simulator import Simulator
 from sb3_dpi.systems.table import Table
 from sb3_dpi.systems.varied import VariedSystem
@@ -20,4 +20,5 @@ __all__ = [
     "SimulatorState",
     "Table",
     "VariedSystem",
+    "returns_of",
 ]

@@ -181,10 +181,11 @@ class ContinuousSimulator:
         before = _shifted(firsts, after)
         over = task.terminated(after)
         over[:, self.steps_left - 1 :] = True
-        alive: BoolArray = np.cumsum(over, 1) - over == 0
-        rewards: FloatArray = np.where(alive, task.reward(before, after, actions), 0.0)
+        n_ends = np.cumsum(over, axis=1)
+        alive: BoolArray = n_ends - over == 0
+        rewards = np.where(alive, task.reward(before, after, actions), 0.0).astype(np.float64)
         last = after.at((np.arange(B), alive.sum(1) - 1))
-        goes_on: FloatArray = 1.0 - over.any(axis=1, keepdims=True)
+        goes_on = (n_ends[:, -1:] == 0).astype(np.float64)
         return Rollouts(rewards, task.observe(last)[:, None], goes_on)
 
     @property

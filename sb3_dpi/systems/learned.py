@@ -83,7 +83,7 @@ class EnsembleSystem(_Vectors):
         """See ``protocols.RewardSystem``: rewards count by the probability that the episode comes so far."""
         E, (B, T, du) = self.ensemble.n_members, actions.shape
         each = self.n_particles // E
-        begun = self.ensemble.standardize(np.broadcast_to(states, (B, self.state_dim)))
+        begun = self.ensemble.standardize(np.array(np.broadcast_to(states, (B, self.state_dim))))
         now = begun.expand(self.n_particles, B, -1).reshape(E, each * B, -1)
         goes_on = th.ones(E, each * B, device=now.device)
         rewards = np.empty((B, T))

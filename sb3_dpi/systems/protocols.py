@@ -4,6 +4,7 @@ Actions are in units of the bounds, [-1, 1]. Rewards are to be maximised. Shapes
 each (members of an ensemble, variants of a simulator; one where nothing is uncertain).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,3 +49,41 @@ class RewardSystem(System, Protocol):
         :return: what they led to
         """
         ...
+
+
+def returns_of(
+    system: RewardSystem,
+    states: FloatArray,
+    rng: np.random.Generator,
+    gamma: float = 1.0,
+    terminal_value: Callable[[FloatArray], FloatArray] | None = None,
+) -> Callable[[FloatArray], FloatArray]:
+    """
+    Make of a system what planners that sample ask for.
+
+    :param system: where sequences are tried
+    :param states: of which plans are made, ``[B, nx]``
+    :param rng: all that is drawn comes from it
+    :param gamma: discount factor
+    :param terminal_value: of observations ``[n, do]``, what an episode that goes on is worth after the last step, ``[n]``;
+        None counts nothing
+    :return: returns ``[B, N]`` of sequences of actions ``[B, N, T, du]``; it raises a ValueError where one is not finite
+    """
+
+    def evaluate(actions: FloatArray) -> FloatArray:
+        B, N, T, du = actions.shape
+        tried = system.rollout(np.repeat(states, N, axis=0), actions.reshape(B * N, T, du), rng)
+        total = tried.returns(gamma)
+        if terminal_value is not None:
+            seen = tried.last_observations
+            values = terminal_value(seen.reshape(-1, seen.shape[-1])).reshape(seen.shape[:2])
+            total = total + gamma**T * np.mean(tried.continuation * values, axis=1)
+        if not np.all(np.isfinite(total)):
+            row = int(np.argmin(np.isfinite(total)))
+            raise ValueError(
+                f"Action sequence {row % N} of state {row // N} earned {total[row]} in what is planned in: its rewards or "
+                "costs and the terminal value must be finite"
+            )
+        return total.reshape(B, N)
+
+    return evaluate
