@@ -214,6 +214,24 @@ def test_spaces_without_searches() -> None:
         _ = Simulator(gym.make("Pendulum-v1")).n_actions
 
 
+def test_planning_leaves_the_environment_alone() -> None:
+    """What it will draw too; and a copy shows nothing."""
+    env, twin = gym.make("FrozenLake-v1", render_mode="rgb_array"), gym.make("FrozenLake-v1")
+    env.reset(seed=5)
+    twin.reset(seed=5)
+    for environment in (env, twin):
+        environment.action_space.seed(0)
+    for _ in range(6):
+        simulator = Simulator(env)
+        assert simulator.env.render_mode is None and env.render_mode == "rgb_array"
+        state = simulator.read(env)
+        simulator.reset(seed=1)
+        for action in range(4):
+            state, *_ = simulator.step(state, action, np.random.default_rng(action))
+        action = env.action_space.sample()
+        assert action == twin.action_space.sample() and env.step(action)[:3] == twin.step(action)[:3]
+
+
 def test_states_of_another_kind_are_refused() -> None:
     simulator = Simulator(gym.make("CartPole-v1"))
     with pytest.raises(ValueError, match="make the simulator of the environment"):
@@ -246,6 +264,8 @@ def test_rollouts_in_threads_are_those_of_the_environment(env_id: str, n_threads
         np.testing.assert_allclose(tried.rewards[b], rewards, rtol=0.0, atol=1e-9)
         np.testing.assert_allclose(tried.last_observations[b, 0], observation, rtol=0.0, atol=1e-9)
         assert tried.continuation[b, 0] == goes_on
+        if not system.task.reads:  # nothing is computed but copied
+            np.testing.assert_array_equal(tried.last_observations[b, 0], observation)
     if env_id in ("Hopper-v5", "Walker2d-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5"):
         assert not all(goes_on for _, _, goes_on in expected)
 

@@ -56,7 +56,16 @@ MOVING: dict[str, tuple[str, ...]] = {
     f"{_MUJOCO}.inverted_double_pendulum_v5.InvertedDoublePendulumEnv": (),
 }
 """Attributes that move, of classes where these are known: the tables of others would be copied at each step."""
-FIXED_NAMES = {"env", "spec", "metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs", "_np_random_seed"}
+FIXED_NAMES = {
+    "env",
+    "spec",
+    "metadata",
+    "_saved_kwargs",
+    "_ezpickle_args",
+    "_ezpickle_kwargs",
+    "_np_random_seed",
+    "render_mode",
+}
 FIXED_TYPES = (gym.Space, EnvSpec, mujoco.MjModel, mujoco.MjData)
 DISPLAYS = {"pygame", "glfw"}
 """Packages whose objects only show something."""
@@ -164,6 +173,8 @@ def _copy_layer(layer: gym.Env, memo: dict[int, Any]) -> gym.Env:
     copied = object.__new__(cls)
     memo[id(layer)] = copied
     vars(copied).update({name: copy.deepcopy(value, memo) for name, value in vars(layer).items()})
+    if "render_mode" in vars(copied):
+        vars(copied)["render_mode"] = None  # "human" would show what is planned
     return copied
 
 

@@ -62,6 +62,7 @@ class Simulator:
         self._layers = layers_of(self.env, time_limits)
         self.layer_names = tuple(map(class_name, self._layers))
         self.has_physics = has_physics(self._layers[-1])
+        self._at: tuple[SimulatorState, np.random.Generator] | None = None
         self.is_random = self._check(env, n_checked_steps)
 
     # ------------------------------------------------------------------ states
@@ -110,6 +111,7 @@ class Simulator:
         :param seed: of the environment
         :return: its first state
         """
+        self._at = None
         self.env.reset(seed=seed)
         return save(self._layers)
 
@@ -121,6 +123,7 @@ class Simulator:
         :return: the observation; None where it is not known without a step, as through wrappers with a memory
         """
         base: Any = self._layers[-1]
+        self._at = None
         load(self._layers, state, np.random.default_rng(0))
         observe = next((getattr(base, name) for name in OBSERVERS if hasattr(base, name)), None)
         known = OBSERVED.get(type(base).__name__)
@@ -168,8 +171,14 @@ class Simulator:
         :param rng: what the environment draws from
         :return: next state, reward, and whether the episode is over
         """
-        _, reward, is_over = self.act(state, action, rng)
-        return save(self._layers), reward, is_over
+        _, reward, is_over = self.act(None if self._is_at(state, rng) else state, action, rng)
+        following = save(self._layers)
+        self._at = following, rng
+        return following, reward, is_over
+
+    def _is_at(self, state: SimulatorState, rng: np.random.Generator) -> bool:
+        """:return: whether the copy was left there, as in a rollout of one step after the other"""
+        return self._at is not None and self._at[0] is state and self._at[1] is rng
 
     def act(self, state: SimulatorState | None, action: Any, rng: np.random.Generator) -> tuple[Any, float, bool]:
         """
@@ -180,6 +189,7 @@ class Simulator:
         :param rng: what the environment draws from
         :return: observation, reward, and whether the episode is over
         """
+        self._at = None
         if state is not None:
             load(self._layers, state, rng)
         if isinstance(self.action_space, spaces.Discrete):
