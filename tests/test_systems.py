@@ -310,6 +310,22 @@ def test_steps_are_linearised(env_id: str) -> None:
         np.testing.assert_allclose(fu[:, column], slope, atol=1e-2 * (1e-2 + np.abs(fu).max()))
 
 
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Pendulum-v1"])
+def test_rewards_can_be_differentiated(env_id: str) -> None:
+    """Where actions are not rounded, second differences of rewards by actions are those of the known cost."""
+    env, _ = played(gym.make(env_id), 2)
+    rounded, smooth = (ContinuousSimulator(env, round_actions=rounds) for rounds in (True, False))
+    begun, h = smooth.begin(smooth.simulator.read(env)), 1e-3
+    rounded.begin(rounded.simulator.read(env))
+    actions = np.full((3, 1, smooth.action_dim), 0.3)
+    actions[:, 0, 0] += [-h, 0.0, h]
+    rewards = [system.rollout(begun[None], actions, np.random.default_rng(0)).rewards[:, 0] for system in (rounded, smooth)]
+    np.testing.assert_allclose(rewards[0], rewards[1], atol=1e-5)
+    if env_id == "Pendulum-v1":
+        assert (rewards[1] @ [1.0, -2.0, 1.0]) / h**2 == pytest.approx(-2.0 * 0.001 * 2.0**2, rel=1e-5)
+    assert np.ptp(rewards[1]) > 0.0
+
+
 def test_tangent_space() -> None:
     """A free body has seven coordinates and six changes."""
     env, _ = played(gym.make("Ant-v5"), 3)

@@ -34,12 +34,17 @@ class ContinuousSimulator:
     :param env: an environment with bounded ``Box`` actions and a vector as observation, or a ``Simulator`` of it
     :param n_threads: of MuJoCo; usual: the number of cores
     :param time_limits: whether a time limit ends episodes in plans
+    :param round_actions: whether actions are rounded to the precision in which the environment is given them, mostly single,
+        as an exact copy must; without, planners that take differences of steps or rewards meet no noise
     :raises ValueError: if the spaces are others, or the environment cannot be copied
     """
 
-    def __init__(self, env: gym.Env | Simulator, n_threads: int = 1, time_limits: bool = True) -> None:
+    def __init__(
+        self, env: gym.Env | Simulator, n_threads: int = 1, time_limits: bool = True, round_actions: bool = True
+    ) -> None:
         self.simulator = env if isinstance(env, Simulator) else Simulator(env, time_limits)
         self.low, self.high = _bounds(self.simulator.action_space)
+        self.round_actions = round_actions
         if not isinstance(self.simulator.observation_space, spaces.Box):
             raise ValueError(
                 f"Plans of continuous actions need a Box as observation, got {self.simulator.observation_space}: flatten it "
@@ -117,9 +122,8 @@ class ContinuousSimulator:
         :param actions: in units of the bounds, ``[..., du]``
         :return: in its units and precision, ``[..., du]``
         """
-        dtype = self.simulator.action_space.dtype
-        scaled: FloatArray = (0.5 * (self.high + self.low) + 0.5 * (self.high - self.low) * actions).astype(dtype)
-        return scaled
+        scaled: FloatArray = 0.5 * (self.high + self.low) + 0.5 * (self.high - self.low) * actions
+        return scaled.astype(self.simulator.action_space.dtype) if self.round_actions else scaled
 
     # ------------------------------------------------------------------ steps
 
