@@ -1,6 +1,5 @@
 """A simulator as arrays: states are vectors, actions in units of the bounds."""
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -180,9 +179,7 @@ class ContinuousSimulator:
     def _rollout_in_threads(self, task: Task, threads: Threads, states: FloatArray, actions: FloatArray) -> Rollouts:
         B = len(actions)
         after = threads.roll_out(states, actions.astype(np.float64), task.reads)
-        same = np.all(states == states[:1])
-        firsts = [threads.read(state, task.reads) for state in (states[:1] if same else states)]
-        before = _shifted(firsts, after)
+        before = _shifted(threads.read(states, task.reads), after)
         over = task.terminated(after)
         over[:, self.steps_left - 1 :] = True
         n_ends = np.cumsum(over, axis=1)
@@ -282,18 +279,14 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, float | np.floating) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
 
 
-def _shifted(firsts: list[Readings], after: Readings) -> Readings:
+def _shifted(first: Readings, after: Readings) -> Readings:
     """:return: readings before each step: the first ones, and then those after the step before"""
 
-    def shift(read: Callable[[Readings], FloatArray], array: FloatArray) -> FloatArray:
-        first = np.stack([read(one) for one in firsts])
-        return np.concatenate([np.broadcast_to(first, array[:, 0].shape)[:, None], array[:, :-1]], axis=1)
+    def shift(begun: FloatArray, array: FloatArray) -> FloatArray:
+        return np.concatenate([begun[:, None], array[:, :-1]], axis=1)
 
-    def named(name: str) -> Callable[[Readings], FloatArray]:
-        return lambda one: one.more[name]
-
-    more = {name: shift(named(name), array) for name, array in after.more.items()}
-    return Readings(shift(lambda one: one.qpos, after.qpos), shift(lambda one: one.qvel, after.qvel), more)
+    more = {name: shift(first.more[name], array) for name, array in after.more.items()}
+    return Readings(shift(first.qpos, after.qpos), shift(first.qvel, after.qvel), more)
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[FloatArray, FloatArray]:

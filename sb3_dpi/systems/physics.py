@@ -76,6 +76,26 @@ def unpack(model: mujoco.MjModel, data: mujoco.MjData, state: FloatArray) -> Non
         end += array.size
 
 
+def part(model: mujoco.MjModel, data: mujoco.MjData, states: FloatArray, name: str) -> FloatArray:
+    """
+    Read an array of the data from many states at once.
+
+    :param model: of the simulation
+    :param data: its, for the sizes
+    :param states: ``[..., nx]``
+    :param name: ``"qpos"``, ``"qvel"``, ``"qacc_warmstart"``, or one of ``LAGGING``
+    :return: ``[..., *]``
+    """
+    sizes = {"time": 1, "qpos": model.nq, "qvel": model.nv, "act": model.na, "qacc_warmstart": model.nv}
+    if name in sizes:
+        begin = sum(size for before, size in sizes.items() if list(sizes).index(before) < list(sizes).index(name))
+    else:
+        before = LAGGING[: LAGGING.index(name)]
+        begin = int(mujoco.mj_stateSize(model, INTEGRATION)) + sum(getattr(data, other).size for other in before)
+    array = getattr(data, name)
+    return states[..., begin : begin + array.size].reshape(*states.shape[:-1], *array.shape)
+
+
 @dataclass(frozen=True)
 class Tangent:
     """Changes of vectors of one model."""

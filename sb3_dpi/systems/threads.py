@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 from mujoco import rollout
 
-from sb3_dpi.systems.physics import pack, unpack
+from sb3_dpi.systems.physics import pack, part, unpack
 from sb3_dpi.systems.tasks import Readings
 from sb3_dpi.trajopt.types import FloatArray
 
@@ -55,18 +55,16 @@ class Threads:
         self._share(work, len(states))
         return following
 
-    def read(self, state: FloatArray, names: Sequence[str]) -> Readings:
+    def read(self, states: FloatArray, names: Sequence[str]) -> Readings:
         """
-        Read a state.
+        Read states.
 
-        :param state: ``[nx]``
+        :param states: ``[B, nx]``
         :param names: of arrays of the data, beside the joints
-        :return: of one simulation, ``[]``
+        :return: ``[B]``
         """
-        data = self.datas[0]
-        unpack(self.model, data, state)
-        more = {name: getattr(data, name).copy() for name in names}
-        return Readings(data.qpos.copy(), data.qvel.copy(), more)
+        qpos, qvel, *more = (part(self.model, self.datas[0], states, name) for name in ("qpos", "qvel", *names))
+        return Readings(qpos, qvel, dict(zip(names, more, strict=True)))
 
     def roll_out(self, states: FloatArray, controls: FloatArray, names: Sequence[str]) -> Readings:
         """
@@ -112,13 +110,8 @@ class Threads:
 
     def _roll_out_joints(self, states: FloatArray, controls: FloatArray) -> Readings:
         nq, nv, nu = self.model.nq, self.model.nv, self.model.nu
-        first, size = self.datas[0], mujoco.mj_stateSize(self.model, FULL_PHYSICS)
-        warm = np.empty((len(states), nv))
-        for b, state in enumerate(states):  # the rest of a state, as applied forces, is that of the workspaces
-            if b == 0 or np.any(state != states[0]):
-                unpack(self.model, first, state)
-            warm[b] = first.qacc_warmstart
-        for data in self.datas:
+        size = mujoco.mj_stateSize(self.model, FULL_PHYSICS)
+        for data in self.datas:  # the rest of a state, as applied forces, is that of the workspaces
             unpack(self.model, data, states[0])
         B, T = controls.shape[:2]
         held = np.repeat(controls, self.frame_skip, axis=1).reshape(B, T * self.frame_skip, nu)
@@ -129,7 +122,7 @@ class Threads:
                 self.datas if n_threads > 1 else self.datas[0],
                 np.ascontiguousarray(states[:, :size]),
                 held,
-                initial_warmstart=warm,
+                initial_warmstart=np.ascontiguousarray(part(self.model, self.datas[0], states, "qacc_warmstart")),
             )
         after = visited[:, self.frame_skip - 1 :: self.frame_skip]
         return Readings(after[..., 1 : 1 + nq], after[..., 1 + nq : 1 + nq + nv])
