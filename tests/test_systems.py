@@ -64,6 +64,7 @@ def test_a_copy_steps_as_the_environment(env_id: str) -> None:
         state = simulator.step(state, action, np.random.default_rng(0))[0]
         assert simulator.key(state) == simulator.key(simulator.read(env))
         assert equal(simulator.observe(state), observation)
+        assert equal(simulator.observe(simulator.read(env)), observation)
 
 
 WRAPPED: dict[str, Callable[[], gym.Env]] = {
@@ -93,6 +94,7 @@ def test_wrappers_and_parameters_belong_to_the_copy(make: Callable[[], gym.Env])
         seen, earned, is_over = simulator.act(before, action, np.random.default_rng(0))
         assert equal(observation, seen) and reward == earned and is_over == any(ends)
         state, *_ = simulator.step(before, action, np.random.default_rng(0))
+        assert equal(simulator.observe(state), observation)
         if any(ends):
             break
 
@@ -268,6 +270,32 @@ def test_rollouts_in_threads_are_those_of_the_environment(env_id: str, n_threads
             np.testing.assert_array_equal(tried.last_observations[b, 0], observation)
     if env_id in ("Hopper-v5", "Walker2d-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5"):
         assert not all(goes_on for _, _, goes_on in expected)
+
+
+@pytest.mark.parametrize(
+    "make, is_known",
+    [
+        (lambda: gym.make("Ant-v5"), True),
+        (lambda: gym.make("Humanoid-v5"), False),
+        (WRAPPED["scaled"], False),
+        (lambda: gym.make("Pendulum-v1"), False),
+    ],
+    ids=["Ant", "Humanoid", "scaled", "Pendulum"],
+)
+def test_steps_of_arrays_are_those_of_the_environment(make: Callable[[], gym.Env], is_known: bool) -> None:
+    """Of a task that is known and of others, to the last bit: next states, and rollouts."""
+    env, _ = played(make(), 3)
+    system = ContinuousSimulator(env)
+    assert (system.task is not None) == is_known
+    rng = np.random.default_rng(0)
+    begun, actions = system.begin(system.simulator.read(env)), rng.uniform(-1.0, 1.0, (4, system.action_dim))
+    tried, now = system.rollout(begun[None], actions[None], rng), begun
+    for t, action in enumerate(system.units_to_actions(actions)):
+        observation, reward, *_ = env.step(action)
+        assert tried.rewards[0, t] == pytest.approx(reward, abs=1e-12)
+        now = system.step(now[None], actions[t : t + 1])[0]
+        np.testing.assert_array_equal(now, system.begin(system.simulator.read(env)))
+    np.testing.assert_array_equal(tried.last_observations[0, 0], observation)
 
 
 def test_rollouts_end_at_the_time_limit() -> None:

@@ -84,6 +84,8 @@ class SimulatorState:
     """class of each layer, outermost first, and its own; not to be changed"""
     physics: FloatArray | None
     """of MuJoCo, see ``physics``; None where there is none"""
+    observation: Any = None
+    """what was observed when it was reached; None where it was read without a step"""
 
 
 class ReadableState(gym.Wrapper):

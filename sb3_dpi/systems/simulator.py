@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -92,7 +93,7 @@ class Simulator:
                 f"A state of {' > '.join(names)} cannot be set in a simulator of {' > '.join(self.layer_names)}: make the "
                 "simulator of the environment whose state it reads"
             )
-        return SimulatorState(kept, state.physics)
+        return replace(state, attributes=kept)
 
     def write(self, env: gym.Env, state: SimulatorState, rng: np.random.Generator) -> None:
         """
@@ -112,16 +113,23 @@ class Simulator:
         :return: its first state
         """
         self._at = None
-        self.env.reset(seed=seed)
-        return save(self._layers)
+        observation, _ = self.env.reset(seed=seed)
+        return self._reached(observation)
+
+    def _reached(self, observation: Any) -> SimulatorState:
+        """:return: the present state, with what was observed; an environment may write into the same array again"""
+        is_plain = isinstance(observation, int | float | np.generic)
+        return replace(save(self._layers), observation=observation if is_plain else copy.deepcopy(observation))
 
     def observe(self, state: SimulatorState) -> Any:
         """
         Say what is observed in a state.
 
         :param state: which
-        :return: the observation; None where it is not known without a step, as through wrappers with a memory
+        :return: the observation; None where it is not known, as of a state that was read through wrappers with a memory
         """
+        if state.observation is not None:
+            return state.observation
         base: Any = self._layers[-1]
         self._at = None
         load(self._layers, state, np.random.default_rng(0))
@@ -171,8 +179,8 @@ class Simulator:
         :param rng: what the environment draws from
         :return: next state, reward, and whether the episode is over
         """
-        _, reward, is_over = self.act(None if self._is_at(state, rng) else state, action, rng)
-        following = save(self._layers)
+        observation, reward, is_over = self.act(None if self._is_at(state, rng) else state, action, rng)
+        following = self._reached(observation)
         self._at = following, rng
         return following, reward, is_over
 
