@@ -1,0 +1,237 @@
+"""Tree search: known trees, and lakes whose values are known exactly."""
+
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from sb3_dpi.systems import Simulator, SimulatorState, Table
+from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, SearchResult, puct, uct
+from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.value_iteration import value_iteration
+
+LAKE = Table.of(gym.make("FrozenLake-v1"))
+SMALL, HORIZON = ["SFF", "FHF", "FFG"], 12
+"""A lake on which chance alone sometimes gets through, and the time that there is."""
+POND = Table.of(gym.make("FrozenLake-v1", desc=SMALL))
+OPTIMUM = float(POND.initial @ POND.values(horizon=HORIZON).v)
+
+
+@dataclass
+class Tree:
+    """Three actions for two steps; the best first step is not the one that earns most at once."""
+
+    rewards: tuple[float, ...] = (30.0, 0.0, 10.0)
+    later: tuple[tuple[float, ...], ...] = ((0.0, 0.0, -10.0), (50.0, -50.0, -50.0), (20.0, 25.0, 15.0))
+    is_random: bool = False
+    n_actions: int = 3
+    asked: list[tuple[int, ...]] = field(default_factory=list)
+
+    def step(self, state: tuple[int, ...], action: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float, bool]:
+        """:return: what a node of the tree has"""
+        self.asked.append((*state, action))
+        return (*state, action), self.later[state[0]][action] if state else self.rewards[action], len(state) == 1
+
+    def key(self, state: tuple[int, ...]) -> Hashable:
+        """:return: the path"""
+        return state
+
+
+def uniform(_: object) -> tuple[FloatArray, float]:
+    """:return: priors and a value that know nothing"""
+    return np.full(3, 1 / 3), 0.0
+
+
+@pytest.mark.parametrize("n_simulations", [400, 2000])
+@pytest.mark.parametrize("search", ["uct", "puct"])
+def test_the_optimal_action_is_found(search: str, n_simulations: int) -> None:
+    """Values are 30, 50 and 35; each node of a deterministic tree is asked once by the tree policy."""
+    tree, rng = Tree(), np.random.default_rng(0)
+    if search == "uct":
+        found = uct(tree, (), rng, n_simulations, evaluate=lambda state, rng: 0.0)
+    else:
+        found = puct(tree, (), uniform, rng, n_simulations)
+    assert found.action == 1 and found.depth == 2 and found.visits.sum() == found.n_simulations == n_simulations
+    assert found.visits[1] > (0.4 if n_simulations == 400 else 0.6) * n_simulations
+    assert found.values[1] > 35.0 and found.values[0] <= 30.0
+    assert len(tree.asked) == len(set(tree.asked)) == found.n_steps <= 12
+
+
+def test_the_score_is_the_printed_one() -> None:
+    """With a known range the visits of two arms are those of the formula, computed by hand."""
+    rewards, n = (0.4, 0.6), 60
+
+    @dataclass
+    class Arms(Tree):
+        n_actions: int = 2
+
+        def step(self, state: tuple[int, ...], action: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float, bool]:
+            return (action,), rewards[action], True
+
+    found = uct(Arms(), (), np.random.default_rng(0), n, exploration=0.3, return_range=(0.0, 2.0))
+    visits = np.ones(2, int)
+    for total in range(2, n):
+        visits[np.argmax(np.array(rewards) / 2.0 + 2.0 * 0.3 * np.sqrt(2.0 * np.log(total) / visits))] += 1
+    np.testing.assert_array_equal(found.visits, visits)
+    np.testing.assert_allclose(found.policy(), visits / n)
+    np.testing.assert_array_equal(found.policy(0.0), [0.0, 1.0])
+    assert found.value == pytest.approx(visits @ rewards / n) and pytest.approx(0.5**0.5) == UCT_EXPLORATION
+
+
+def test_priors_and_values_lead() -> None:
+    """The first walk takes the likeliest action; one that is certain is all that is tried where values do not differ."""
+    sure = np.array([0.0, 0.0, 1.0])
+    found = puct(Tree((0.0, 0.0, 0.0), ((0.0,) * 3,) * 3), (), lambda _: (sure, 0.0), np.random.default_rng(0), 10)
+    assert list(found.visits) == [0, 0, 10] and np.isnan(found.values[0])
+    noisy = puct(Tree(), (), lambda _: (sure, 0.0), np.random.default_rng(0), 200, noise=(1.0, 0.5))
+    assert np.all(noisy.visits > 0)
+    valued = puct(Tree(), (), lambda state: (np.full(3, 1 / 3), 1e3 * (state == (2,))), np.random.default_rng(0), 9)
+    assert valued.visits[2] >= 3
+
+
+def test_chance_is_averaged() -> None:
+    """Two arms of a coin: the value is the mean, each outcome has a node, and outcomes are drawn at each visit."""
+    P = np.zeros((3, 2, 3))
+    P[0, 0, 1:], P[0, 1, 1:], P[1:, :, 0] = (0.3, 0.7), (0.6, 0.4), 1.0
+    rewards, ends = np.zeros((3, 2, 3)), np.ones((3, 2, 3))
+    rewards[0, :, 1] = 1.0
+    coin = Table(P, rewards, ends, np.eye(3)[0])
+    assert coin.is_random and not replace(coin, transitions=np.eye(3)[np.zeros((3, 2), int)]).is_random
+    found = uct(coin, 0, np.random.default_rng(0), 4000, exploration=2.0)
+    error = 5.0 * np.sqrt(0.25 / found.visits)
+    assert found.action == 1 and np.all(np.abs(found.values - [0.3, 0.6]) < error)
+    assert set(found.root.edges[0].outcomes) == {1, 2} and found.n_steps == 4000
+
+
+def play(plan: str, seed: int) -> float:
+    """:return: of an episode on the lake, its model known to the search but not its chance"""
+    rng = np.random.default_rng(seed)
+    state, best = POND.reset(rng), POND.values(gamma=0.9)
+    for left in range(HORIZON, 0, -1):
+        if plan == "uct":
+            action = uct(POND, state, rng, 40, left, exploration=0.3).action
+        else:
+            action = puct(POND, state, lambda s: (np.full(4, 0.25), best.v[s]), rng, 20, gamma=0.9).action
+        state, reward, is_over = POND.step(state, action, rng)
+        if is_over:
+            return reward
+    return 0.0
+
+
+@pytest.mark.parametrize("plan", ["uct", "puct"])
+def test_no_search_beats_the_optimum(plan: str) -> None:
+    """That of exact value iteration with as many steps; but it earns more than chance."""
+    n, by_chance = 30, np.zeros(9)
+    for _ in range(HORIZON):
+        onward = POND.rewards + (1.0 - POND.ends) * by_chance
+        by_chance = np.mean(np.sum(POND.transitions * onward, -1), -1)
+    earned = np.mean([play(plan, seed) for seed in range(n)])
+    interval = 2.6 * np.sqrt(OPTIMUM * (1.0 - OPTIMUM) / n)
+    assert 2.0 * by_chance[0] < earned < OPTIMUM + interval < 0.75
+
+
+def test_a_long_search_finds_what_value_iteration_finds() -> None:
+    """Beside the goal, with three steps left: an action as good as the best, and nearly its value."""
+    q = POND.values(horizon=3).q[7]
+    found = uct(POND, 7, np.random.default_rng(0), 3000, 3, exploration=0.2)
+    assert q.max() - q[found.action] < 0.01 < q.max() - np.median(q)
+    assert abs(found.values[found.action] - q.max()) < 0.05
+
+
+def test_a_simulator_does_not_see_the_future() -> None:
+    """The search in copies of a real lake, played in the real lake: one that saw how it will slip would pass the bound."""
+    env, n = gym.make("FrozenLake-v1", desc=SMALL, max_episode_steps=HORIZON), 24
+    simulator = Simulator(env)
+    total, rng = 0.0, np.random.default_rng(0)
+    for seed in range(n):
+        env.reset(seed=seed)
+        is_over = False
+        while not is_over:
+            action = uct(simulator, simulator.read(env), rng, 16, HORIZON).action
+            _, reward, terminated, truncated, _ = env.step(action)
+            total, is_over = total + float(reward), terminated or truncated
+    assert total / n <= OPTIMUM + 2.6 * np.sqrt(OPTIMUM * (1.0 - OPTIMUM) / n) < 0.75
+
+
+def test_cartpole_is_balanced() -> None:
+    """For 60 steps, ten times what chance does in the half that is planned; the tree is kept from step to step."""
+    env = gym.make("CartPole-v1")
+    env.reset(seed=0)
+    simulator = Simulator(env, time_limits=False)
+    rng, root = np.random.default_rng(0), None
+    for _ in range(60):
+        state = simulator.read(env)
+        found: SearchResult = uct(simulator, state, rng, 15, 25, root=root)
+        assert not env.step(found.action)[2]
+        root = found.subtree(found.action, 0)
+        assert root is not None and root.visits > 0 and isinstance(root.state, SimulatorState)
+        assert simulator.key(root.state) == simulator.key(simulator.read(env))
+
+
+def test_searches_follow_their_seed_and_their_clock() -> None:
+    runs = [uct(LAKE, 0, np.random.default_rng(seed), 50, 20) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(runs[0].visits, runs[1].visits)
+    assert (
+        not np.array_equal(np.nan_to_num(runs[0].values), np.nan_to_num(runs[2].values)) or runs[0].n_steps != runs[2].n_steps
+    )
+    begun = time.perf_counter()
+    found = uct(LAKE, 0, np.random.default_rng(0), 10**9, 20, max_seconds=0.02)
+    assert 1 <= found.n_simulations < 10**6 and time.perf_counter() - begun < 5.0
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"n_simulations": 0}, "n_simulations must be at least 1"),
+        ({"horizon": 0}, "horizon must be at least 1"),
+        ({"gamma": 1.1}, "gamma must be in"),
+        ({"exploration": -1.0}, "exploration"),
+        ({"return_range": (1.0, 1.0)}, "return_range"),
+        ({"evaluate": lambda state, rng: np.nan}, "must be finite"),
+    ],
+)
+def test_bad_numbers_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        uct(Tree(), (), np.random.default_rng(0), **options)  # type: ignore[arg-type]
+
+
+def test_priors_of_another_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="one for each of 3 actions, got 2"):
+        puct(Tree(), (), lambda _: (np.ones(2), 0.0), np.random.default_rng(0))
+
+
+def test_value_iteration() -> None:
+    """Against the linear equations of the best policy, and by hand for one and two steps."""
+    P, rewards = np.zeros((2, 2, 2)), np.array([[1.0, 0.0], [2.0, 0.0]])
+    P[0, 0, 0] = P[0, 1, 1] = P[1, 0, 1] = P[1, 1, 0] = 1.0
+    values = value_iteration(P, rewards, gamma=0.9)
+    np.testing.assert_allclose(values.v, [18.0, 20.0], atol=1e-9)
+    assert list(values.policy) == [1, 0]
+    np.testing.assert_allclose(value_iteration(P, rewards, horizon=1).v, [1.0, 2.0])
+    np.testing.assert_allclose(value_iteration(P, rewards, horizon=3).v, [4.0, 6.0])
+    with pytest.raises(ValueError, match="lower gamma, or give a horizon"):
+        value_iteration(P, rewards, max_sweeps=100)
+    lake = LAKE.values(gamma=0.95)
+    chosen = lake.policy[:, None, None]
+    onward = np.take_along_axis(LAKE.transitions * (1.0 - LAKE.ends), chosen, 1)[:, 0]
+    earned = np.take_along_axis(np.sum(LAKE.transitions * LAKE.rewards, -1), lake.policy[:, None], 1)[:, 0]
+    np.testing.assert_allclose(lake.v, np.linalg.solve(np.eye(16) - 0.95 * onward, earned), atol=1e-9)
+    with pytest.raises(ValueError, match="horizon must be at least 1"):
+        LAKE.values(horizon=0)
+
+
+def test_tables() -> None:
+    """They draw what they say, and refuse what is none."""
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([LAKE.step(0, 2, rng)[0] for _ in range(3000)], minlength=16) / 3000
+    np.testing.assert_allclose(drawn, LAKE.transitions[0, 2], atol=0.03)
+    assert LAKE.step(14, 1, np.random.default_rng(2))[1:] in ((0.0, False), (1.0, True))
+    with pytest.raises(ValueError, match="has no table"):
+        Table.of(gym.make("CartPole-v1"))
+    with pytest.raises(ValueError, match="add up to one"):
+        replace(LAKE, initial=LAKE.initial * 0.5)
+    with pytest.raises(ValueError, match="rewards must have shape"):
+        replace(LAKE, rewards=LAKE.rewards[0])
