@@ -314,7 +314,7 @@ def test_ray_gives_the_same_evaluations(local: tuple[list[RunResult], list[RunFa
 
 def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"sb3_dpi\[ray\]"):
+    with pytest.raises(ImportError, match=r"\[ray\]"):
         run_all(GOOD, Store(tmp_path), RayEngine(), quiet())
 
 
