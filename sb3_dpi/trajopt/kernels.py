@@ -36,7 +36,7 @@ except ImportError:  # pragma: no cover - numba is an optional extra
     pass
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of arrays where numba is there to do it."""
     return numba.njit(cache=True, error_model="numpy")(function) if COMPILED else function
 
@@ -127,8 +127,8 @@ def _forward_kl_numpy(
     return kl
 
 
-@_compiled
-def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+@compiled
+def multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
     for i in range(left.shape[0]):
         for j in range(right.shape[1]):
             out[i, j] = 0.0
@@ -144,7 +144,7 @@ def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
                 out[i, j] += weight * right[r, j]
 
 
-@_compiled
+@compiled
 def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl: FloatArray) -> bool:
     """Write (Qww + eta I)^-1 and (tr S - du - log det S) / 2; False where the matrix is not positive definite."""
     du = Q.shape[0] - dx
@@ -182,7 +182,7 @@ def _invert_shifted(Q: FloatArray, dx: int, eta: float, inverse: FloatArray, kl:
     return True
 
 
-@_compiled
+@compiled
 def _gains(
     Q: FloatArray,
     q: FloatArray,
@@ -217,7 +217,7 @@ def _gains(
             V[i, j] = V[j, i] = 0.5 * (V[i, j] + V[j, i])
 
 
-@_compiled
+@compiled
 def _backward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -237,7 +237,7 @@ def _backward_loops(
     Q, q = np.zeros((dz, dz)), np.zeros(dz)
     W, h = np.zeros((dx, dz)), np.zeros(dx)
     for t in range(T - 1, -1, -1):
-        _multiply(V, F[t], W)
+        multiply(V, F[t], W)
         for i in range(dx):
             h[i] = v[i]
             for j in range(dx):
@@ -261,7 +261,7 @@ def _backward_loops(
     return -1
 
 
-@_compiled
+@compiled
 def _forward_loops(
     F: FloatArray,
     f: FloatArray,
@@ -283,7 +283,7 @@ def _forward_loops(
     R = np.zeros((du, dx))
     spread = np.zeros((dx, dx))
     for t in range(T):
-        _multiply(K[t], sigma, R)
+        multiply(K[t], sigma, R)
         total = 0.0
         for i in range(du):
             w[i] = k[t, i]
@@ -308,17 +308,17 @@ def _forward_loops(
             mu[i] = next_mu[i]
             for j in range(dx):
                 At[j, i] = A[i, j]
-        _multiply(A, sigma, G)
-        _multiply(G, At, sigma)
-        _multiply(B, S[t], H)
-        _multiply(H, Bt, spread)
+        multiply(A, sigma, G)
+        multiply(G, At, sigma)
+        multiply(B, S[t], H)
+        multiply(H, Bt, spread)
         for i in range(dx):
             for j in range(i + 1):
                 mean = 0.5 * (sigma[i, j] + sigma[j, i] + spread[i, j] + spread[j, i] + noise[t, i, j] + noise[t, j, i])
                 sigma[i, j] = sigma[j, i] = mean
 
 
-@_compiled
+@compiled
 def pass_loops(
     F: FloatArray,
     f: FloatArray,

@@ -13,14 +13,7 @@ fu ``[T, dx, du]``, second derivatives ``[T, dx, dz, dz]`` with z = [change of x
 
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from sb3_dpi.trajopt.types import FloatArray, IntArray, QuadraticCost, QuadraticValue
-
-FIRST_WIDTH = float(np.finfo(np.float64).eps ** (1 / 3))
-"""Width of central differences, relative to numbers above one: rounding and curvature weigh alike."""
-SECOND_WIDTH = float(np.finfo(np.float64).eps ** (1 / 4))
-"""Width where a difference of differences is taken."""
 
 
 class System(Protocol):
@@ -122,20 +115,22 @@ class Cost(Protocol):
         """
         ...
 
-    def final_value(self, states: FloatArray) -> FloatArray:
+    def final_value(self, states: FloatArray, time_step: int) -> FloatArray:
         """
         Evaluate the cost of the last state.
 
         :param states: ``[..., nx]``
+        :param time_step: its t
         :return: ``[...]``
         """
         ...
 
-    def expand_final(self, state: FloatArray) -> QuadraticValue:
+    def expand_final(self, state: FloatArray, time_step: int) -> QuadraticValue:
         """
         Expand the cost of the last state to second order, in changes of it.
 
         :param state: ``[nx]``
+        :param time_step: its t
         :return: V ``[dx, dx]``, v ``[dx]``, const ``[]`` around it
         """
         ...
