@@ -77,10 +77,12 @@ def _projected_step(
     H: FloatArray, g: FloatArray, low: FloatArray, high: FloatArray, k: FloatArray, step: FloatArray, slope: FloatArray
 ) -> FloatArray | None:
     """The longest step of 1, 1/2, 1/4, ... that brings enough once it is clipped; None where none does."""
-    share, here, foretold = 1.0, k @ (0.5 * H @ k + g), slope @ step
+    share, here = 1.0, k @ (0.5 * H @ k + g)
     for _ in range(MOST_HALVINGS):
         moved = np.clip(k + share * step, low, high)
-        if moved @ (0.5 * H @ moved + g) - here <= SUFFICIENT * share * foretold:
+        # foretold by what is left of the step in the box, else one that leaves it at once would have to be cut very short
+        foretold = slope @ (moved - k)
+        if foretold < 0.0 and moved @ (0.5 * H @ moved + g) - here <= SUFFICIENT * foretold:
             return moved
         share *= 0.5
     return None
@@ -212,17 +214,16 @@ def box_minimum_loops(
         for i in range(n):
             step[i] = -slope[index[i]]
         _solve(lower, n, step)
-        foretold = 0.0
-        for i in range(n):
-            foretold += slope[index[i]] * step[i]
         here, share, accepted, whole = _objective(H, g, k), 1.0, False, True
         for _ in range(MOST_HALVINGS):
             moved[:] = k
+            foretold = 0.0
             for i in range(n):
                 r = index[i]
                 moved[r] = min(max(k[r] + share * step[i], low[r]), high[r])
                 whole = whole and moved[r] == k[r] + step[i]
-            accepted = _objective(H, g, moved) - here <= SUFFICIENT * share * foretold
+                foretold += slope[r] * (moved[r] - k[r])
+            accepted = foretold < 0.0 and _objective(H, g, moved) - here <= SUFFICIENT * foretold
             if accepted:
                 break
             share *= 0.5

@@ -45,7 +45,7 @@ SMALLEST_SIZE = 1e-200
 GROWTH = 2.0
 """Of the growth of the shift from one failure to the next."""
 ROUNDING = 1e-14
-"""Of a cost, relative to the sizes that it is the sum of."""
+"""Of a number, relative to those that it is the sum of."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,8 @@ class _Search:
         with np.errstate(all="ignore"):
             for t in range(T):
                 change = self.system.difference(reference.states[t], states[:, t])
-                actions[:, t] = np.clip(pushes[:, t] + change @ gains[t].T, self.low[t], self.high[t])
+                wished = pushes[:, t] + change @ gains[t].T
+                actions[:, t] = np.minimum(np.maximum(wished, self.low[t]), self.high[t])
                 states[:, t + 1] = self.system.step(states[:, t], actions[:, t])
             values = self.cost.value(states[:, :-1], actions, self.time_steps)
             ends = self.cost.final_value(states[:, -1], self.time_steps[-1] + 1)
@@ -278,13 +279,20 @@ class _Search:
 
     def _backward(self, now: _Trajectory, expansion: "_Expansion") -> BoxResult | None:
         """Steps and gains, with the least shift that gives any; None where none does."""
-        e, low, high = expansion, self.low - now.actions, self.high - now.actions
+        e, low, high = expansion, self._room(now.actions, self.low), self._room(now.actions, self.high)
         while True:
             passed = box_pass(e.F, e.C, e.c, e.V, e.v, e.second, low, high, self.shift)
             if passed[4] < 0 and np.isfinite(passed[2]).all():
                 return passed
             if not self._raise_shift(passed[3]):
                 return None
+
+    @staticmethod
+    def _room(actions: FloatArray, limit: FloatArray) -> FloatArray:
+        """What is left to a limit; nothing at one that rounding alone keeps from being met."""
+        room = limit - actions
+        met = np.isfinite(limit) & (np.abs(room) <= ROUNDING * np.abs(limit))
+        return np.where(met, 0.0, room)
 
     def _forward(self, now: _Trajectory, passed: BoxResult) -> _Trajectory | None:
         """The trajectory of the greatest share of the step that lowers the cost enough; None where none does."""
