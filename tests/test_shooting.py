@@ -67,6 +67,18 @@ def test_the_best_of_all_rounds(planner: Shooter) -> None:
     np.testing.assert_array_equal(problem(plan.elites)[:, 0], tried[-1])
 
 
+def test_a_later_round_may_be_worse() -> None:
+    problem, calls = Quadratic(), []
+
+    def worse(actions: np.ndarray) -> np.ndarray:
+        calls.append(problem(actions) - 100.0 * len(calls))
+        return calls[-1]
+
+    plan = CEM(60, 6, 3).plan(worse, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    np.testing.assert_array_equal(plan.returns, calls[0].max(1))
+    np.testing.assert_array_equal(problem(plan.actions[:, None])[:, 0], plan.returns)
+
+
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_bounds_and_seeds(planner: Shooter) -> None:
     """Only actions within bounds are rolled out, wide of them lies the optimum; the same seed draws the same."""
