@@ -26,6 +26,9 @@ Pass = Callable[
     [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], PassResult
 ]
 
+WhitenResult = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+Whiten = Callable[[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray], WhitenResult]
+
 COMPILED = False
 """whether the plain loops are compiled"""
 try:
@@ -380,4 +383,61 @@ def pass_loops(
 
 
 lqr_pass: Pass = pass_loops if COMPILED else pass_numpy
+"""the faster of the two"""
+
+
+def whiten_numpy(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: FloatArray, lower: FloatArray) -> WhitenResult:
+    """Dynamics and cost in actions w, u = K x + k + lower w, in numpy.
+
+    :param F: dynamics matrix, ``[M, T, dx, dz]``
+    :param C: cost matrix, ``[M, T, dz, dz]``
+    :param c: cost vector, ``[M, T, dz]``
+    :param K: ``[M, T, du, dx]``
+    :param k: ``[M, T, du]``
+    :param lower: ``[M, T, du, du]``
+    :return: F G, the offset F g, G' C G and G' (C g + c) with z = G [x; w] + g
+    """
+    dx, dz = F.shape[-2:]
+    G, g = np.zeros((*K.shape[:-2], dz, dz)), np.zeros((*K.shape[:-2], dz))
+    G[..., :dx, :dx] = np.eye(dx)
+    G[..., dx:, :dx], G[..., dx:, dx:], g[..., dx:] = K, lower, k
+    Gt = np.swapaxes(G, -1, -2)
+    return F @ G, matvec(F, g), symmetrize(Gt @ C @ G), matvec(Gt, matvec(C, g) + c)
+
+
+@compiled
+def whiten_loops(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: FloatArray, lower: FloatArray) -> WhitenResult:
+    """The same as ``whiten_numpy`` in plain loops: G is the unit matrix but for the rows of actions."""
+    M, T, dx, dz = F.shape
+    du = dz - dx
+    new_F, offset, new_C, new_c = np.empty(F.shape), np.zeros((M, T, dx)), np.empty(C.shape), np.empty(c.shape)
+    rows, columns, W, h = np.zeros((du, dz)), np.zeros((dz, du)), np.zeros((dz, dz)), np.zeros(dz)
+    for m in range(M):
+        for t in range(T):
+            rows[:, :dx] = K[m, t]
+            rows[:, dx:] = lower[m, t]
+            _transpose(rows, columns)
+            multiply(F[m, t][:, dx:], rows, new_F[m, t])
+            new_F[m, t][:, :dx] += F[m, t][:, :dx]
+            multiply(C[m, t][:, dx:], rows, W)
+            W[:, :dx] += C[m, t][:, :dx]
+            multiply(columns, W[dx:], new_C[m, t])
+            new_C[m, t][:dx] += W[:dx]
+            for i in range(dz):
+                h[i] = c[m, t, i]
+                for j in range(i):
+                    new_C[m, t, i, j] = new_C[m, t, j, i] = 0.5 * (new_C[m, t, i, j] + new_C[m, t, j, i])
+                for r in range(du):
+                    h[i] += C[m, t, i, dx + r] * k[m, t, r]
+            for i in range(dz):
+                new_c[m, t, i] = h[i] if i < dx else 0.0
+                for r in range(du):
+                    new_c[m, t, i] += columns[i, r] * h[dx + r]
+            for i in range(dx):
+                for r in range(du):
+                    offset[m, t, i] += F[m, t, i, dx + r] * k[m, t, r]
+    return new_F, offset, new_C, new_c
+
+
+whiten: Whiten = whiten_loops if COMPILED else whiten_numpy
 """the faster of the two"""

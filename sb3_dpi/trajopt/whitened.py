@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sb3_dpi.trajopt.kernels import PassResult, lqr_pass
+from sb3_dpi.trajopt.kernels import PassResult, lqr_pass, whiten
 from sb3_dpi.trajopt.lqr import forward_marginals, matvec, symmetrize
 from sb3_dpi.trajopt.types import (
     BoolArray,
@@ -90,28 +90,22 @@ class WhitenedProblem:
         :param discount: gamma
         :return: the problem in whitened coordinates
         """
-        dx = dynamics.F.shape[-2]
-        lower = np.asarray(np.linalg.cholesky(reference.cov), dtype=np.float64)
-        K, k = reference.K, reference.k
-        C = _in_new_actions(cost.C, K, lower)
-        # G' (C G), by the same change of the other axis
-        C = np.swapaxes(_in_new_actions(np.swapaxes(C, -1, -2), K, lower), -1, -2)
-        c = cost.c + matvec(cost.C[..., dx:], k)
-        pushed = matvec(np.swapaxes(lower, -1, -2), c[..., dx:])
-        c = np.concatenate([c[..., :dx] + matvec(np.swapaxes(K, -1, -2), c[..., dx:]), pushed], -1)
 
         def flat(array: FloatArray, ndim: int) -> FloatArray:
             return np.ascontiguousarray(array.reshape(-1, *array.shape[array.ndim - ndim :]), dtype=np.float64)
 
+        lower = flat(np.asarray(np.linalg.cholesky(reference.cov), dtype=np.float64), 3)
+        old = flat(dynamics.F, 3), flat(cost.C, 3), flat(cost.c, 2)
+        F, offset, C, c = whiten(*old, flat(reference.K, 3), flat(reference.k, 2), lower)
         return cls(
-            F=flat(_in_new_actions(dynamics.F, K, lower), 3),
-            f=flat(dynamics.f + matvec(dynamics.F[..., dx:], k), 2),
+            F=F,
+            f=flat(dynamics.f, 2) + offset,
             noise=flat(dynamics.cov, 3),
-            C=flat(symmetrize(C), 3),
-            c=flat(c, 2),
+            C=C,
+            c=c,
             mean0=flat(initial.mean, 1),
             cov0=flat(initial.cov, 2),
-            lower=flat(lower, 3),
+            lower=lower,
             discount=discount,
         )
 
@@ -234,14 +228,3 @@ class WhitenedProblem:
             k=reference.k + matvec(self.lower, k).reshape(reference.k.shape),
             cov=symmetrize(self.lower @ S @ np.swapaxes(self.lower, -1, -2)).reshape(reference.cov.shape),
         )
-
-
-def _in_new_actions(matrix: FloatArray, K: FloatArray, lower: FloatArray) -> FloatArray:
-    """Matrix times G, whose columns of states are [I; K] and of actions [0; L]: only the columns of actions are multiplied."""
-    dx = K.shape[-1]
-    of_actions = matrix[..., dx:]
-    changed = np.empty(matrix.shape)
-    np.matmul(of_actions, K, out=changed[..., :dx])
-    changed[..., :dx] += matrix[..., :dx]
-    np.matmul(of_actions, lower, out=changed[..., dx:])
-    return changed
