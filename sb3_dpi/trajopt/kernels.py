@@ -406,6 +406,42 @@ def whiten_numpy(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: 
 
 
 @compiled
+def _whiten_step(
+    F: FloatArray,
+    C: FloatArray,
+    K: FloatArray,
+    lower: FloatArray,
+    rows: FloatArray,
+    columns: FloatArray,
+    W: FloatArray,
+    new_F: FloatArray,
+    new_C: FloatArray,
+) -> None:
+    """Write [K lower], its transpose, F G and G' C G of one time step."""
+    dx, dz = F.shape
+    for r in range(dz - dx):
+        for j in range(dx):
+            rows[r, j] = columns[j, r] = K[r, j]
+        for j in range(dx, dz):
+            rows[r, j] = columns[j, r] = lower[r, j - dx]
+    multiply(F[:, dx:], rows, new_F)
+    multiply(C[:, dx:], rows, W)
+    for i in range(dx):
+        for j in range(dx):
+            new_F[i, j] += F[i, j]
+    for i in range(dz):
+        for j in range(dx):
+            W[i, j] += C[i, j]
+    multiply(columns, W[dx:], new_C)
+    for i in range(dx):
+        for j in range(dz):
+            new_C[i, j] += W[i, j]
+    for i in range(dz):
+        for j in range(i):
+            new_C[i, j] = new_C[j, i] = 0.5 * (new_C[i, j] + new_C[j, i])
+
+
+@compiled
 def whiten_loops(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: FloatArray, lower: FloatArray) -> WhitenResult:
     """The same as ``whiten_numpy`` in plain loops: G is the unit matrix but for the rows of actions."""
     M, T, dx, dz = F.shape
@@ -414,25 +450,16 @@ def whiten_loops(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: 
     rows, columns, W, h = np.zeros((du, dz)), np.zeros((dz, du)), np.zeros((dz, dz)), np.zeros(dz)
     for m in range(M):
         for t in range(T):
-            rows[:, :dx] = K[m, t]
-            rows[:, dx:] = lower[m, t]
-            _transpose(rows, columns)
-            multiply(F[m, t][:, dx:], rows, new_F[m, t])
-            new_F[m, t][:, :dx] += F[m, t][:, :dx]
-            multiply(C[m, t][:, dx:], rows, W)
-            W[:, :dx] += C[m, t][:, :dx]
-            multiply(columns, W[dx:], new_C[m, t])
-            new_C[m, t][:dx] += W[:dx]
+            _whiten_step(F[m, t], C[m, t], K[m, t], lower[m, t], rows, columns, W, new_F[m, t], new_C[m, t])
+            h[:] = c[m, t]
             for i in range(dz):
-                h[i] = c[m, t, i]
-                for j in range(i):
-                    new_C[m, t, i, j] = new_C[m, t, j, i] = 0.5 * (new_C[m, t, i, j] + new_C[m, t, j, i])
                 for r in range(du):
                     h[i] += C[m, t, i, dx + r] * k[m, t, r]
             for i in range(dz):
                 new_c[m, t, i] = h[i] if i < dx else 0.0
-                for r in range(du):
-                    new_c[m, t, i] += columns[i, r] * h[dx + r]
+            for r in range(du):
+                for i in range(dz):
+                    new_c[m, t, i] += rows[r, i] * h[dx + r]
             for i in range(dx):
                 for r in range(du):
                     offset[m, t, i] += F[m, t, i, dx + r] * k[m, t, r]
