@@ -154,5 +154,23 @@ def test_the_unit_of_the_cost_does_not_matter(name: str, unit: float) -> None:
 def test_products_of_any_size(n: int) -> None:
     rng = np.random.default_rng(n)
     left, right, out = rng.normal(size=(2, n)), rng.normal(size=(n, 3)), rng.normal(size=(2, 3))
-    kernels._multiply(left, right, out)
+    kernels.multiply(left, right, out)
     np.testing.assert_allclose(out, left @ right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["loops", "plain loops"])
+@pytest.mark.parametrize(("dx", "du"), [(1, 1), (4, 2), (5, 3), (7, 6)])
+def test_whitening_loops_equal_numpy(dx: int, du: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(dx)
+    shape, dz = (2, 3), dx + du
+    given = [
+        rng.normal(size=(*shape, dx, dz)),
+        random_pd(rng, shape, dz),
+        rng.normal(size=(*shape, dz)),
+        rng.normal(size=(*shape, du, dx)),
+        rng.normal(size=(*shape, du)),
+        np.linalg.cholesky(random_pd(rng, shape, du)),
+    ]
+    loops = kernels if form == "loops" else load_without_numba(monkeypatch)
+    for one, two in zip(loops.whiten_loops(*given), kernels.whiten_numpy(*given), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-12)

@@ -26,7 +26,10 @@ Pass = Callable[
     [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], PassResult
 ]
 
-loop = Loops("the planner's loops", 8, error_model="numpy")
+WhitenResult = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+
+# A product and a sum may become one instruction
+loop = Loops("the planner's loops", 8, error_model="numpy", fastmath={"contract"})
 inner_loop = loop.inner
 
 
@@ -116,21 +119,65 @@ def _forward_kl_numpy(
     return kl
 
 
+@inner_loop
+def _one_row(left: FloatArray, i: int, right: FloatArray, out: FloatArray, n: int) -> None:
+    for j in range(n):
+        out[i, j] = 0.0
+    for r in range(left.shape[1]):
+        weight = left[i, r]
+        for j in range(n):
+            out[i, j] += weight * right[r, j]
+
+
+@inner_loop
+def _two_rows(left: FloatArray, i: int, right: FloatArray, out: FloatArray, n: int) -> None:
+    """Two rows by four at a time: what is loaded serves both, and a result is stored once for four products."""
+    for j in range(n):
+        out[i, j] = 0.0
+        out[i + 1, j] = 0.0
+    whole = left.shape[1] - left.shape[1] % 4
+    for r in range(0, whole, 4):
+        a, b, c, d = left[i, r], left[i, r + 1], left[i, r + 2], left[i, r + 3]
+        e, f, g, h = left[i + 1, r], left[i + 1, r + 1], left[i + 1, r + 2], left[i + 1, r + 3]
+        for j in range(n):
+            w, x, y, z = right[r, j], right[r + 1, j], right[r + 2, j], right[r + 3, j]
+            out[i, j] += a * w + b * x + c * y + d * z
+            out[i + 1, j] += e * w + f * x + g * y + h * z
+    for r in range(whole, left.shape[1]):
+        a, e = left[i, r], left[i + 1, r]
+        for j in range(n):
+            out[i, j] += a * right[r, j]
+            out[i + 1, j] += e * right[r, j]
+
+
 @loop
-def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+def multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+    """Write a product of matrices."""
+    even = left.shape[0] - left.shape[0] % 2
+    for i in range(0, even, 2):
+        _two_rows(left, i, right, out, right.shape[1])
+    for i in range(even, left.shape[0]):
+        _one_row(left, i, right, out, right.shape[1])
+
+
+@inner_loop
+def _multiply_symmetric(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+    """Write a product that is known to be symmetric: half of it is computed."""
+    even = left.shape[0] - left.shape[0] % 2
+    for i in range(0, even, 2):
+        _two_rows(left, i, right, out, i + 2)
+    for i in range(even, left.shape[0]):
+        _one_row(left, i, right, out, i + 1)
     for i in range(left.shape[0]):
-        for j in range(right.shape[1]):
-            out[i, j] = 0.0
-        # four rows at a time: a quarter of the loads and stores of the result
-        whole = left.shape[1] - left.shape[1] % 4
-        for r in range(0, whole, 4):
-            a, b, c, d = left[i, r], left[i, r + 1], left[i, r + 2], left[i, r + 3]
-            for j in range(right.shape[1]):
-                out[i, j] += a * right[r, j] + b * right[r + 1, j] + c * right[r + 2, j] + d * right[r + 3, j]
-        for r in range(whole, left.shape[1]):
-            weight = left[i, r]
-            for j in range(right.shape[1]):
-                out[i, j] += weight * right[r, j]
+        for j in range(i):
+            out[j, i] = out[i, j]
+
+
+@inner_loop
+def _transpose(matrix: FloatArray, out: FloatArray) -> None:
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            out[j, i] = matrix[i, j]
 
 
 @inner_loop
@@ -192,18 +239,13 @@ def _gains(
             k[i] -= inverse[i, r] * q[dx + r]
             for j in range(dx):
                 K[i, j] -= inverse[i, r] * Q[dx + r, j]
+    _multiply_symmetric(Q[:dx, dx:], K, V)
     for i in range(dx):
         v[i] = q[i]
-        for j in range(dx):
-            V[i, j] = Q[i, j]
         for r in range(du):
-            weight = Q[i, dx + r]
-            v[i] += weight * k[r]
-            for j in range(dx):
-                V[i, j] += weight * K[r, j]
-    for i in range(dx):
-        for j in range(i):
-            V[i, j] = V[j, i] = 0.5 * (V[i, j] + V[j, i])
+            v[i] += Q[i, dx + r] * k[r]
+        for j in range(dx):
+            V[i, j] += Q[i, j]
 
 
 @inner_loop
@@ -224,23 +266,23 @@ def _backward_loops(
     du = dz - dx
     V, v = np.zeros((dx, dx)), np.zeros(dx)
     Q, q = np.zeros((dz, dz)), np.zeros(dz)
-    W, h = np.zeros((dx, dz)), np.zeros(dx)
+    W, h, Ft = np.zeros((dx, dz)), np.zeros(dx), np.zeros((dz, dx))
     for t in range(T - 1, -1, -1):
-        _multiply(V, F[t], W)
+        h[:] = v
+        q[:] = c[t]
         for i in range(dx):
-            h[i] = v[i]
             for j in range(dx):
-                h[i] += V[i, j] * f[t, j]
-        for i in range(dz):
-            q[i] = c[t, i]
-            for j in range(dz):
-                Q[i, j] = C[t, i, j]
+                h[j] += V[i, j] * f[t, i]
         for row in range(dx):
+            weight = discount * h[row]
             for i in range(dz):
-                weight = discount * F[t, row, i]
-                q[i] += weight * h[row]
-                for j in range(dz):
-                    Q[i, j] += weight * W[row, j]
+                q[i] += weight * F[t, row, i]
+        multiply(V, F[t], W)
+        _transpose(F[t], Ft)
+        _multiply_symmetric(Ft, W, Q)
+        for i in range(dz):
+            for j in range(dz):
+                Q[i, j] = discount * Q[i, j] + C[t, i, j]
         if not _invert_shifted(Q, dx, eta[t], S[t], kl[t : t + 1]):
             return t
         _gains(Q, q, dx, S[t], K[t], k[t], V, v)
@@ -272,7 +314,7 @@ def _forward_loops(
     R = np.zeros((du, dx))
     spread = np.zeros((dx, dx))
     for t in range(T):
-        _multiply(K[t], sigma, R)
+        multiply(K[t], sigma, R)
         total = 0.0
         for i in range(du):
             w[i] = k[t, i]
@@ -293,18 +335,15 @@ def _forward_loops(
                 next_mu[i] += F[t, i, dx + r] * w[r]
                 for j in range(dx):
                     A[i, j] += F[t, i, dx + r] * K[t, r, j]
+        mu[:] = next_mu
+        _transpose(A, At)
+        multiply(A, sigma, G)
+        _multiply_symmetric(G, At, sigma)
+        multiply(B, S[t], H)
+        _multiply_symmetric(H, Bt, spread)
         for i in range(dx):
-            mu[i] = next_mu[i]
             for j in range(dx):
-                At[j, i] = A[i, j]
-        _multiply(A, sigma, G)
-        _multiply(G, At, sigma)
-        _multiply(B, S[t], H)
-        _multiply(H, Bt, spread)
-        for i in range(dx):
-            for j in range(i + 1):
-                mean = 0.5 * (sigma[i, j] + sigma[j, i] + spread[i, j] + spread[j, i] + noise[t, i, j] + noise[t, j, i])
-                sigma[i, j] = sigma[j, i] = mean
+                sigma[i, j] += spread[i, j] + noise[t, i, j]
 
 
 @loop
@@ -365,3 +404,109 @@ def lqr_pass(
     """The faster of the two, with the same arguments."""
     faster = pass_loops if compiles() else pass_numpy
     return faster(F, f, noise, C, c, mean0, cov0, eta, discount)
+
+
+def whiten_numpy(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: FloatArray, lower: FloatArray) -> WhitenResult:
+    """Dynamics and cost in actions w, u = K x + k + lower w, in numpy.
+
+    :param F: dynamics matrix, ``[M, T, dx, dz]``
+    :param C: cost matrix, ``[M, T, dz, dz]``
+    :param c: cost vector, ``[M, T, dz]``
+    :param K: ``[M, T, du, dx]``
+    :param k: ``[M, T, du]``
+    :param lower: ``[M, T, du, du]``
+    :return: F G, the offset F g, G' C G and G' (C g + c) with z = G [x; w] + g
+    """
+    dx, dz = F.shape[-2:]
+    G, g = np.zeros((*K.shape[:-2], dz, dz)), np.zeros((*K.shape[:-2], dz))
+    G[..., :dx, :dx] = np.eye(dx)
+    G[..., dx:, :dx], G[..., dx:, dx:], g[..., dx:] = K, lower, k
+    Gt = np.swapaxes(G, -1, -2)
+    return F @ G, matvec(F, g), symmetrize(Gt @ C @ G), matvec(Gt, matvec(C, g) + c)
+
+
+@inner_loop
+def _whiten_step(
+    F: FloatArray,
+    C: FloatArray,
+    K: FloatArray,
+    lower: FloatArray,
+    rows: FloatArray,
+    columns: FloatArray,
+    W: FloatArray,
+    new_F: FloatArray,
+    new_C: FloatArray,
+) -> None:
+    """Write [K lower], its transpose, F G and G' C G of one time step."""
+    dx, dz = F.shape
+    for r in range(dz - dx):
+        for j in range(dx):
+            rows[r, j] = columns[j, r] = K[r, j]
+        for j in range(dx, dz):
+            rows[r, j] = columns[j, r] = lower[r, j - dx]
+    multiply(F[:, dx:], rows, new_F)
+    multiply(C[:, dx:], rows, W)
+    for i in range(dx):
+        for j in range(dx):
+            new_F[i, j] += F[i, j]
+    for i in range(dz):
+        for j in range(dx):
+            W[i, j] += C[i, j]
+    multiply(columns, W[dx:], new_C)
+    for i in range(dx):
+        for j in range(dz):
+            new_C[i, j] += W[i, j]
+    for i in range(dz):
+        for j in range(i):
+            new_C[i, j] = new_C[j, i] = 0.5 * (new_C[i, j] + new_C[j, i])
+
+
+@loop
+def _whiten(
+    F: FloatArray,
+    C: FloatArray,
+    c: FloatArray,
+    K: FloatArray,
+    k: FloatArray,
+    lower: FloatArray,
+    new_F: FloatArray,
+    offset: FloatArray,
+    new_C: FloatArray,
+    new_c: FloatArray,
+    rows: FloatArray,
+    columns: FloatArray,
+    W: FloatArray,
+    h: FloatArray,
+) -> None:
+    """Fill the results of all conditions and time steps."""
+    M, T, dx, dz = F.shape
+    du = dz - dx
+    for m in range(M):
+        for t in range(T):
+            _whiten_step(F[m, t], C[m, t], K[m, t], lower[m, t], rows, columns, W, new_F[m, t], new_C[m, t])
+            for i in range(dz):
+                h[i] = c[m, t, i]
+                for r in range(du):
+                    h[i] += C[m, t, i, dx + r] * k[m, t, r]
+            for i in range(dz):
+                new_c[m, t, i] = h[i] if i < dx else 0.0
+            for r in range(du):
+                for i in range(dz):
+                    new_c[m, t, i] += rows[r, i] * h[dx + r]
+            for i in range(dx):
+                for r in range(du):
+                    offset[m, t, i] += F[m, t, i, dx + r] * k[m, t, r]
+
+
+def whiten_loops(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: FloatArray, lower: FloatArray) -> WhitenResult:
+    """The same as ``whiten_numpy`` in plain loops: G is the unit matrix but for the rows of actions."""
+    M, T, dx, dz = F.shape
+    new_F, offset, new_C, new_c = np.empty(F.shape), np.zeros((M, T, dx)), np.empty(C.shape), np.empty(c.shape)
+    rows, columns, W, h = np.zeros((dz - dx, dz)), np.zeros((dz, dz - dx)), np.zeros((dz, dz)), np.zeros(dz)
+    _whiten(F, C, c, K, k, lower, new_F, offset, new_C, new_c, rows, columns, W, h)
+    return new_F, offset, new_C, new_c
+
+
+def whiten(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: FloatArray, lower: FloatArray) -> WhitenResult:
+    """The faster of the two, with the same arguments."""
+    return (whiten_loops if compiles() else whiten_numpy)(F, C, c, K, k, lower)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sb3_dpi.trajopt.kernels import PassResult, lqr_pass
+from sb3_dpi.trajopt.kernels import PassResult, lqr_pass, whiten
 from sb3_dpi.trajopt.lqr import forward_marginals, matvec, symmetrize
 from sb3_dpi.trajopt.types import (
     BoolArray,
@@ -90,27 +90,22 @@ class WhitenedProblem:
         :param discount: gamma
         :return: the problem in whitened coordinates
         """
-        dx, dz = dynamics.F.shape[-2:]
-        lower = np.asarray(np.linalg.cholesky(reference.cov), dtype=np.float64)
-        G = np.zeros((*reference.K.shape[:-2], dz, dz))
-        G[..., :dx, :dx] = np.eye(dx)
-        G[..., dx:, :dx], G[..., dx:, dx:] = reference.K, lower
-        g = np.zeros(G.shape[:-1])
-        g[..., dx:] = reference.k
-        Gt = np.swapaxes(G, -1, -2)
 
         def flat(array: FloatArray, ndim: int) -> FloatArray:
             return np.ascontiguousarray(array.reshape(-1, *array.shape[array.ndim - ndim :]), dtype=np.float64)
 
+        lower = flat(np.asarray(np.linalg.cholesky(reference.cov), dtype=np.float64), 3)
+        old = flat(dynamics.F, 3), flat(cost.C, 3), flat(cost.c, 2)
+        F, offset, C, c = whiten(*old, flat(reference.K, 3), flat(reference.k, 2), lower)
         return cls(
-            F=flat(dynamics.F @ G, 3),
-            f=flat(dynamics.f + matvec(dynamics.F, g), 2),
+            F=F,
+            f=flat(dynamics.f, 2) + offset,
             noise=flat(dynamics.cov, 3),
-            C=flat(symmetrize(Gt @ cost.C @ G), 3),
-            c=flat(matvec(Gt, matvec(cost.C, g) + cost.c), 2),
+            C=C,
+            c=c,
             mean0=flat(initial.mean, 1),
             cov0=flat(initial.cov, 2),
-            lower=flat(lower, 3),
+            lower=lower,
             discount=discount,
         )
 
@@ -161,7 +156,7 @@ class WhitenedProblem:
 
     def scale(self) -> FloatArray:
         """Size of the cost of each condition, ``[M]``; one where there is none."""
-        size = np.abs(self.C).max((1, 2, 3)) + np.abs(self.c).max((1, 2))
+        size = np.maximum(self.C.max((1, 2, 3)), -self.C.min((1, 2, 3))) + np.abs(self.c).max((1, 2))
         scale: FloatArray = np.where(size > np.finfo(np.float64).tiny * 1e20, size, 1.0)
         return scale
 
