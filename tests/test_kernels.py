@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from problems import random_pd
 
-from sb3_dpi.trajopt import compilation, kernels
+from sb3_dpi.trajopt import compilation, kernels, whitening
 from sb3_dpi.trajopt.lqr import controller_kl, forward_marginals, lqr_backward
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
 
@@ -37,9 +37,9 @@ def assert_same(first: kernels.PassResult, second: kernels.PassResult) -> None:
         np.testing.assert_allclose(one[solved], two[solved], rtol=1e-8, atol=1e-10)
 
 
-def load_without_numba(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def load_without_numba(monkeypatch: pytest.MonkeyPatch, module: ModuleType = kernels) -> ModuleType:
     monkeypatch.setattr(compilation, "COMPILED", False)
-    spec = importlib.util.spec_from_file_location("kernels_without_numba", kernels.__file__)
+    spec = importlib.util.spec_from_file_location("without_numba", module.__file__)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -171,6 +171,6 @@ def test_whitening_loops_equal_numpy(dx: int, du: int, form: str, monkeypatch: p
         rng.normal(size=(*shape, du)),
         np.linalg.cholesky(random_pd(rng, shape, du)),
     ]
-    loops = kernels if form == "loops" else load_without_numba(monkeypatch)
-    for one, two in zip(loops.whiten_loops(*given), kernels.whiten_numpy(*given), strict=True):
+    loops = whitening if form == "loops" else load_without_numba(monkeypatch, whitening)
+    for one, two in zip(loops.whiten_loops(*given), whitening.whiten_numpy(*given), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-10, atol=1e-12)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sb3_dpi.trajopt.kernels import PassResult, lqr_pass, whiten
+from sb3_dpi.trajopt.kernels import PassResult, lqr_pass
 from sb3_dpi.trajopt.lqr import forward_marginals, matvec, symmetrize
 from sb3_dpi.trajopt.types import (
     BoolArray,
@@ -23,6 +23,7 @@ from sb3_dpi.trajopt.types import (
     LinearGaussianDynamics,
     QuadraticCost,
 )
+from sb3_dpi.trajopt.whitening import whiten
 
 
 @dataclass(frozen=True)
