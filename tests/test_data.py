@@ -303,7 +303,7 @@ def test_off_policy_algorithms_learn_from_it(make: Make) -> None:
         fill(model, replace(sampled(1), episodes=sampled(1).episodes * 10_000))
 
 
-def test_offline_needs_no_environment(tmp_path: Path) -> None:
+def test_offline_needs_no_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same from spaces alone as with an environment in hand; then it goes on in one."""
     episodes = sampled(10)
     assert episodes.observation_space is not None and episodes.action_space is not None
@@ -315,6 +315,7 @@ def test_offline_needs_no_environment(tmp_path: Path) -> None:
         "policy_kwargs": {"net_arch": {"pi": [16, 16], "qf": [16, 16]}},
         "preset": {"kind": "corrected", "train_freq": 40},
         "seed": 0,
+        "verbose": 1,
     }
     models = [
         DPI.without_env("MlpPolicy", episodes.observation_space, episodes.action_space, **options),
@@ -327,7 +328,9 @@ def test_offline_needs_no_environment(tmp_path: Path) -> None:
     assert parameters(models[0]) == parameters(models[1])
     model = models[0]
     seen = float(model.ensemble.n_seen)
-    model.learn_offline(30)
+    model.learn_offline(50, progress_bar=True)
+    out = capsys.readouterr().out
+    assert "DPI: 40 updates are done; the other 10 take some" in out and "50/50" in out
     assert float(model.ensemble.n_seen) == seen == 120, "nothing is counted twice"
     fill(model, sampled(2, seed=50))
     model.learn_offline(5)
@@ -340,6 +343,11 @@ def test_offline_needs_no_environment(tmp_path: Path) -> None:
     assert model.num_timesteps == 40 and len(model.memory) == 184
     with pytest.raises(ValueError, match="holds 0 steps"):
         small_dpi().learn_offline(1)
+    for n_updates in (0, 2.5):
+        with pytest.raises(ValueError, match="n_updates must be an integer of at least 1"):
+            model.learn_offline(n_updates)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"A space is None.*read\(source, env\)"):
+        DPI.without_env("MlpPolicy", episodes.observation_space, None)  # type: ignore[arg-type]
 
 
 def test_pessimism_takes_off_what_members_disagree_about() -> None:
