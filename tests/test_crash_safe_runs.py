@@ -113,5 +113,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     save_run(model, tmp_path / "robot.run")
     with pytest.raises(DataError, match="without VecNormalize"):
         load_run(MDGPS, tmp_path / "robot.run", VecNormalize(env()))
-    with pytest.raises(ValueError, match=r"load it with MDGPS\.load"):
+    with pytest.raises(DataError, match=r"holds a run of MDGPS: load_run\(MDGPS, path\), not DPI"):
         load_run(DPI, tmp_path / "robot.run")
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        SaveRun(tmp_path / "robot.run", every=0)

@@ -221,6 +221,26 @@ def test_what_is_merely_told() -> None:
     assert any("actions_in='bounds'" in str(finding) for finding in check(sampled(20), action_space=space))
 
 
+def test_late_actions_that_move_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a pendulum's three numbers only the speed tells of the action, and a column that is not read is named."""
+    env = gym.make("Pendulum-v1")
+    env.action_space.seed(0)
+    rows, before, seen = list[list[Any]](), 0.0, env.reset(seed=0)[0]
+    for _ in range(200):
+        action = env.action_space.sample()
+        row = [*seen, action[0], before]
+        seen, reward, _, is_cut, _ = env.step(action)
+        rows.append([*row, reward, is_cut, False])
+        before = float(action[0])
+    for names, is_late in (("action_0,previous", False), ("previous,action_0", True)):
+        text = f"obs_0,obs_1,obs_2,{names},reward,truncated,done\n"
+        (tmp_path / "log.csv").write_text(text + "\n".join(",".join(map(str, row)) for row in rows))
+        assert main(["check", str(tmp_path / "log.csv"), "--env", "Pendulum-v1"]) == 0
+        out = capsys.readouterr().out
+        assert ("written a row late?" in out) == is_late
+        assert "has done, previous, which is not read: call the ends of the task terminated" in out
+
+
 def test_rows_in_another_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for order, words in (
         (lambda rows: rows[::-1], "time runs back"),
@@ -238,11 +258,27 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
         ("obs_0,action_0,reward\n1,3\n", "line 2 has 2 cells, the header 3"),
         ("1,2,3\n4,5,6\n", "has no header"),
         ("obs_0,reward\n1,2\n", "has no actions"),
+        ("obs_0,action_0,reward\n", "holds no step"),
+        ("obs_0;action_0;reward\n1;2;3\n", "parts its cells by semicolons"),
+        ("obs_0,obs_0,action_0,reward\n1,1,2,3\n", "names columns twice: obs_0"),
+        ("obs_0,action_0,reward,episode\n1,2,3,0\n1,2,3,\n", "episode is empty in 1 rows, first in row 1"),
+        ("\N{BYTE ORDER MARK}obs_0,action_0,reward\n1,x,3\n", "line 2 has 'x' in column 'action_0'"),
         ("obs_0,action_0,reward,terminated\n1,0,1,0\n2,0,1,1\n", "end with a termination whose observation is missing"),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         assert main(["check", str(path)]) == 1
         assert words in capsys.readouterr().out
+    for name, words in (
+        ("log.csv", "cannot be read as csv"),
+        ("log.npz", "is no npz file"),
+        ("log.pkl", "cannot be read as pickle"),
+    ):
+        (tmp_path / name).write_bytes(bytes(range(128, 256)))
+        assert main(["check", str(tmp_path / name)]) == 1
+        assert words in capsys.readouterr().out
+    write_csv(path, sampled())
+    assert main(["check", str(path), "--env", "Nowhere-v0"]) == 1
+    assert "'Nowhere-v0' cannot be made" in capsys.readouterr().out
     with (tmp_path / "other.pkl").open("wb") as file:
         pickle.dump([1, 2], file)
     with pytest.raises(DataError, match="holds a list, not a ReplayBuffer"):
@@ -267,7 +303,7 @@ def test_off_policy_algorithms_learn_from_it(make: Make) -> None:
         fill(model, replace(sampled(1), episodes=sampled(1).episodes * 10_000))
 
 
-def test_offline_needs_no_environment(tmp_path: Path) -> None:
+def test_offline_needs_no_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same from spaces alone as with an environment in hand; then it goes on in one."""
     episodes = sampled(10)
     assert episodes.observation_space is not None and episodes.action_space is not None
@@ -279,6 +315,7 @@ def test_offline_needs_no_environment(tmp_path: Path) -> None:
         "policy_kwargs": {"net_arch": {"pi": [16, 16], "qf": [16, 16]}},
         "preset": {"kind": "corrected", "train_freq": 40},
         "seed": 0,
+        "verbose": 1,
     }
     models = [
         DPI.without_env("MlpPolicy", episodes.observation_space, episodes.action_space, **options),
@@ -291,7 +328,9 @@ def test_offline_needs_no_environment(tmp_path: Path) -> None:
     assert parameters(models[0]) == parameters(models[1])
     model = models[0]
     seen = float(model.ensemble.n_seen)
-    model.learn_offline(30)
+    model.learn_offline(50, progress_bar=True)
+    out = capsys.readouterr().out
+    assert "DPI: 40 updates are done; the other 10 take some" in out and "50/50" in out
     assert float(model.ensemble.n_seen) == seen == 120, "nothing is counted twice"
     fill(model, sampled(2, seed=50))
     model.learn_offline(5)
@@ -304,6 +343,11 @@ def test_offline_needs_no_environment(tmp_path: Path) -> None:
     assert model.num_timesteps == 40 and len(model.memory) == 184
     with pytest.raises(ValueError, match="holds 0 steps"):
         small_dpi().learn_offline(1)
+    for n_updates in (0, 2.5):
+        with pytest.raises(ValueError, match="n_updates must be an integer of at least 1"):
+            model.learn_offline(n_updates)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"A space is None.*read\(source, env\)"):
+        DPI.without_env("MlpPolicy", episodes.observation_space, None)  # type: ignore[arg-type]
 
 
 def test_pessimism_takes_off_what_members_disagree_about() -> None:

@@ -183,7 +183,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     """The policy alone of a file of Stable-Baselines3; errors are one line."""
     draw_less(monkeypatch)
     small_ppo().save(tmp_path / "ppo")
-    assert main([str(tmp_path / "ppo.zip"), "--env", POINT_MASS_ID, "--episodes", "2", "--seed", "3"]) == 0
+    assert main([str(tmp_path / "ppo"), "--env", POINT_MASS_ID, "--episodes", "2", "--seed", "3"]) == 0
     out = capsys.readouterr().out
     assert "Return of the policy" in out and (tmp_path / "ppo_diagnosis" / "actions.csv").is_file()
     assert "no model of the system" in (tmp_path / "ppo_diagnosis" / "index.html").read_text(encoding="utf-8")
@@ -197,6 +197,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         assert main([str(tmp_path / file), "--env", env_id]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+    with pytest.raises(DiagnoseError, match="DummyVecEnv is no environment"):
+        diagnose(tmp_path / "ppo.zip", DummyVecEnv([PointMass]))  # type: ignore[arg-type]
     with pytest.raises(DiagnoseError, match="n_episodes"):
         diagnose(tmp_path / "ppo.zip", POINT_MASS_ID, n_episodes=0)
 

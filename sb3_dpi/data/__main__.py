@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         episodes = read(args.file, args.env, args.actions_in)
-    except DataError as error:
+    except (DataError, ImportError) as error:
         print(f"error: {error}")
         return 1
     print(describe(episodes))

@@ -37,7 +37,8 @@ def fill(model: BaseAlgorithm, data: Source | Episodes) -> Episodes:
             "off-policy algorithm of Stable-Baselines3"
         )
     episodes = data if isinstance(data, Episodes) else read(data)
-    assert isinstance(model.action_space, spaces.Box)
+    if not isinstance(model.action_space, spaces.Box):
+        raise DataError(f"Actions must be a Box, those of the model are {model.action_space}")
     refuse(check(episodes, model.observation_space, model.action_space), episodes.source)
     if isinstance(model, DualPolicyAlgorithm):
         model.learn_from(_logged(model, episodes))

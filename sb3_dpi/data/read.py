@@ -2,6 +2,7 @@
 
 import csv
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,10 @@ ALIASES = {
     "episode": ("episodes", "episode_id", "trajectory"),
 }
 """Names of arrays in npz files: ours, and those of D4RL, Minari and imitation."""
+READ = {*ALIASES, "time", "t", "step", "timestep", "action_low", "action_high"}
+"""All that is looked at; more is told."""
+ENDS = {"done", "dones"}
+"""Names that do not say how an episode ended."""
 TRUE, FALSE = ("true", "yes"), ("false", "no")
 
 
@@ -77,11 +82,14 @@ def spaces_of(env: "str | gym.Env[Any, Any] | VecEnv | None") -> tuple[spaces.Sp
 
     :param env: an id, which is made and closed again, an environment, or None
     :return: of observations and actions, None where nothing is known
-    :raises DataError: if actions are no Box
+    :raises DataError: if the environment cannot be made, or its actions are no Box
     """
     if env is None:
         return None, None
-    made = gym.make(env) if isinstance(env, str) else env
+    try:
+        made = gym.make(env) if isinstance(env, str) else env
+    except (gym.error.Error, ImportError) as error:
+        raise DataError(f"The environment {env!r} cannot be made: {error}") from error
     seen, acted = made.observation_space, made.action_space
     if isinstance(env, str):
         made.close()
@@ -152,7 +160,10 @@ def _from_minari(dataset: Any) -> Episodes:
 def _unpickled(path: Path) -> ReplayBuffer:
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    buffer = load_from_pkl(path)
+    try:
+        buffer = load_from_pkl(path)
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DataError(f"{path} cannot be read as pickle of a replay buffer: {error}") from error
     if not isinstance(buffer, ReplayBuffer):
         raise DataError(f"{path} holds a {type(buffer).__name__}, not a ReplayBuffer of Stable-Baselines3")
     return buffer
@@ -195,14 +206,22 @@ def _from_buffer(buffer: ReplayBuffer, source: str = "the replay buffer") -> Epi
 
 
 def _from_file(path: Path) -> Episodes:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    elif path.suffix == ".csv":
-        arrays = _read_csv(path)
-    else:
+    if path.suffix not in (".npz", ".csv"):
         raise DataError(f"{path} is of no kind that is known: npz, csv, pkl of a replay buffer, a folder, a Minari dataset")
+    try:
+        arrays = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
+    except DataError:
+        raise
+    except (ValueError, OSError, EOFError, csv.Error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     return _from_arrays(arrays, str(path))
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):  # numpy would speak of pickles
+        raise DataError(f"{path} is no npz file, or was damaged")
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Episodes:
@@ -210,7 +229,9 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Episodes:
     missing = [name for name in ("observations", "actions", "rewards") if name not in named]
     if missing:
         raise DataError(f"{source} has no {' and no '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
-    actions, notes = _rows(named["actions"]), list[Finding]()
+    if not np.size(named["actions"]):
+        raise DataError(f"{source} holds no step")
+    actions, notes = _rows(named["actions"]), _unread(named, source)
     n = len(actions)
     marks = {}
     for name in ("terminated", "truncated"):
@@ -229,7 +250,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Episodes:
     if lengths[0] == n + 1:
         episodes, found = [Episode(seen, actions, rewards, marks["terminated"], marks["truncated"])] if n else [], []
     else:
-        number = None if "episode" not in named else np.asarray(named["episode"]).reshape(-1).astype(int)
+        number = None if "episode" not in named else _whole_numbers(named["episode"], f"{source}: episode")
         following = None if after is None else map_observations(_at_least_2d, after)
         table = StepTable(seen, actions, rewards, marks["terminated"], marks["truncated"], following, number)
         found = _time_runs_back(named.get("time"), number, table, source)
@@ -258,6 +279,17 @@ def _named(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return named
 
 
+def _unread(named: Mapping[str, Any], source: str) -> list[Finding]:
+    """What stands in a file and is not used: a slip of the pen loses a column."""
+    unread = sorted(set(named) - READ)
+    if not unread:
+        return []
+    text = f"{source} has {', '.join(unread[:8])}{', ...' if len(unread) > 8 else ''}, which is not read"
+    if ENDS.intersection(unread):
+        text += ": call the ends of the task terminated, those by a time limit truncated"
+    return [Finding(text, False)]
+
+
 def _lengths(observations: Observations) -> list[int]:
     return [len(array) for array in observations.values()] if isinstance(observations, dict) else [len(observations)]
 
@@ -283,6 +315,14 @@ def _marks(array: Any, n: int, what: str) -> np.ndarray:
     raise DataError(f"{what} has {len(flat)} entries for {n} steps: one for each step, or one about the last")
 
 
+def _whole_numbers(array: Any, what: str) -> np.ndarray:
+    flat = np.asarray(array, np.float64).reshape(-1)
+    bad = np.flatnonzero(~np.isfinite(flat))
+    if len(bad):
+        raise DataError(f"{what} is empty in {len(bad)} rows, first in row {bad[0]}: each row needs its number")
+    return flat.astype(int)
+
+
 def _time_runs_back(time: Any, number: Any, table: StepTable, source: str) -> list[Finding]:
     if time is None:
         return []
@@ -300,12 +340,17 @@ def _time_runs_back(time: Any, number: Any, table: StepTable, source: str) -> li
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
     """Columns ``obs_*``, ``action_*``, ``reward``, and what there is of ``next_obs_*``, ``terminated``, ``truncated``,
     ``episode``, ``time``."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a byte-order mark
         reader = csv.reader(file)
         header = [name.strip() for name in next(reader, [])]
         rows = [row for row in reader if any(cell.strip() for cell in row)]
     if not header or _is_number(header[0]):
         raise DataError(f"{path} has no header: name its columns obs_0, ..., action_0, ..., reward, terminated, truncated")
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise DataError(f"{path} parts its cells by semicolons or tabs: write commas, and points in numbers")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} names columns twice: {', '.join(twice)}")
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise DataError(f"{path}: line {number + 2} has {len(row)} cells, the header {len(header)}")

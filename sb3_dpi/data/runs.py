@@ -20,6 +20,8 @@ from sb3_dpi.data.episodes import DataError
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 MODEL, BUFFER, NORMALIZATION, GENERATORS = "model.zip", "replay_buffer.pkl", "vecnormalize.pkl", "generators.pkl"
+CLASSES = "classes.txt"
+"""The model's class and those that it is derived from: SB3's files do not say which algorithm wrote them."""
 
 
 def save_run(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
@@ -51,6 +53,7 @@ def save_run(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
 def _write(model: BaseAlgorithm, archive: zipfile.ZipFile) -> None:
     whole = io.BytesIO()
     model.save(whole)
+    archive.writestr(CLASSES, "\n".join(kind.__name__ for kind in type(model).__mro__))
     archive.writestr(MODEL, whole.getvalue())
     if isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None:
         with archive.open(BUFFER, "w", force_zip64=True) as file:
@@ -87,13 +90,17 @@ def load_run(
     :param env: to go on in, without VecNormalize, which comes from the file; None to predict or to learn offline only
     :param kwargs: of the algorithm's ``load``
     :return: the model, with replay buffer, normalisation and counters
-    :raises DataError: if the file is missing, is none of ``save_run``, or the environment normalises already
+    :raises DataError: if the file is missing, is none of ``save_run``, is of another algorithm, or the environment normalises
+        already
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if MODEL not in names:
                 raise DataError(f"{path} was not written by save_run: load it with {algorithm.__name__}.load")
+            written = archive.read(CLASSES).decode().split("\n") if CLASSES in names else [algorithm.__name__]
+            if algorithm.__name__ not in written and written[0] not in [kind.__name__ for kind in algorithm.__mro__]:
+                raise DataError(f"{path} holds a run of {written[0]}: load_run({written[0]}, path), not {algorithm.__name__}")
             wrapped = _with_statistics(algorithm, archive if NORMALIZATION in names else None, env)
             model = algorithm.load(io.BytesIO(archive.read(MODEL)), wrapped, **kwargs)
             if BUFFER in names:
@@ -137,10 +144,13 @@ class SaveRun(BaseCallback):
     :param path: of the file, see ``save_run``
     :param every: real steps between two savings, at least
     :param verbose: 1 tells of each
+    :raises ValueError: if ``every`` is below 1
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1000, verbose: int = 0) -> None:
         super().__init__(verbose)
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
         self.path, self.every, self.last = path, every, 0
 
     def _on_training_start(self) -> None:

@@ -150,7 +150,8 @@ def make(environment: Environment, render_mode: str | None = None) -> gym.Env:
             return gym.make(environment) if render_mode is None else gym.make(environment, render_mode=render_mode)
         except gym.error.Error as error:
             raise DiagnoseError(f"The environment {environment!r} cannot be made: {error}") from error
-    made = environment if isinstance(environment, gym.Env) else environment()
+    is_function = callable(environment) and not isinstance(environment, gym.Env)
+    made: Any = environment() if is_function else environment  # type: ignore[operator]  # a VecEnv is refused below
     if not isinstance(made, gym.Env):
         raise DiagnoseError(
             f"{type(made).__name__} is no environment: give an id, a Gymnasium environment or a function that makes one"

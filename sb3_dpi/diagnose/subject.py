@@ -117,6 +117,8 @@ def as_subject(
 
 
 def _load(path: Path, normalizer: VecNormalize | None) -> Subject:
+    if not path.is_file() and path.with_name(f"{path.name}.zip").is_file():  # save() and load() add it too
+        path = path.with_name(f"{path.name}.zip")
     if not path.is_file():
         raise DiagnoseError(f"There is no file {path}: give what model.save() wrote")
     try:

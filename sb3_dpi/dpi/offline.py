@@ -1,11 +1,17 @@
 """Learning from what was logged, without an environment."""
 
+import time
+from contextlib import nullcontext
+from numbers import Integral
 from typing import Any, TypeVar
 
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import tqdm  # type: ignore[attr-defined]  # None where tqdm or rich is missing
 from stable_baselines3.common.utils import configure_logger
 
+from sb3_dpi.common.progress_bars import in_words
 from sb3_dpi.dpi.collector import SMALLEST_MEMORY, BlockCollector
+from sb3_dpi.trajopt.compilation import ONCE
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineLearner")
 
@@ -34,7 +40,12 @@ class OfflineLearner(BlockCollector):
         :param n_envs: number of environments that it shall act in later
         :param kwargs: the other arguments of the constructor
         :return: the model
+        :raises ValueError: if a space is missing
         """
+        if observation_space is None or action_space is None:
+            raise ValueError(
+                "A space is None. A file of data may not say it: sb3_dpi.data.read(source, env), or give the space"
+            )
         options: dict[str, Any] = {**kwargs, "env": None, "_init_setup_model": False}
         model = cls(policy, **options)
         model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
@@ -59,6 +70,7 @@ class OfflineLearner(BlockCollector):
         log_interval: int | None = 10,
         tb_log_name: str = "DPI",
         reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
     ) -> SelfOffline:
         """
         Learn from the replay buffer alone: no step is taken, and no environment is needed. ``learn`` may go on afterwards.
@@ -70,9 +82,15 @@ class OfflineLearner(BlockCollector):
         :param log_interval: blocks between logs, None for none; their step is the number of updates
         :param tb_log_name: the name of the run for tensorboard
         :param reset_num_timesteps: whether to begin a new run for tensorboard
+        :param progress_bar: whether to show a progress bar, with tqdm and rich
         :return: the trained model
-        :raises ValueError: if too little is kept to learn from
+        :raises ValueError: if too little is kept to learn from, or ``n_updates`` is no number of steps
+        :raises ImportError: if tqdm or rich is missing
         """
+        if not isinstance(n_updates, Integral) or n_updates < 1:
+            raise ValueError(f"n_updates must be an integer of at least 1, got {n_updates!r}")
+        if progress_bar and tqdm is None:
+            raise ImportError("progress_bar=True needs tqdm and rich: pip install tqdm rich")
         if len(self.memory) < SMALLEST_MEMORY:
             raise ValueError(
                 f"The replay buffer holds {len(self.memory)} steps, {SMALLEST_MEMORY} are the fewest to learn from: "
@@ -81,6 +99,12 @@ class OfflineLearner(BlockCollector):
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         block = (self.preset_ or self._choose_preset()).train_freq
+        with tqdm(total=n_updates) if progress_bar else nullcontext() as bar:
+            self._learn_blocks(int(n_updates), block, log_interval, bar)
+        return self
+
+    def _learn_blocks(self, n_updates: int, block: int, log_interval: int | None, bar: Any) -> None:
+        begun = time.monotonic() - ONCE.seconds
         done = n_blocks = 0
         while done < n_updates:
             self._update_current_progress_remaining(done, n_updates)
@@ -92,7 +116,13 @@ class OfflineLearner(BlockCollector):
             finally:
                 self.offline_steps = 0
             done, n_blocks = done + n, n_blocks + 1
+            if bar is not None:
+                bar.update(n)
+            if n_blocks == 1 and done < n_updates:
+                rest = in_words((time.monotonic() - ONCE.seconds - begun) / done * (n_updates - done))
+                self.logger.info(
+                    f"{type(self).__name__}: {done:,} updates are done; the other {n_updates - done:,} take some {rest}"
+                )
             if log_interval is not None and n_blocks % log_interval == 0:
                 self.logger.record("time/n_updates", self._n_updates, exclude="tensorboard")
                 self.logger.dump(step=self._n_updates)
-        return self
