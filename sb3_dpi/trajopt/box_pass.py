@@ -136,6 +136,12 @@ def box_pass_numpy(
 
 
 @inner_loop
+def _copy(vector: FloatArray, out: FloatArray) -> None:
+    for i in range(len(vector)):  # a slice that is assigned would take numba seconds more
+        out[i] = vector[i]
+
+
+@inner_loop
 def _factor(H: FloatArray, index: IntArray, n: int, lower: FloatArray) -> bool:
     """Write the Cholesky factor of H on the first n indices; False where it is not positive definite."""
     for i in range(n):
@@ -218,7 +224,7 @@ def box_minimum_loops(
         _solve(lower, n, step)
         here, share, accepted, whole = _objective(H, g, k), 1.0, False, True
         for _ in range(MOST_HALVINGS):
-            moved[:] = k
+            _copy(k, moved)
             foretold = 0.0
             for i in range(n):
                 r = index[i]
@@ -231,9 +237,10 @@ def box_minimum_loops(
             share *= 0.5
         if not accepted:
             return n
-        k[:] = moved
+        _copy(moved, k)
         n_was = n if whole else -1
-        was[:] = index
+        for i in range(n):
+            was[i] = index[i]
     return n
 
 
@@ -257,8 +264,9 @@ def box_pass_loops(
     Q, q, W = np.zeros((dz, dz)), np.zeros(dz), np.zeros((dx, dz))
     H, lower, index, column = np.zeros((du, du)), np.zeros((du, du)), np.zeros(du, dtype=np.int64), np.zeros(du)
     for t in range(T - 1, -1, -1):
-        Q[:] = C[t]
-        q[:] = c[t]
+        for i in range(dz):
+            _copy(C[t, i], Q[i])
+        _copy(c[t], q)
         _add_next_value(F[t], V, v, W, Q, q)
         if len(second):
             _add_curvature(second[t], v, Q)

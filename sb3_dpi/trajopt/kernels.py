@@ -27,7 +27,7 @@ Pass = Callable[
 ]
 
 # A product and a sum may become one instruction
-loop = Loops("the planner's loops", 8, error_model="numpy", fastmath={"contract"})
+loop = Loops("the planner's loops", 12, error_model="numpy", fastmath={"contract"})
 inner_loop = loop.inner
 
 
@@ -266,8 +266,10 @@ def _backward_loops(
     Q, q = np.zeros((dz, dz)), np.zeros(dz)
     W, h, Ft = np.zeros((dx, dz)), np.zeros(dx), np.zeros((dz, dx))
     for t in range(T - 1, -1, -1):
-        h[:] = v
-        q[:] = c[t]
+        for i in range(dx):  # slices that are assigned would take numba seconds more
+            h[i] = v[i]
+        for i in range(dz):
+            q[i] = c[t, i]
         for i in range(dx):
             for j in range(dx):
                 h[j] += V[i, j] * f[t, i]
@@ -333,7 +335,8 @@ def _forward_loops(
                 next_mu[i] += F[t, i, dx + r] * w[r]
                 for j in range(dx):
                     A[i, j] += F[t, i, dx + r] * K[t, r, j]
-        mu[:] = next_mu
+        for i in range(dx):
+            mu[i] = next_mu[i]
         _transpose(A, At)
         multiply(A, sigma, G)
         _multiply_symmetric(G, At, sigma)
