@@ -17,7 +17,7 @@ from sb3_dpi.world_model.experts import EXPERTS, plan_targets
 from sb3_dpi.world_model.experts.lqr import KLLQR
 from sb3_dpi.world_model.experts.pathwise import Pathwise, pathwise_gradient, window_objective
 from sb3_dpi.world_model.experts.problem import PlanningProblem
-from sb3_dpi.world_model.experts.sampling import MPPI, move_back, tempered_weights
+from sb3_dpi.world_model.experts.sampling import MPPI, move_back
 from sb3_dpi.world_model.imagination import make_windows, rollouts
 from sb3_dpi.world_model.mlp import StackedMLP
 
@@ -181,20 +181,6 @@ def test_lqr_is_exact_on_a_linear_system() -> None:
     th.testing.assert_close(plan.target[0], (mean + sigma * noise).detach(), atol=2e-3, rtol=1e-2)
     variance = sigma**2 * beta / (4.0 * sigma**2 + beta)
     th.testing.assert_close(plan.variance[0], variance.detach(), atol=2e-3, rtol=1e-2)
-
-
-def test_tempered_weights() -> None:
-    returns = np.random.default_rng(0).normal(size=(50, 20)) * 7.0
-    weights, beta, divergence = tempered_weights(returns, 0.4)
-    assert divergence == pytest.approx(0.4, rel=1e-3)
-    np.testing.assert_allclose(weights.sum(1), 1.0)
-    ratio = np.log(weights[:, 0] / weights[:, 1])
-    np.testing.assert_allclose(ratio, (returns[:, 0] - returns[:, 1]) / beta, atol=1e-6)
-    again, scaled, _ = tempered_weights(1e6 * returns + 5.0, 0.4)
-    np.testing.assert_allclose(again, weights, atol=1e-6)
-    assert scaled == pytest.approx(1e6 * beta, rel=1e-3)
-    greedy, _, most = tempered_weights(returns, 100.0)
-    assert most <= np.log(20.0) + 1e-6 and greedy.max(1).min() > 0.99
 
 
 def test_move_back() -> None:

@@ -154,5 +154,5 @@ def test_the_unit_of_the_cost_does_not_matter(name: str, unit: float) -> None:
 def test_products_of_any_size(n: int) -> None:
     rng = np.random.default_rng(n)
     left, right, out = rng.normal(size=(2, n)), rng.normal(size=(n, 3)), rng.normal(size=(2, 3))
-    kernels._multiply(left, right, out)
+    kernels.multiply(left, right, out)
     np.testing.assert_allclose(out, left @ right, rtol=1e-12, atol=1e-12)

@@ -2,6 +2,7 @@
 
 from sb3_dpi.trajopt.controllers import lqr_hold_controller, pd_controller
 from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
+from sb3_dpi.trajopt.differences import FunctionCost, FunctionSystem, TrackingCost
 from sb3_dpi.trajopt.dynamics import (
     LinearGaussianFit,
     Moments,
@@ -12,6 +13,7 @@ from sb3_dpi.trajopt.dynamics import (
     window_prior,
 )
 from sb3_dpi.trajopt.gmm import GaussianMixture, fit_mixture, mixture_prior, number_of_components
+from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan
 from sb3_dpi.trajopt.kl_lqr import KLConstrainedSolution, KLConstraintError, solve_kl_constrained
 from sb3_dpi.trajopt.lqr import (
     LQRSolution,
@@ -21,6 +23,8 @@ from sb3_dpi.trajopt.lqr import (
     forward_marginals,
     lqr_backward,
 )
+from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, ShootingPlan
+from sb3_dpi.trajopt.systems import Cost, System, TwiceDifferentiable
 from sb3_dpi.trajopt.types import (
     GaussianMarginals,
     GaussianState,
@@ -32,9 +36,17 @@ from sb3_dpi.trajopt.types import (
 )
 
 __all__ = [
+    "CEM",
+    "ICEM",
+    "ILQR",
+    "MPPI",
+    "Cost",
+    "FunctionCost",
+    "FunctionSystem",
     "GaussianMarginals",
     "GaussianMixture",
     "GaussianState",
+    "ILQRPlan",
     "KLConstrainedSolution",
     "KLConstraintError",
     "LQRSolution",
@@ -46,7 +58,12 @@ __all__ = [
     "NotPositiveDefiniteError",
     "QuadraticCost",
     "QuadraticValue",
+    "RandomShooting",
+    "ShootingPlan",
     "Standardizer",
+    "System",
+    "TrackingCost",
+    "TwiceDifferentiable",
     "anchor",
     "controller_kl",
     "expected_cost",

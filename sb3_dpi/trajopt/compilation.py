@@ -80,7 +80,7 @@ def compiles() -> bool:
 
 class Loops:
     """
-    The decorator of loops that are compiled together: those of a module, which may call each other.
+    The decorator of loops that are compiled together: those of a module, or of two, which may call each other.
 
     A loop takes its own place in the module once it is compiled, so that later calls cost nothing more.
 
@@ -131,8 +131,9 @@ class Loops:
             self.compiled = {one.__name__: self._compile(one) for one in self.functions}
             if compiles():
                 _listen(self)
-        for one in self.functions:
-            one.__globals__[one.__name__] = self.compiled[one.__name__]
+        for module in [one.__globals__ for one in self.functions]:
+            # also where a loop was imported: others call it by the name that it has there
+            module.update({name: self.compiled[name] for name in self.compiled if name in module})
 
     def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not compiles():

@@ -26,7 +26,7 @@ Pass = Callable[
     [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], PassResult
 ]
 
-loop = Loops("the planner's loops", 8, error_model="numpy")
+loop = Loops("the planner's loops", 8, error_model="numpy", fastmath={"contract"})
 inner_loop = loop.inner
 
 
@@ -116,21 +116,65 @@ def _forward_kl_numpy(
     return kl
 
 
+@inner_loop
+def _one_row(left: FloatArray, i: int, right: FloatArray, out: FloatArray, n: int) -> None:
+    for j in range(n):
+        out[i, j] = 0.0
+    for r in range(left.shape[1]):
+        weight = left[i, r]
+        for j in range(n):
+            out[i, j] += weight * right[r, j]
+
+
+@inner_loop
+def _two_rows(left: FloatArray, i: int, right: FloatArray, out: FloatArray, n: int) -> None:
+    """Two rows by four at a time: what is loaded serves both, and a result is stored once for four products."""
+    for j in range(n):
+        out[i, j] = 0.0
+        out[i + 1, j] = 0.0
+    whole = left.shape[1] - left.shape[1] % 4
+    for r in range(0, whole, 4):
+        a, b, c, d = left[i, r], left[i, r + 1], left[i, r + 2], left[i, r + 3]
+        e, f, g, h = left[i + 1, r], left[i + 1, r + 1], left[i + 1, r + 2], left[i + 1, r + 3]
+        for j in range(n):
+            w, x, y, z = right[r, j], right[r + 1, j], right[r + 2, j], right[r + 3, j]
+            out[i, j] += a * w + b * x + c * y + d * z
+            out[i + 1, j] += e * w + f * x + g * y + h * z
+    for r in range(whole, left.shape[1]):
+        a, e = left[i, r], left[i + 1, r]
+        for j in range(n):
+            out[i, j] += a * right[r, j]
+            out[i + 1, j] += e * right[r, j]
+
+
 @loop
-def _multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+def multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+    """Write a product of matrices."""
+    even = left.shape[0] - left.shape[0] % 2
+    for i in range(0, even, 2):
+        _two_rows(left, i, right, out, right.shape[1])
+    for i in range(even, left.shape[0]):
+        _one_row(left, i, right, out, right.shape[1])
+
+
+@inner_loop
+def _multiply_symmetric(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+    """Write a product that is known to be symmetric: half of it is computed."""
+    even = left.shape[0] - left.shape[0] % 2
+    for i in range(0, even, 2):
+        _two_rows(left, i, right, out, i + 2)
+    for i in range(even, left.shape[0]):
+        _one_row(left, i, right, out, i + 1)
     for i in range(left.shape[0]):
-        for j in range(right.shape[1]):
-            out[i, j] = 0.0
-        # four rows at a time: a quarter of the loads and stores of the result
-        whole = left.shape[1] - left.shape[1] % 4
-        for r in range(0, whole, 4):
-            a, b, c, d = left[i, r], left[i, r + 1], left[i, r + 2], left[i, r + 3]
-            for j in range(right.shape[1]):
-                out[i, j] += a * right[r, j] + b * right[r + 1, j] + c * right[r + 2, j] + d * right[r + 3, j]
-        for r in range(whole, left.shape[1]):
-            weight = left[i, r]
-            for j in range(right.shape[1]):
-                out[i, j] += weight * right[r, j]
+        for j in range(i):
+            out[j, i] = out[i, j]
+
+
+@inner_loop
+def _transpose(matrix: FloatArray, out: FloatArray) -> None:
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            out[j, i] = matrix[i, j]
 
 
 @inner_loop
@@ -192,18 +236,13 @@ def _gains(
             k[i] -= inverse[i, r] * q[dx + r]
             for j in range(dx):
                 K[i, j] -= inverse[i, r] * Q[dx + r, j]
+    _multiply_symmetric(Q[:dx, dx:], K, V)
     for i in range(dx):
         v[i] = q[i]
-        for j in range(dx):
-            V[i, j] = Q[i, j]
         for r in range(du):
-            weight = Q[i, dx + r]
-            v[i] += weight * k[r]
-            for j in range(dx):
-                V[i, j] += weight * K[r, j]
-    for i in range(dx):
-        for j in range(i):
-            V[i, j] = V[j, i] = 0.5 * (V[i, j] + V[j, i])
+            v[i] += Q[i, dx + r] * k[r]
+        for j in range(dx):
+            V[i, j] += Q[i, j]
 
 
 @inner_loop
@@ -224,23 +263,23 @@ def _backward_loops(
     du = dz - dx
     V, v = np.zeros((dx, dx)), np.zeros(dx)
     Q, q = np.zeros((dz, dz)), np.zeros(dz)
-    W, h = np.zeros((dx, dz)), np.zeros(dx)
+    W, h, Ft = np.zeros((dx, dz)), np.zeros(dx), np.zeros((dz, dx))
     for t in range(T - 1, -1, -1):
-        _multiply(V, F[t], W)
+        h[:] = v
+        q[:] = c[t]
         for i in range(dx):
-            h[i] = v[i]
             for j in range(dx):
-                h[i] += V[i, j] * f[t, j]
-        for i in range(dz):
-            q[i] = c[t, i]
-            for j in range(dz):
-                Q[i, j] = C[t, i, j]
+                h[j] += V[i, j] * f[t, i]
         for row in range(dx):
+            weight = discount * h[row]
             for i in range(dz):
-                weight = discount * F[t, row, i]
-                q[i] += weight * h[row]
-                for j in range(dz):
-                    Q[i, j] += weight * W[row, j]
+                q[i] += weight * F[t, row, i]
+        multiply(V, F[t], W)
+        _transpose(F[t], Ft)
+        _multiply_symmetric(Ft, W, Q)
+        for i in range(dz):
+            for j in range(dz):
+                Q[i, j] = discount * Q[i, j] + C[t, i, j]
         if not _invert_shifted(Q, dx, eta[t], S[t], kl[t : t + 1]):
             return t
         _gains(Q, q, dx, S[t], K[t], k[t], V, v)
@@ -272,7 +311,7 @@ def _forward_loops(
     R = np.zeros((du, dx))
     spread = np.zeros((dx, dx))
     for t in range(T):
-        _multiply(K[t], sigma, R)
+        multiply(K[t], sigma, R)
         total = 0.0
         for i in range(du):
             w[i] = k[t, i]
@@ -293,18 +332,15 @@ def _forward_loops(
                 next_mu[i] += F[t, i, dx + r] * w[r]
                 for j in range(dx):
                     A[i, j] += F[t, i, dx + r] * K[t, r, j]
+        mu[:] = next_mu
+        _transpose(A, At)
+        multiply(A, sigma, G)
+        _multiply_symmetric(G, At, sigma)
+        multiply(B, S[t], H)
+        _multiply_symmetric(H, Bt, spread)
         for i in range(dx):
-            mu[i] = next_mu[i]
             for j in range(dx):
-                At[j, i] = A[i, j]
-        _multiply(A, sigma, G)
-        _multiply(G, At, sigma)
-        _multiply(B, S[t], H)
-        _multiply(H, Bt, spread)
-        for i in range(dx):
-            for j in range(i + 1):
-                mean = 0.5 * (sigma[i, j] + sigma[j, i] + spread[i, j] + spread[j, i] + noise[t, i, j] + noise[t, j, i])
-                sigma[i, j] = sigma[j, i] = mean
+                sigma[i, j] += spread[i, j] + noise[t, i, j]
 
 
 @loop

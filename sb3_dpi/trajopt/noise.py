@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from sb3_dpi.trajopt.types import FloatArray
+
 
 def correlate(noise: np.ndarray, correlation: float) -> np.ndarray:
     """Make white noise a stationary autoregressive process of first order, of the same variance.
@@ -15,3 +17,26 @@ def correlate(noise: np.ndarray, correlation: float) -> np.ndarray:
     fresh = float(np.sqrt(1.0 - correlation**2))
     filtered, _ = lfilter([fresh], [1.0, -correlation], noise[1:], axis=0, zi=correlation * noise[:1])
     return np.concatenate([noise[:1], filtered]).astype(noise.dtype)
+
+
+def coloured(rng: np.random.Generator, shape: tuple[int, ...], exponent: float) -> FloatArray:
+    """Draw stationary noise of unit variance whose power falls with frequency (Timmer and Koenig 1995; Pinneri et al. 2020).
+
+    The expected power at k / T cycles a step is proportional to ``max(k, 1) ** -exponent``.
+
+    :param rng: draws it
+    :param shape: ``[..., T]``, time last
+    :param exponent: 0 is white, 1 pink, 2 red; usual: 0.25 to 4, the more the slower the system
+    :return: ``[..., T]``
+    """
+    T = shape[-1]
+    amplitude = np.maximum(np.arange(T // 2 + 1), 1) ** (-0.5 * exponent)
+    parts = rng.standard_normal((2, *shape[:-1], len(amplitude)))
+    spectrum = amplitude * (parts[0] + 1j * parts[1])
+    weight = np.full(len(amplitude), 4.0)
+    # these frequencies have no phase: all of their power is in the real part
+    for k in {0, T // 2} if T % 2 == 0 else {0}:
+        spectrum[..., k] = np.sqrt(2.0) * spectrum[..., k].real
+        weight[k] = 2.0
+    drawn: FloatArray = np.fft.irfft(spectrum, n=T, axis=-1) * (T / np.sqrt(weight @ amplitude**2))
+    return drawn

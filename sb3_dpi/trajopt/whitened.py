@@ -90,24 +90,25 @@ class WhitenedProblem:
         :param discount: gamma
         :return: the problem in whitened coordinates
         """
-        dx, dz = dynamics.F.shape[-2:]
+        dx = dynamics.F.shape[-2]
         lower = np.asarray(np.linalg.cholesky(reference.cov), dtype=np.float64)
-        G = np.zeros((*reference.K.shape[:-2], dz, dz))
-        G[..., :dx, :dx] = np.eye(dx)
-        G[..., dx:, :dx], G[..., dx:, dx:] = reference.K, lower
-        g = np.zeros(G.shape[:-1])
-        g[..., dx:] = reference.k
-        Gt = np.swapaxes(G, -1, -2)
+        K, k = reference.K, reference.k
+        C = _in_new_actions(cost.C, K, lower)
+        # G' (C G), by the same change of the other axis
+        C = np.swapaxes(_in_new_actions(np.swapaxes(C, -1, -2), K, lower), -1, -2)
+        c = cost.c + matvec(cost.C[..., dx:], k)
+        pushed = matvec(np.swapaxes(lower, -1, -2), c[..., dx:])
+        c = np.concatenate([c[..., :dx] + matvec(np.swapaxes(K, -1, -2), c[..., dx:]), pushed], -1)
 
         def flat(array: FloatArray, ndim: int) -> FloatArray:
             return np.ascontiguousarray(array.reshape(-1, *array.shape[array.ndim - ndim :]), dtype=np.float64)
 
         return cls(
-            F=flat(dynamics.F @ G, 3),
-            f=flat(dynamics.f + matvec(dynamics.F, g), 2),
+            F=flat(_in_new_actions(dynamics.F, K, lower), 3),
+            f=flat(dynamics.f + matvec(dynamics.F[..., dx:], k), 2),
             noise=flat(dynamics.cov, 3),
-            C=flat(symmetrize(Gt @ cost.C @ G), 3),
-            c=flat(matvec(Gt, matvec(cost.C, g) + cost.c), 2),
+            C=flat(symmetrize(C), 3),
+            c=flat(c, 2),
             mean0=flat(initial.mean, 1),
             cov0=flat(initial.cov, 2),
             lower=flat(lower, 3),
@@ -161,7 +162,7 @@ class WhitenedProblem:
 
     def scale(self) -> FloatArray:
         """Size of the cost of each condition, ``[M]``; one where there is none."""
-        size = np.abs(self.C).max((1, 2, 3)) + np.abs(self.c).max((1, 2))
+        size = np.maximum(self.C.max((1, 2, 3)), -self.C.min((1, 2, 3))) + np.abs(self.c).max((1, 2))
         scale: FloatArray = np.where(size > np.finfo(np.float64).tiny * 1e20, size, 1.0)
         return scale
 
@@ -233,3 +234,14 @@ class WhitenedProblem:
             k=reference.k + matvec(self.lower, k).reshape(reference.k.shape),
             cov=symmetrize(self.lower @ S @ np.swapaxes(self.lower, -1, -2)).reshape(reference.cov.shape),
         )
+
+
+def _in_new_actions(matrix: FloatArray, K: FloatArray, lower: FloatArray) -> FloatArray:
+    """Matrix times G, whose columns of states are [I; K] and of actions [0; L]: only the columns of actions are multiplied."""
+    dx = K.shape[-1]
+    of_actions = matrix[..., dx:]
+    changed = np.empty(matrix.shape)
+    np.matmul(of_actions, K, out=changed[..., :dx])
+    changed[..., :dx] += matrix[..., :dx]
+    np.matmul(of_actions, lower, out=changed[..., dx:])
+    return changed

@@ -15,17 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch as th
-from scipy.special import logsumexp
 
 from sb3_dpi.trajopt.noise import correlate
+from sb3_dpi.trajopt.shooting import cross_entropy, tempered_weights
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.world_model.experts.plan_targets import PlanTargets, advise
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.imagination import Imagined, Windows, roll_out
 
-BETA_RANGE = 1e-6, 1e6
-"""Of the returns' standard deviation: between these the dual variable is sought."""
-BISECTIONS = 40
 SMALLEST_SPREAD = 1e-2
 """Smallest variance of planned noise, in units of the policy's."""
 
@@ -45,32 +42,6 @@ def window_gains(problem: PlanningProblem, imagined: Imagined) -> tuple[th.Tenso
     discounts = problem.gamma ** th.arange(len(gains), device=gains.device)
     weights = discounts[:, None, None] * imagined.continuation
     return weights * gains, weights
-
-
-def tempered_weights(returns: FloatArray, bound: float) -> tuple[FloatArray, float, float]:
-    """
-    Weights exp(R / beta) of particles, with the smallest beta that keeps the mean KL divergence from equal weights in bounds.
-
-    :param returns: ``[n, N]``
-    :param bound: nats, mean over the windows; at most log N can be reached
-    :return: weights ``[n, N]`` that sum to one, beta, and the KL divergence
-    """
-    centred = returns - returns.max(1, keepdims=True)
-    spread = max(float(returns.std(1).mean()), 1e-12)
-
-    def tempered(beta: float) -> tuple[FloatArray, float]:
-        log_weights = centred / beta
-        log_weights = log_weights - logsumexp(log_weights, axis=1, keepdims=True)
-        weights = np.exp(log_weights)
-        return weights, float((weights * log_weights).sum(1).mean() + np.log(returns.shape[1]))
-
-    low, high = np.log(BETA_RANGE[0] * spread), np.log(BETA_RANGE[1] * spread)
-    for _ in range(BISECTIONS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if tempered(float(np.exp(middle)))[1] > bound else (low, middle)
-    beta = float(np.exp(high))
-    weights, divergence = tempered(beta)
-    return weights, beta, divergence
 
 
 def repeat(windows: Windows, n: int) -> Windows:
@@ -195,27 +166,33 @@ class ICEM:
         """
         steps, E, m, du = problem.noise_shape
         W = E * m
-        mean, variance = np.zeros((steps, W, du)), np.ones((steps, W, du))
-        kept = np.zeros((steps, W, 0, du), dtype=np.float32)
-        best = np.zeros(W)
-        for k in range(self.n_rounds):
+
+        def draw(k: int, mean: FloatArray, variance: FloatArray) -> np.ndarray:
             n = max(int(self.n_particles * 0.75**k), self.n_elites)
             fresh = correlate(rng.standard_normal((steps, W, n, du)), self.correlation)
-            noise = mean[:, :, None] + np.sqrt(variance)[:, :, None] * fresh
-            noise = np.concatenate([noise.astype(np.float32), kept], axis=2)
-            tried = try_out(problem, noise)
-            order = np.argsort(-tried.returns, axis=1, kind="stable")[:, : self.n_elites]
-            kept = np.take_along_axis(noise, order[None, :, :, None], axis=2)
-            best = np.take_along_axis(tried.returns, order, axis=1).mean(1)
-            mean = self.momentum * mean + (1.0 - self.momentum) * kept.mean(2)
-            variance = self.momentum * variance + (1.0 - self.momentum) * np.maximum(kept.var(2), SMALLEST_SPREAD)
-        mean, divergence = move_back(mean, self.trust_region)
+            noise: np.ndarray = mean[:, :, None] + np.sqrt(variance)[:, :, None] * fresh
+            return noise.astype(np.float32)
+
+        fit = cross_entropy(
+            draw,
+            lambda noise: try_out(problem, noise).returns,
+            np.zeros((steps, W, du)),
+            np.ones((steps, W, du)),
+            None,
+            axis=2,
+            n_rounds=self.n_rounds,
+            n_elites=self.n_elites,
+            n_kept=self.n_elites,
+            momentum=self.momentum,
+            smallest=SMALLEST_SPREAD,
+        )
+        mean, divergence = move_back(fit.mean, self.trust_region)
         followed = try_out(problem, mean[:, :, None].astype(np.float32))
 
         def tensor(array: FloatArray) -> th.Tensor:
             return th.as_tensor(array.reshape(problem.noise_shape), dtype=th.float32, device=followed.states.device)
 
-        gain = float(best.mean() - tried.returns.mean())
+        gain = float(fit.kept_returns.mean(1).mean() - fit.returns.mean())
         return advise(
             problem.actor,
             followed.states[..., 0, :],

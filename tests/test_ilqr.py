@@ -1,0 +1,287 @@
+"""iLQR and DDP against Riccati, the dense Newton step of the whole horizon, and optimality conditions."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from problems import pick, well_conditioned
+from smooth_systems import QuarticCost, pendulum, quartic_cost, upright_cost, wavy_system
+
+from sb3_dpi.trajopt.differences import FunctionCost, FunctionSystem, TrackingCost
+from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan, action_gradient, newton_step
+from sb3_dpi.trajopt.lqr import NotPositiveDefiniteError, lqr_backward
+from sb3_dpi.trajopt.types import LinearGaussianController, LinearGaussianDynamics, QuadraticCost, QuadraticValue
+
+Given = tuple[FunctionSystem, QuarticCost, np.ndarray]
+
+
+class LinearQuadratic:
+    """A linear-quadratic problem of ``lqr`` as system and cost; the state carries the time step."""
+
+    state_dim, tangent_dim, action_dim = 5, 5, 2
+
+    def __init__(self, dynamics: LinearGaussianDynamics, cost: QuadraticCost) -> None:
+        self.dynamics, self.cost, self.T = dynamics, cost, len(cost.c) - 1
+
+    def step(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        t = states[:, 4].astype(int)
+        z = np.concatenate([states[:, :4], actions], 1)
+        after = np.einsum("bij,bj->bi", self.dynamics.F[t], z) + self.dynamics.f[t]
+        return np.concatenate([after, states[:, 4:] + 1], 1)
+
+    def linearize(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fx, fu = np.zeros((len(states), 5, 5)), np.zeros((len(states), 5, 2))
+        F = self.dynamics.F[states[:, 4].astype(int)]
+        fx[:, :4, :4], fx[:, 4, 4], fu[:, :4] = F[..., :4], 1.0, F[..., 4:]
+        return fx, fu
+
+    def difference(self, origin: np.ndarray, states: np.ndarray) -> np.ndarray:
+        return states - origin
+
+    def integrate(self, origin: np.ndarray, changes: np.ndarray) -> np.ndarray:
+        return origin + changes
+
+    def value(self, states: np.ndarray, actions: np.ndarray, time_steps: np.ndarray) -> np.ndarray:
+        z, cost = np.concatenate([states[..., :4], actions], -1), pick(self.cost, time_steps)
+        return 0.5 * np.einsum("...i,...ij,...j->...", z, cost.C, z) + np.sum(z * cost.c, -1) + cost.const
+
+    def expand(self, states: np.ndarray, actions: np.ndarray, time_steps: np.ndarray) -> QuadraticCost:
+        z, cost = np.concatenate([states[..., :4], actions], -1), pick(self.cost, time_steps)
+        C, c, spread = np.zeros((len(z), 7, 7)), np.zeros((len(z), 7)), [0, 1, 2, 3, 5, 6]
+        C[:, np.ix_(spread, spread)[0], spread] = cost.C
+        c[:, spread] = np.einsum("tij,tj->ti", cost.C, z) + cost.c
+        return QuadraticCost(C, c, self.value(states, actions, time_steps))
+
+    def final_value(self, states: np.ndarray, time_step: int) -> np.ndarray:
+        return self.value(states[..., None, :], np.zeros((*states.shape[:-1], 1, 2)), np.array([time_step]))[..., 0]
+
+    def expand_final(self, state: np.ndarray, time_step: int) -> QuadraticValue:
+        cost = self.expand(state[None], np.zeros((1, 2)), np.array([time_step]))
+        return QuadraticValue(cost.C[0, :5, :5], cost.c[0, :5], cost.const[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_step_is_riccati(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    problem = well_conditioned(rng, horizon=9)
+    cost = problem.cost
+    # the last state has no action: its own controller then asks for none
+    cost.C[-1, 4:, :4], cost.C[-1, :4, 4:], cost.c[-1, 4:] = 0.0, 0.0, 0.0
+    wanted = lqr_backward(problem.dynamics, cost).controller
+    given = LinearQuadratic(problem.dynamics, cost)
+    x = rng.normal(size=4)
+    plan = ILQR(max_iterations=1).plan(given, given, np.append(x, 0.0), rng.normal(size=(8, 2)))
+    assert plan.n_iterations == 1 and plan.ended == "iterations"
+    for t in range(8):
+        np.testing.assert_allclose(plan.gains[t, :, :4], wanted.K[t], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(plan.states[t, :4], x, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(plan.actions[t], wanted.K[t] @ x + wanted.k[t], rtol=1e-9, atol=1e-9)
+        x = problem.dynamics.F[t] @ np.concatenate([x, plan.actions[t]]) + problem.dynamics.f[t]
+        elsewhere = np.append(x, t) + 0.1
+        feedback = LinearGaussianController(wanted.K, wanted.k, wanted.cov)
+        push = feedback.K[t] @ elsewhere[:4] + feedback.k[t]
+        np.testing.assert_allclose(plan.act(given, t, elsewhere), push, rtol=1e-9, atol=1e-9)
+
+
+def given(seed: int, **options: Any) -> Given:
+    rng = np.random.default_rng(seed)
+    return wavy_system(rng, **options), quartic_cost(rng), rng.normal(size=3)
+
+
+def follow(system: FunctionSystem, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    states = [state]
+    for action in actions:
+        states.append(system.step(states[-1][None], action[None])[0])
+    return np.array(states)
+
+
+def dense_derivatives(
+    system: FunctionSystem, cost: QuarticCost, states: np.ndarray, actions: np.ndarray, first_step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient and Hessian of J in all the actions, by differentiating the trajectory forward."""
+    T, du = actions.shape
+    n = T * du
+    once, twice = np.zeros((states.shape[1], n)), np.zeros((states.shape[1], n, n))
+    gradient, hessian = np.zeros(n), np.zeros((n, n))
+    for t in range(T):
+        x, u = states[t : t + 1], actions[t : t + 1]
+        fx, fu = system.linearize(x, u)
+        running = cost.expand(x, u, np.array([first_step + t]))
+        z = np.concatenate([once, np.eye(n)[t * du : (t + 1) * du]])
+        bend = np.concatenate([twice, np.zeros((du, n, n))])
+        gradient += running.c[0] @ z
+        hessian += z.T @ running.C[0] @ z + np.tensordot(running.c[0], bend, 1)
+        F = np.concatenate([fx, fu], -1)[0]
+        curved = np.einsum("ijk,ja,kb->iab", system.hessians(x, u)[0], z, z)
+        once, twice = F @ z, np.tensordot(F, bend, 1) + curved
+    final = cost.expand_final(states[T], first_step + T)
+    return gradient + final.v @ once, hessian + once.T @ final.V @ once + np.tensordot(final.v, twice, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stagewise_newton_is_dense_newton(seed: int) -> None:
+    system, cost, state = given(seed)
+    actions = 0.3 * np.random.default_rng(seed + 10).normal(size=(7, 2))
+    states = follow(system, state, actions)
+    gradient, hessian = dense_derivatives(system, cost, states, actions, 3)
+    np.testing.assert_allclose(action_gradient(system, cost, states, actions, 3)[0].ravel(), gradient, rtol=1e-10, atol=1e-10)
+    shift = max(0.0, 0.5 - np.linalg.eigvalsh(hessian)[0])
+    dense = -np.linalg.solve(hessian + shift * np.eye(len(hessian)), gradient)
+    step = newton_step(system, cost, states, actions, 3, shift)
+    np.testing.assert_allclose(step.ravel(), dense, rtol=1e-8, atol=1e-8)
+
+
+def optimum(system: FunctionSystem, cost: QuarticCost, state: np.ndarray) -> ILQRPlan:
+    plan = ILQR(second_order=True, tolerance=1e-20).plan(system, cost, state, np.zeros((7, 2)))
+    assert plan.ended == "converged"
+    return plan
+
+
+def test_ddp_differs_from_newton_at_second_order() -> None:
+    system, cost, state = given(0)
+    best = optimum(system, cost, state)
+    direction = np.random.default_rng(1).normal(size=best.actions.shape)
+    sizes, apart = np.array([0.1, 0.03, 0.01, 0.003]), []
+    for size in sizes:
+        actions = best.actions + size * direction
+        ddp = ILQR(second_order=True, max_iterations=1).plan(system, cost, state, actions).actions
+        newton = actions + newton_step(system, cost, follow(system, state, actions), actions)
+        apart.append(np.abs(ddp - newton).max())
+    slope = np.polyfit(np.log(sizes), np.log(apart), 1)[0]
+    assert 1.8 < slope < 2.2
+
+
+def test_ddp_converges_quadratically_where_ilqr_is_linear() -> None:
+    system, cost, state = given(0)
+    best = optimum(system, cost, state).actions
+
+    def errors(second_order: bool) -> np.ndarray:
+        actions, found = best + 0.05, []
+        for _ in range(4):
+            found.append(np.abs(actions - best).max())
+            actions = ILQR(second_order=second_order, max_iterations=1).plan(system, cost, state, actions).actions
+        return np.array(found)
+
+    ddp, ilqr = errors(True), errors(False)
+    quadratic = ddp[1:3] / ddp[:2] ** 2
+    assert np.all(quadratic < 10.0) and ddp[3] < 1e-7
+    ratios = ilqr[1:] / ilqr[:-1]
+    assert np.all((ratios > 0.01) & (ratios < 0.9)) and ilqr[3] > 1e-5
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_limits_hold_and_the_conditions_of_optimality(second_order: bool, seed: int) -> None:
+    system, cost, state = given(seed)
+    rng = np.random.default_rng(seed + 20)
+    low, high = -rng.uniform(0.02, 0.3, (7, 2)), rng.uniform(0.02, 0.3, 2)
+    plan = ILQR(second_order, tolerance=1e-16).plan(system, cost, state, np.full((7, 2), 9.0), low=low, high=high)
+    assert plan.ended == "converged" and np.all((low <= plan.actions) & (plan.actions <= high))
+    gradient, _ = action_gradient(system, cost, plan.states, plan.actions)
+    at_low, at_high = plan.actions < low + 1e-9, plan.actions > high - 1e-9
+    np.testing.assert_allclose(gradient[~at_low & ~at_high], 0.0, atol=1e-6)
+    assert np.all(gradient[at_low] > -1e-6) and np.all(gradient[at_high] < 1e-6)
+    assert (at_low | at_high).any() and not (at_low | at_high).all()
+    assert not np.any(plan.gains[(at_low & (gradient > 1e-3)) | (at_high & (gradient < -1e-3))])
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_never_worse(second_order: bool) -> None:
+    """Where the model is far off, and costs are concave, the cost falls from step to step all the same."""
+    n_shifted = 0
+    for seed in range(8):
+        system, cost, state = given(seed, size=2.0, waves_of_actions=3.0)
+        cost = QuarticCost(cost.C - 2.0 * np.eye(5), cost.c, 1.0)
+        start = np.random.default_rng(seed).normal(size=(6, 2))
+        plan = ILQR(second_order, max_iterations=25).plan(system, cost, state, start, first_step=2)
+        states = follow(system, state, plan.actions)
+        total = cost.value(states[:-1], plan.actions, 2 + np.arange(6)).sum() + cost.final_value(states[-1], 8)
+        assert total == pytest.approx(plan.cost, rel=1e-12) and plan.cost == plan.costs[-1]
+        assert np.all(np.diff(plan.costs) <= 0.0) and plan.cost < plan.costs[0]
+        n_shifted += plan.shift > 0.0
+    assert n_shifted > 0
+
+
+def test_swing_up_of_the_pendulum() -> None:
+    """From each of 20 starts, the hanging pendulum among them, within the torque's limits."""
+    system = pendulum()
+    cost = upright_cost(system)
+    planner = ILQR(max_iterations=60, tolerance=1e-3)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        state = rng.uniform([-np.pi, -1.0], [np.pi, 1.0]) if seed else np.array([np.pi, 0.0])
+        plan = planner.plan(system, cost, state, 0.3 * rng.normal(size=(100, 1)), low=-1.0, high=1.0)
+        assert np.abs(plan.actions).max() <= 1.0
+        assert np.all(np.abs(plan.states[-1]) < [0.1, 0.2]), f"start {state} ended at {plan.states[-1]}"
+
+
+def test_warm_start_goals_and_time() -> None:
+    """A shifted plan begins the next one nearer to its end, with its feedback, and goals move with time."""
+    system = pendulum()
+    goal = np.stack([0.3 * np.sin(0.2 * np.arange(60)), np.zeros(60)], -1)
+    cost = TrackingCost(system, np.diag([10.0, 0.1]), 0.1 * np.eye(1), np.diag([10.0, 0.1]), goal)
+    planner = ILQR()
+    first = planner.plan(system, cost, np.zeros(2), np.zeros((20, 1)), low=-1, high=1)
+    second_state = first.states[1] + 0.05
+    cold = planner.plan(system, cost, second_state, np.zeros((20, 1)), low=-1, high=1, first_step=1)
+    bare = planner.plan(system, cost, second_state, first.shifted().actions, low=-1, high=1, first_step=1)
+    warm = planner.plan(system, cost, second_state, first.shifted(), low=-1, high=1, first_step=1)
+    assert warm.cost == pytest.approx(cold.cost, rel=1e-6) and warm.costs[0] < bare.costs[0] < cold.costs[0]
+    np.testing.assert_array_equal(first.shifted(3).actions, np.append(first.actions[3:], first.actions[-1:].repeat(3, 0), 0))
+    np.testing.assert_array_equal(first.shifted(3).states[:-3], first.states[3:])
+    late = planner.plan(system, cost, np.zeros(2), np.zeros((20, 1)), first_step=1)
+    moved = TrackingCost(system, np.diag([10.0, 0.1]), 0.1 * np.eye(1), np.diag([10.0, 0.1]), goal[1:])
+    np.testing.assert_allclose(late.actions, planner.plan(system, moved, np.zeros(2), np.zeros((20, 1))).actions)
+
+
+def test_why_it_ended() -> None:
+    system = pendulum()
+    cost, start = upright_cost(system), np.full((30, 1), 0.1)
+    assert ILQR().plan(system, cost, np.ones(2), start, max_seconds=0.0).ended == "time"
+    assert ILQR(max_iterations=2).plan(system, cost, np.ones(2), start).ended == "iterations"
+    # a constant cost that claims to have a slope
+    lie = FunctionCost(system, lambda x, u, t: np.zeros(len(x)), lambda x, t: np.zeros(len(x)))
+    slope = cost.expand(np.ones((30, 2)), start, np.arange(30))
+    object.__setattr__(lie, "expand", lambda *_: slope)
+    plan = ILQR().plan(system, lie, np.ones(2), start)
+    assert plan.ended == "stuck" and len(plan.costs) == 1
+    np.testing.assert_array_equal(plan.actions, start)
+
+
+def test_the_unit_of_cost_does_not_matter() -> None:
+    system, cost, state = given(1)
+    plans = []
+    for unit in (1.0, 2.0**60, 2.0**-60):
+        scaled = QuarticCost(unit * cost.C, unit * cost.c, unit * cost.bend)
+        plans.append(ILQR().plan(system, scaled, state, np.zeros((7, 2)), low=-0.3).actions)
+    np.testing.assert_array_equal(plans[0], plans[1])
+    np.testing.assert_array_equal(plans[0], plans[2])
+
+
+def test_bad_input() -> None:
+    system = pendulum()
+    cost, state, start = upright_cost(system), np.zeros(2), np.zeros((5, 1))
+    with pytest.raises(ValueError, match="horizon"):
+        ILQR().plan(system, cost, state, np.zeros((0, 1)))
+    with pytest.raises(ValueError, match=r"\[T, 1\]"):
+        ILQR().plan(system, cost, state, np.zeros((5, 2)))
+    with pytest.raises(ValueError, match="limits"):
+        ILQR().plan(system, cost, state, start, low=1.0, high=-1.0)
+    with pytest.raises(ValueError, match="first trajectory is not finite"):
+        ILQR().plan(system, cost, state + np.nan, start)
+    broken = FunctionSystem(system.function, 2, 1, lambda x, u: (np.full((5, 2, 2), np.nan), np.zeros((5, 2, 1))))
+    with pytest.raises(ValueError, match=r"derivatives \(F\) are not finite at time step 0"):
+        ILQR().plan(broken, cost, state, start)
+    with pytest.raises(NotPositiveDefiniteError, match="raise `shift`"):
+        newton_step(system, cost, np.ones((6, 2)), start, shift=-1e4)
+
+    class Once:
+        """No second derivatives."""
+
+        state_dim, tangent_dim, action_dim = 2, 2, 1
+        step, linearize = system.step, system.linearize
+
+    with pytest.raises(ValueError, match="second_order=False"):
+        ILQR(second_order=True).plan(Once(), cost, state, start)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="second derivatives"):
+        newton_step(Once(), cost, np.ones((6, 2)), start)  # type: ignore[arg-type]

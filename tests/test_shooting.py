@@ -1,0 +1,232 @@
+"""Planners that sample: what they converge to, warm starts, the spectrum of noise, seeds, bounds, bad input."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from problems import random_pd
+
+from sb3_dpi.trajopt.noise import coloured
+from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, cross_entropy, elites, tempered_weights
+
+B, T, DU = 3, 4, 2
+LOW, HIGH = np.array([-1.0, -2.0]), np.array([1.0, 3.0])
+PLANNERS = [
+    RandomShooting(50),
+    CEM(60, 6, 3),
+    ICEM(40, 8, 3),
+    MPPI(60, 2, exponent=1.0),
+    MPPI(60, 2, temperature=3.0),
+]
+
+
+class Quadratic:
+    """-1/2 (a - best)'H(a - best) of the whole sequence, another one for each state."""
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.H = random_pd(rng, (B,), T * DU) + 2.0 * np.eye(T * DU)
+        self.best = rng.uniform(0.6 * LOW, 0.6 * HIGH, (B, T, DU))
+        self.asked: list[np.ndarray] = []
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        self.asked.append(actions)
+        away = (actions - self.best[:, None]).reshape(*actions.shape[:2], -1)
+        return np.asarray(-0.5 * np.einsum("bni,bij,bnj->bn", away, self.H, away))
+
+
+@pytest.mark.parametrize(
+    ("planner", "near"),
+    [
+        (RandomShooting(30_000), 1.0),
+        (CEM(300, 40, 40, smallest_spread=0.0), 1e-2),
+        (CEM(300, 40, 40, smallest_spread=0.0, exponent=1.0, kept=0.5, decay=0.98), 1e-2),
+        (ICEM(300, 40, 40, smallest_spread=0.0, exponent=0.5), 2e-2),
+        (MPPI(1000, 20, spread=0.1), 0.15),
+    ],
+)
+def test_they_find_the_optimum(planner: Shooter, near: float) -> None:
+    problem = Quadratic()
+    plan = planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    assert np.abs(plan.actions - problem.best).max() < near
+    assert plan.n_rollouts == sum(asked.shape[1] for asked in problem.asked)
+    if not isinstance(planner, MPPI):
+        np.testing.assert_array_equal(problem(plan.actions[:, None])[:, 0], plan.returns)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_the_best_of_all_rounds(planner: Shooter) -> None:
+    problem = Quadratic()
+    plan = planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    tried = [problem(asked).max(1) for asked in list(problem.asked)]
+    if not isinstance(planner, MPPI):
+        np.testing.assert_array_equal(plan.returns, np.max(tried, axis=0))
+    else:
+        assert np.all(plan.returns <= np.max(tried, axis=0))
+    np.testing.assert_array_equal(problem(plan.elites)[:, 0], tried[-1])
+
+
+def test_a_later_round_may_be_worse() -> None:
+    problem, calls = Quadratic(), []
+
+    def worse(actions: np.ndarray) -> np.ndarray:
+        calls.append(problem(actions) - 100.0 * len(calls))
+        return calls[-1]
+
+    plan = CEM(60, 6, 3).plan(worse, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    np.testing.assert_array_equal(plan.returns, calls[0].max(1))
+    np.testing.assert_array_equal(problem(plan.actions[:, None])[:, 0], plan.returns)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_bounds_and_seeds(planner: Shooter) -> None:
+    """Only actions within bounds are rolled out, wide of them lies the optimum; the same seed draws the same."""
+    problem, again = Quadratic(), Quadratic()
+    problem.best = again.best = np.broadcast_to(2.0 * HIGH, (B, T, DU))
+    first = planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    second = planner.plan(again, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    third = planner.plan(again, LOW, HIGH, T, np.random.default_rng(2), n_states=B)
+    for asked in [*problem.asked, first.actions, first.mean, first.elites]:
+        assert np.all((asked >= LOW) & (asked <= HIGH))
+    for name, array in vars(first).items():
+        np.testing.assert_array_equal(array, getattr(second, name))
+    assert not np.array_equal(first.actions, third.actions)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_warm_start(planner: Shooter) -> None:
+    """The rest of the last plan is where the next one begins, and what it keeps is tried again."""
+    problem = Quadratic()
+    last = planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    moved = last.shifted(2)
+    for name in ("actions", "mean", "elites"):
+        before, after = getattr(last, name), getattr(moved, name)
+        np.testing.assert_array_equal(after[..., :2, :], before[..., 2:, :])
+        np.testing.assert_array_equal(after[..., 2:, :], before[..., 3:, :].repeat(2, -2))
+    problem.asked.clear()
+    far = replace(moved, mean=np.broadcast_to(HIGH, moved.mean.shape))
+    planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B, start=far)
+    first = problem.asked[0]
+    if isinstance(planner, RandomShooting):
+        np.testing.assert_array_equal(first[:, -1], moved.actions)
+        return
+    assert np.all(first[:, : first.shape[1] // 2].mean((0, 1, 2)) > 0.6 * HIGH)
+    kept = round(getattr(planner, "kept", 0.0) * getattr(planner, "n_elites", 0))
+    assert kept == (2 if isinstance(planner, ICEM) else 0)
+    if kept:
+        np.testing.assert_array_equal(first[:, -kept:], moved.elites[:, :kept])
+
+
+def test_what_icem_tries() -> None:
+    """Fewer in later rounds, but twice the elites; the elites that are kept; and the mean in the last."""
+    problem = Quadratic()
+    planner = ICEM(40, 10, 5, decay=0.7, momentum=0.0)
+    plan = planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    asked = list(problem.asked)
+    assert [a.shape[1] for a in asked] == [40, 28 + 3, 20 + 3, 20 + 3, 20 + 3]
+    for before, after in itertools.pairwise(asked):
+        best, _ = elites(before, problem(before), 3, 1)
+        np.testing.assert_array_equal(after[:, -3:], best)
+    fitted, _ = elites(asked[-2], problem(asked[-2]), 10, 1)
+    np.testing.assert_allclose(asked[-1][:, 0], fitted.mean(1))
+    np.testing.assert_allclose(plan.mean, plan.elites.mean(1))
+
+
+def test_elites_in_any_layout() -> None:
+    rng = np.random.default_rng(0)
+    samples, returns = rng.normal(size=(B, 9, T, DU)), rng.normal(size=(B, 9))
+    best, values = elites(samples, returns, 3, 1)
+    for b in range(B):
+        order = sorted(range(9), key=lambda i: -returns[b, i])[:3]
+        np.testing.assert_array_equal(best[b], samples[b, order])
+        np.testing.assert_array_equal(values[b], returns[b, order])
+    other, _ = elites(np.moveaxis(samples, 2, 0), returns, 3, 2)
+    np.testing.assert_array_equal(np.moveaxis(other, 0, 2), best)
+
+
+def test_a_round_at_least() -> None:
+    nothing = np.zeros((1, 1, 1))
+    with pytest.raises(ValueError, match="a round"):
+        cross_entropy(
+            lambda k, m, v: nothing[:, None],
+            lambda s: np.zeros((1, 1)),
+            nothing,
+            nothing,
+            None,
+            axis=1,
+            n_rounds=0,
+            n_elites=1,
+            n_kept=0,
+            momentum=0.0,
+            smallest=0.0,
+        )
+
+
+def test_mppi_weighs_by_the_exponential() -> None:
+    problem = Quadratic()
+    plan = MPPI(50, temperature=2.0).plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    drawn = problem.asked[0]
+    weights = np.exp(problem(drawn) / 2.0)
+    weights /= weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(plan.actions, np.sum(weights[..., None, None] * drawn, 1))
+    # each state has a temperature of its own: the unit of its returns does not matter
+    units = np.array([[1.0], [1e6], [1e-6]])
+    plain = MPPI(50).plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    scaled = MPPI(50).plan(lambda a: units * problem(a), LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    np.testing.assert_allclose(scaled.actions, plain.actions, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("length", [1, 2, 15, 16])
+def test_the_spectrum_of_noise(exponent: float, length: int) -> None:
+    noise = coloured(np.random.default_rng(0), (20_000, length), exponent)
+    assert noise.shape == (20_000, length)
+    np.testing.assert_allclose(noise.mean(0), 0.0, atol=0.04)
+    # the same at every time step
+    np.testing.assert_allclose(noise.var(0), 1.0, rtol=0.06)
+    power = np.mean(np.abs(np.fft.rfft(noise)) ** 2, 0)
+    wanted = np.maximum(np.arange(length // 2 + 1), 1.0) ** -exponent
+    np.testing.assert_allclose(power / power[0], wanted, rtol=0.08)
+
+
+def test_time_is_up() -> None:
+    problem = Quadratic()
+    for planner in (CEM(50, 5, 9), MPPI(50, 9)):
+        problem.asked.clear()
+        planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B, max_seconds=0.0)
+        assert len(problem.asked) == 1
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_bad_input(planner: Shooter) -> None:
+    problem, rng = Quadratic(), np.random.default_rng(0)
+    with pytest.raises(ValueError, match="horizon"):
+        planner.plan(problem, LOW, HIGH, 0, rng, n_states=B)
+    with pytest.raises(ValueError, match="finite bounds"):
+        planner.plan(problem, LOW, np.array([1.0, np.inf]), T, rng, n_states=B)
+    with pytest.raises(ValueError, match="finite bounds"):
+        planner.plan(problem, HIGH, LOW, T, rng, n_states=B)
+    with pytest.raises(ValueError, match="sequence 0 of state 0 is not finite"):
+        planner.plan(lambda a: np.full(a.shape[:2], np.nan), LOW, HIGH, T, rng, n_states=B)
+    with pytest.raises(ValueError, match="returns of actions"):
+        planner.plan(lambda a: np.zeros(3), LOW, HIGH, T, rng, n_states=B)
+    with pytest.raises(ValueError, match="no more elites"):
+        replace(planner, n_samples=0).plan(problem, LOW, HIGH, T, rng, n_states=B)  # type: ignore[type-var]
+    last = planner.plan(problem, LOW, HIGH, T, rng, n_states=B)
+    with pytest.raises(ValueError, match="start cold"):
+        planner.plan(problem, LOW, HIGH, T + 1, rng, n_states=B, start=last)
+
+
+def test_tempered_weights() -> None:
+    returns = np.random.default_rng(0).normal(size=(50, 20)) * 7.0
+    weights, beta, divergence = tempered_weights(returns, 0.4)
+    assert divergence == pytest.approx(0.4, rel=1e-3)
+    np.testing.assert_allclose(weights.sum(1), 1.0)
+    ratio = np.log(weights[:, 0] / weights[:, 1])
+    np.testing.assert_allclose(ratio, (returns[:, 0] - returns[:, 1]) / beta, atol=1e-6)
+    again, scaled, _ = tempered_weights(1e6 * returns + 5.0, 0.4)
+    np.testing.assert_allclose(again, weights, atol=1e-6)
+    assert scaled == pytest.approx(1e6 * beta, rel=1e-3)
+    greedy, _, most = tempered_weights(returns, 100.0)
+    assert most <= np.log(20.0) + 1e-6 and greedy.max(1).min() > 0.99
