@@ -92,7 +92,7 @@ def environment_of(env: VecEnv) -> gym.Env:
             f"The environments of a {type(base).__name__} cannot be copied: use a DummyVecEnv, give an environment as system, "
             "or learn with system='ensemble'"
         )
-    return gym.make(specs[0])
+    return gym.make(specs[0].id, **specs[0].kwargs)
 
 
 class StateFinder:
