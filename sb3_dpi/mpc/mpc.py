@@ -10,11 +10,12 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_dpi.common.action_units import check_bounded, hold_fractions
-from sb3_dpi.common.choices import as_settings
+from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
@@ -121,25 +122,12 @@ class MPC(Acting):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        device = "cpu" if device == "auto" else device
         super().__init__(
-            policy=PlanPolicy,
-            env=env,  # type: ignore[arg-type]  # None where a model is loaded
+            **{**arguments_of_base(locals(), OffPolicyAlgorithm), "policy": PlanPolicy},
             learning_rate=0.0,
-            buffer_size=buffer_size,
-            learning_starts=learning_starts,
-            gamma=gamma,  # type: ignore[arg-type]  # None: see ``discount``
-            train_freq=train_freq,
             gradient_steps=-1,
-            action_noise=action_noise,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device="cpu" if device == "auto" else device,
             support_multi_env=True,
-            seed=seed,
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
