@@ -27,9 +27,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "CEM": {"n_samples": 20, "n_elites": 5, "n_rounds": 2},
     "iCEM": {"n_samples": 20, "n_elites": 5, "n_rounds": 2},
     "MPPI": {"n_samples": 20},
-    "iLQR": {"max_iterations": 3},
+    "iLQR": {"max_iterations": 2},
 }
-LIMIT = 12
+LIMIT = 6
 
 
 def small(env: Any = None, planner: str = "iCEM", **kwargs: Any) -> MPC:
@@ -191,7 +191,7 @@ def test_a_known_cost_and_a_terminal_value_decide() -> None:
 
 @pytest.mark.parametrize("make", [small_dpi, small_ppo, small_sac])
 def test_values_of_models(make: Any) -> None:
-    model = make().learn(80)
+    model = make().learn(40)
     value = as_terminal_value(model)
     assert value is not None
     seen = np.random.default_rng(0).normal(size=(5, 2))
@@ -228,11 +228,11 @@ def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         horizon=5,
         particles=particles,
         world_model={"width": 16, "n_members": 2},
-        learning_starts=80,
+        learning_starts=40,
         train_freq=40,
         seed=0,
     )
-    model.learn(200, log_interval=1)
+    model.learn(160, log_interval=1)
     assert model.n_iterations == 2 and model._foretelling is not None
     assert model.logger.name_to_value["model/r_squared"] > 0.5
     model.save(tmp_path / "mpc")
