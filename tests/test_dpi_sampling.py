@@ -14,8 +14,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_dpi import DPI
+from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.dpi import dpi as dpi_module
-from sb3_dpi.dpi.replay import ReplayMemory
 
 # ---------------------------------------------------------------------- memory
 

@@ -3,16 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch as th
-from gymnasium import spaces
-
-from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.choices import as_settings, check_choice, parse_choice
 from sb3_dpi.common.plan_size import LARGEST_PLAN
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.world_model.critic import Critic, CriticOptions
-from sb3_dpi.world_model.ensemble import SystemFunction, WorldModel
 from sb3_dpi.world_model.experts import EXPERTS, Expert
 from sb3_dpi.world_model.imagination import Imagination
 from sb3_dpi.world_model.returns_critic import CRITICS
@@ -66,29 +60,6 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         raise ValueError(f"gradient_steps must be at least -1, got {given['gradient_steps']}")
     if not given["update_to_data"] > 0.0:
         raise ValueError(f"update_to_data must be above 0, got {given['update_to_data']}")
-
-
-def known_functions(
-    world_model: WorldModel, action_space: spaces.Space[Any]
-) -> tuple[SystemFunction | None, SystemFunction | None]:
-    """
-    Known rewards and ends, of actions in units of the bounds.
-
-    :param world_model: holds what the user knows, in the environment's units
-    :param action_space: bounded Box
-    :return: the reward and whether an episode ends, None where it is learned
-    """
-    assert isinstance(action_space, spaces.Box)
-    limits = np.stack([bound.reshape(-1) for bound in bounds(action_space)])
-
-    def env_units(actions: th.Tensor) -> th.Tensor:
-        low, high = th.as_tensor(limits, device=actions.device)
-        scaled: th.Tensor = low + 0.5 * (actions + 1.0) * (high - low)
-        return scaled
-
-    cost, end = world_model.cost_fn, world_model.termination_fn
-    reward = None if cost is None else lambda state, action, following: -cost(state, env_units(action), following)
-    return reward, None if end is None else lambda state, action, following: end(state, env_units(action), following)
 
 
 def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:

@@ -20,9 +20,9 @@ from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
+from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import PRESETS, Preset, choose_preset, parse_preset
-from sb3_dpi.dpi.replay import ReplayMemory
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import outlier_limit
 from sb3_dpi.world_model.ensemble import Ensemble

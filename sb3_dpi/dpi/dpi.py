@@ -23,13 +23,14 @@ from sb3_dpi.common.action_units import hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.interruption import whole_or_undone
+from sb3_dpi.common.known_functions import known_functions
+from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer, deal_out
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import (
     FORMER_ARGUMENTS,
     check_arguments,
     check_size,
     first_temperature,
-    known_functions,
     make_critic,
     make_expert,
 )
@@ -37,7 +38,6 @@ from sb3_dpi.dpi.diagnostics import critic_r_squared, foresight, policy_change, 
 from sb3_dpi.dpi.offline import OfflineLearner
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
-from sb3_dpi.dpi.replay import ReplayMemory, check_buffer, deal_out
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 from sb3_dpi.world_model.actor import SquashedGaussian

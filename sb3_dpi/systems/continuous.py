@@ -261,7 +261,7 @@ class ContinuousSimulator:
                 values: list[Any] = [state.attributes[i][1].get(name) for state in seen]
                 if not all(_is_float(v) and np.shape(v) == np.shape(value) for v in values):
                     continue
-                if all(np.array_equal(v, value) for v in values):
+                if all(np.array_equal(v, value, equal_nan=True) for v in values):
                     continue
                 parts.append((i, name, np.size(value)))
                 dtype = value.dtype if isinstance(value, np.ndarray | np.floating) else np.dtype(np.float64)

@@ -100,11 +100,13 @@ def check_buffer(buffer_class: type[ReplayBuffer] | None, options: dict[str, Any
         buffer_class.sample is base.sample and buffer_class._get_samples is base._get_samples for base in plain
     ):
         raise ValueError(
-            f"DPI reads the rows of its replay buffer in the order of time: {buffer_class.__name__}, whose sample() does "
+            f"The rows of the replay buffer are read in the order of time: {buffer_class.__name__}, whose sample() does "
             "more, has no effect here. Use ReplayBuffer or DictReplayBuffer"
         )
     if options.get("optimize_memory_usage") or options.get("handle_timeout_termination") is False:
-        raise ValueError("DPI needs true next observations and time limits: leave optimize_memory_usage off, timeouts on")
+        raise ValueError(
+            "A world model needs true next observations and time limits: leave optimize_memory_usage off, timeouts on"
+        )
 
 
 def deal_out(buffer: ReplayBuffer, n_envs: int) -> ReplayBuffer:

@@ -1,0 +1,3 @@
+from sb3_dpi.mpc.mpc import MPC
+
+__all__ = ["MPC"]

@@ -1,0 +1,73 @@
+"""A known cost in place of a system's rewards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_dpi.systems import SimulatorState
+from sb3_dpi.systems.protocols import Rollouts
+from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.world_model.known_cost import CostFunction
+
+
+class CostedSystem:
+    """
+    A system that earns what a cost says. It takes its rollouts step by step, to see what is observed on the way.
+
+    :param system: a ``RewardSystem`` of one particle
+    :param cost_fn: ``cost_fn(obs, action, next_obs) -> cost [n]``, in torch and in the environment's units
+    :param observe: observations ``[n, do]`` of states ``[n, nx]``
+    :param to_units: actions in the environment's units, of those in units of the bounds
+    """
+
+    def __init__(
+        self,
+        system: Any,
+        cost_fn: CostFunction,
+        observe: Callable[[FloatArray], FloatArray],
+        to_units: Callable[[FloatArray], FloatArray],
+    ) -> None:
+        self.system, self.cost_fn, self.observe, self.to_units = system, cost_fn, observe, to_units
+        self.begun: tuple[FloatArray, FloatArray] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["system"], name)
+
+    def begin(self, state: SimulatorState) -> FloatArray:
+        """
+        Say where plans begin.
+
+        :param state: of the simulator
+        :return: ``[nx]``
+        """
+        vector: FloatArray = self.system.begin(state)
+        self.begun = vector, np.ravel(self.system.simulator.observe(state)).astype(np.float64)
+        return vector
+
+    def _first(self, states: FloatArray) -> FloatArray:
+        """What is observed before the first step; where all begin in one state it is looked up once."""
+        if not np.all(states == states[0]):
+            return self.observe(states)
+        is_known = self.begun is not None and np.array_equal(self.begun[0], states[0], equal_nan=True)
+        seen = self.begun[1][None] if self.begun is not None and is_known else self.observe(states[:1])
+        return np.repeat(seen, len(states), axis=0)
+
+    def rollout(self, states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Rollouts:
+        """See ``protocols.RewardSystem``."""
+        B, T, _ = actions.shape
+        now = np.array(np.broadcast_to(states, (B, states.shape[1])))
+        seen = self._first(now)
+        rewards, alive = np.zeros((B, T)), np.ones(B)
+        last = seen
+        for t in range(T):
+            one = self.system.rollout(now, actions[:, t : t + 1], rng)
+            following = one.last_observations.mean(1)
+            arguments = (seen, self.to_units(actions[:, t]), following)
+            cost = self.cost_fn(*(th.as_tensor(np.asarray(array, np.float64)) for array in arguments))
+            rewards[:, t] = -alive * cost.detach().double().cpu().numpy().reshape(B)
+            last = np.where(alive[:, None] > 0.0, following, last)
+            alive = alive * one.continuation.mean(1)
+            now, seen = self.system.step(now, actions[:, t]), following
+        return Rollouts(rewards, last[:, None], alive[:, None])

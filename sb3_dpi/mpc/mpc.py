@@ -1,0 +1,328 @@
+"""Model-predictive control: an agent that plans when it acts."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from sb3_dpi.common.action_units import check_bounded, hold_fractions
+from sb3_dpi.common.choices import arguments_of_base, as_settings
+from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
+from sb3_dpi.common.known_functions import known_functions
+from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
+from sb3_dpi.common.saved_models import FORMAT_VERSION
+from sb3_dpi.mpc.acting import Acting
+from sb3_dpi.mpc.foretelling import Foretelling
+from sb3_dpi.mpc.observed_states import StateFinder, StateFromObs, environment_of
+from sb3_dpi.mpc.planning import Planner, make_planner
+from sb3_dpi.mpc.policies import PlanPolicy
+from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discount_of
+from sb3_dpi.systems import ContinuousSimulator, EnsembleSystem, RewardSystem, Simulator
+from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
+
+SelfMPC = TypeVar("SelfMPC", bound="MPC")
+
+SYSTEMS = ("ensemble", "simulator")
+FIRST_MODEL_STEPS, MODEL_BATCH = 1500, 64
+"""Steps of the model at the first iteration, and rows of each."""
+
+
+class MPC(Acting):
+    """
+    Model-predictive control (MPC): it plans when it acts
+
+    At each step, or each few, a planner searches for the actions of the next ``horizon`` steps that earn most in a system, and
+    the first is taken. The system is an ensemble of networks that ``learn`` fits to all real steps (as in PETS, Chua et al.,
+    2018), or the environment's own simulator, which needs no learning. The last plan is the start of the next one: hand the
+    state that ``predict`` returns to its next call, as with recurrent policies. Without it each plan starts cold.
+
+    :param policy: The planner: ``"iCEM"``, ``"CEM"``, ``"MPPI"``, ``"random"``, ``"iLQR"``, or a dictionary of its options
+        with the name under ``"kind"``, or an object of ``sb3_dpi.trajopt``
+    :param env: The environment to act in (if registered in Gymnasium, can be str); its actions must be a bounded Box, its
+        observations a vector
+    :param horizon: steps of a plan; usual: 15 to 50
+    :param replan_every: steps of a plan that are carried out before the next one, at most ``horizon``. Where it has feedback
+        gains (iLQR), these act in between
+    :param gamma: the discount factor of plans; None takes that of the model in ``terminal_value``, else 1
+    :param system: what plans are made in: ``"ensemble"`` is learned; ``"simulator"`` copies the environment; or an environment
+        to copy, or an object with the methods of ``sb3_dpi.systems.RewardSystem`` whose states are observations
+    :param terminal_value: what the last state of a plan is worth: a trained model (DPI, PPO, SAC, TD3), or a function of
+        observations ``[n, do]`` in the environment's units; None for nothing
+    :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
+        environment's units: replaces the rewards of the system
+    :param state_from_obs: ``state_from_obs(env, obs)`` puts a copy of the environment, without wrappers, into the state that
+        an observation shows. It is asked where the environments of the model show something else; None: known for some tasks
+    :param max_plan_seconds: of a plan, which then is the best so far; None for no limit
+    :param particles: of plans in the ensemble: ``"tsinf"`` (each stays with its member) or ``"ts1"`` (members are dealt anew
+        at each step)
+    :param n_particles: a multiple of the members; None gives each one
+    :param n_threads: of MuJoCo, for plans in its simulator
+    :param world_model: ``WorldModel`` or a dictionary of its fields: size and learning of the ensemble
+    :param buffer_size: size of the replay buffer
+    :param learning_starts: steps before the ensemble learns: actions are random until then
+    :param train_freq: Fit the ensemble every ``train_freq`` steps of the vectorised environment, or a tuple like
+        ``(2, "episode")``
+    :param action_noise: added to actions in units of the bounds while it learns
+    :param replay_buffer_class: ``ReplayBuffer``; None: the same
+    :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: not used
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators; with ``deterministic`` the same observation and state give the same
+        plan
+    :param device: Device (cpu, cuda, ...) of the ensemble; ``"auto"`` takes the CPU
+    :param _init_setup_model: Whether or not to build the networks at the creation of the instance
+    :raises ValueError: if an argument is out of range or unknown, or plans cannot be made in the environment
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
+        ("iCEM", "CEM", "MPPI", "random", "iLQR"), PlanPolicy
+    )
+    algorithm_version: ClassVar[int] = 1
+    stored_as: ClassVar[dict[str, str]] = {"policy": "planner", "system": "system", "terminal_value": "terminal_value"}
+
+    def __init__(
+        self,
+        policy: str | dict[str, Any] | Planner | type[BasePolicy],
+        env: GymEnv | str | None,
+        horizon: int = 30,
+        replan_every: int = 1,
+        gamma: float | None = None,
+        system: str | gym.Env | Simulator | RewardSystem = "ensemble",
+        terminal_value: BaseAlgorithm | TerminalValue | None = None,
+        cost_fn: SystemFunction | None = None,
+        state_from_obs: StateFromObs | None = None,
+        max_plan_seconds: float | None = None,
+        particles: str = "tsinf",
+        n_particles: int | None = None,
+        n_threads: int = 1,
+        world_model: WorldModel | Mapping[str, Any] | None = None,
+        buffer_size: int = 100_000,
+        learning_starts: int = 250,
+        train_freq: int | tuple[int, str] = 250,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        device = "cpu" if device == "auto" else device
+        super().__init__(
+            **{**arguments_of_base(locals(), OffPolicyAlgorithm), "policy": PlanPolicy},
+            learning_rate=0.0,
+            gradient_steps=-1,
+            support_multi_env=True,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+        )
+        # the class of the policy is what ``load`` knows before it knows the planner
+        self.planner = "icem" if isinstance(policy, type) else policy
+        self.horizon, self.replan_every = horizon, replan_every
+        self.system, self.terminal_value = system, terminal_value
+        self.cost_fn, self.state_from_obs, self.max_plan_seconds = cost_fn, state_from_obs, max_plan_seconds
+        self.particles, self.n_particles, self.n_threads = particles, n_particles, n_threads
+        self.world_model: WorldModel = world_model or {}  # type: ignore[assignment]  # read when the model is set up
+        self.format_version = FORMAT_VERSION
+        self.algorithm_name = type(self).__name__
+        self.objects = self._objects()
+        self.n_iterations = self.steps_since_training = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ building
+
+    def _setup_model(self) -> None:
+        self._check_saved_format()
+        self._check_arguments()
+        self.world_model = as_settings("world_model", WorldModel, self.world_model)
+        check_buffer(self.replay_buffer_class, self.replay_buffer_kwargs)
+        self._planner = make_planner(self.planner)
+        super()._setup_model()
+        assert isinstance(self.action_space, spaces.Box) and self.replay_buffer is not None
+        check_bounded(self.action_space)
+        if not isinstance(self.observation_space, spaces.Box):
+            raise ValueError(
+                f"MPC plans with one vector as observation, got {self.observation_space}: flatten it with "
+                "gymnasium.wrappers.FlattenObservation"
+            )
+        hold_fractions(self.replay_buffer)
+        self._rng = np.random.default_rng(self.seed)
+        if self.is_learned:
+            self._make_ensemble()
+        self._begin_anew()
+
+    def _check_arguments(self) -> None:
+        missing = [name for name in self.objects if name not in self._objects() and self._is_default(name)]
+        if missing:
+            raise ValueError(f"The model was saved without its {missing[0]}, an object: MPC.load(path, {missing[0]}=...)")
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
+        if not 1 <= self.replan_every <= self.horizon:
+            raise ValueError(f"replan_every must be from 1 to the horizon of {self.horizon}, got {self.replan_every}")
+        if isinstance(self.system, str) and self.system not in SYSTEMS:
+            raise ValueError(f"Unknown system {self.system!r}: choose 'ensemble' or 'simulator', or give an object")
+        if self.max_plan_seconds is not None and not self.max_plan_seconds > 0.0:
+            raise ValueError(f"max_plan_seconds must be above 0, or None for no limit, got {self.max_plan_seconds}")
+        if self.gamma is not None and not 0.0 < self.gamma <= 1.0:
+            raise ValueError(f"gamma must be above 0 and at most 1, got {self.gamma}")
+
+    def _objects(self) -> list[str]:
+        """Arguments that are not saved."""
+        kept = {"system": isinstance(self.system, str), "terminal_value": not isinstance(self.terminal_value, BaseAlgorithm)}
+        return [name for name, is_kept in kept.items() if not is_kept]
+
+    def _is_default(self, name: str) -> bool:
+        return self.system == "ensemble" if name == "system" else self.terminal_value is None
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether plans are made in what ``learn`` fits."""
+        return isinstance(self.system, str) and self.system == "ensemble"
+
+    @property
+    def discount(self) -> float:
+        """gamma, the given or the chosen one."""
+        if self.gamma is not None:
+            return self.gamma
+        chosen = discount_of(self.terminal_value)
+        return 1.0 if chosen is None else chosen
+
+    @property
+    def memory(self) -> ReplayMemory:
+        """The replay buffer, as the world model reads it."""
+        assert self.replay_buffer is not None
+        size = int(np.prod(self.observation_space.shape or ()))
+        return ReplayMemory(self.replay_buffer, lambda obs: np.asarray(obs, np.float64).reshape(-1, size))
+
+    def _make_ensemble(self) -> None:
+        options = self.world_model
+        if options.cost_fn is not None and self.cost_fn is not None:
+            raise ValueError("cost_fn is given twice: leave it out of world_model")
+        if self._is_smooth:
+            raise ValueError(
+                "iLQR needs rewards that can be differentiated twice, which those of an ensemble are too rough for: take "
+                "'iCEM', or plan in the simulator"
+            )
+        dx, du = (int(np.prod(space.shape or ())) for space in (self.observation_space, self.action_space))
+        self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
+        cost = options.cost_fn if self.cost_fn is None else self.cost_fn
+        known = WorldModel(cost_fn=cost, termination_fn=options.termination_fn)
+        self.ensemble.known_reward, self.ensemble.known_end = known_functions(known, self.action_space)
+        self.ensemble.pessimism = options.pessimism
+
+    def _begin_anew(self) -> None:
+        """Make what plans are made in, and forget plans."""
+        self._planning, self._finder, self._plans = None, None, None
+        self._begun = np.ones(self.n_envs, dtype=bool)
+        if self.is_learned or self.env is not None or not isinstance(self.system, str):
+            self._make_planning()
+        self._foretelling = Foretelling(self.n_envs, self.horizon, self.discount, as_terminal_value(self.terminal_value))
+
+    def _make_system(self) -> RewardSystem:
+        if self.is_learned:
+            return EnsembleSystem(self.ensemble, self.n_particles, self.particles)
+        given: Any = self.system
+        if isinstance(given, str):
+            if self.env is None:
+                raise ValueError(
+                    "MPC plans in the simulator of its environment and has none: MPC.load(path, env=env), or "
+                    "model.set_env(env)"
+                )
+            given = environment_of(self.env)
+        if isinstance(given, gym.Env):
+            given = Simulator(given, time_limits=False)
+        if isinstance(given, Simulator):
+            given = ContinuousSimulator(given, self.n_threads, round_actions=not self._is_smooth)
+        for name in ("rollout", "step", "state_dim", "action_dim"):
+            if not hasattr(given, name):
+                raise ValueError(
+                    f"system has no {name}: give 'ensemble', 'simulator', an environment, or an object with the methods of "
+                    "sb3_dpi.systems.RewardSystem"
+                )
+        if isinstance(given, ContinuousSimulator):
+            self._finder = StateFinder(given.simulator, self.state_from_obs)
+        elif given.state_dim != int(np.prod(self.observation_space.shape or ())):
+            raise ValueError(
+                f"States of the given system have {given.state_dim} numbers, observations have shape "
+                f"{self.observation_space.shape}: they must be the same"
+            )
+        system: RewardSystem = given
+        return system
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Act in another environment, whose simulator plans are made in from now on where the system is ``"simulator"``.
+
+        :param env: The environment to act in
+        :param force_reset: Force call to ``reset()`` before learning
+        """
+        super().set_env(env, force_reset)
+        self._begin_anew()
+
+    def _excluded_save_params(self) -> list[str]:
+        own = [
+            *("_rng", "_planner", "_planning", "_finder", "_plans", "_begun", "_foretelling", "_statistics", "ensemble"),
+            *self._objects(),
+        ]
+        return [*super()._excluded_save_params(), *own]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        learned = ["ensemble", "ensemble.optimizer", "ensemble.termination_optimizer"]
+        return ["policy", *(learned if self.is_learned else [])], []
+
+    # ------------------------------------------------------------------ learning
+
+    @reset_when_interrupted
+    def learn(
+        self: SelfMPC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MPC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMPC:
+        self._warn_where_nothing_is_learned()
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    @whole_or_undone
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        Fit the ensemble to all that is in the replay buffer.
+
+        :param gradient_steps: not used: ``world_model`` says how many for each real step
+        :param batch_size: not used
+        :raises DivergedError: if there is no finite model
+        """
+        if not self.is_learned or self.steps_since_training == 0:
+            return
+        memory = self.memory
+        new = memory.take(memory.newest(self.steps_since_training))
+        if self.ensemble.has_units:
+            states, reward = self.ensemble.r_squared(new)
+            self.logger.record("model/r_squared", states)
+            self.logger.record("model/reward_r_squared", reward)
+        self.ensemble.observe(new)
+        n = FIRST_MODEL_STEPS if self.n_iterations == 0 else self.world_model.gradient_steps * self.steps_since_training
+        n_steps = max(int(n), 1)
+        self.logger.record("model/loss", self.ensemble.fit(memory, n_steps, MODEL_BATCH, self._rng))
+        self._n_updates += n_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.n_iterations += 1
+        self.steps_since_training = 0

@@ -1,0 +1,182 @@
+"""Where a simulator is, given what is observed: an observation alone seldom says it.
+
+The state of environment i is read from the environments that the model has, and counts if it shows observation i. Otherwise
+the observation may come from another environment; of some tasks it determines the state, but for a position that changes
+nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_dpi.common.asking import ask
+from sb3_dpi.common.simulator_states import read_states
+from sb3_dpi.systems import Simulator, SimulatorState
+from sb3_dpi.systems.copies import class_name
+from sb3_dpi.systems.tasks import known_task
+from sb3_dpi.trajopt.types import FloatArray
+
+StateFromObs = Callable[[Any, FloatArray], None]
+"""Puts an environment without wrappers into the state that an observation ``[do]`` shows."""
+TOLERANCE = 1e-5
+"""Up to which two observations are the same, absolute and relative: they may have passed through single precision."""
+
+
+def _pendulum(base: Any, obs: FloatArray) -> None:
+    base.state, base.last_u = np.array([np.arctan2(obs[1], obs[0]), obs[2]]), None
+
+
+def _mountain_car(base: Any, obs: FloatArray) -> None:
+    base.state = obs.astype(base.state.dtype)
+
+
+def _joints(base: Any, obs: FloatArray) -> None:
+    """Joints and velocities, the first coordinates left out where they change nothing."""
+    task = known_task(base)
+    n = 0 if task is None else task.n_skipped
+    nq, nv = base.model.nq, base.model.nv
+    base.set_state(np.concatenate([np.zeros(n), obs[: nq - n]]), obs[nq - n : nq - n + nv].copy())
+
+
+def _double_pendulum(base: Any, obs: FloatArray) -> None:
+    base.set_state(np.concatenate([obs[:1], np.arctan2(obs[1:3], obs[3:5])]), obs[5:8].copy())
+
+
+def _reacher(base: Any, obs: FloatArray) -> None:
+    base.goal = obs[4:6].copy()
+    base.set_state(np.concatenate([np.arctan2(obs[2:4], obs[:2]), obs[4:6]]), np.concatenate([obs[6:8], np.zeros(2)]))
+
+
+_MUJOCO = "gymnasium.envs.mujoco"
+STATES_FROM_OBS: dict[str, StateFromObs] = {
+    "gymnasium.envs.classic_control.pendulum.PendulumEnv": _pendulum,
+    "gymnasium.envs.classic_control.continuous_mountain_car.Continuous_MountainCarEnv": _mountain_car,
+    f"{_MUJOCO}.half_cheetah_v5.HalfCheetahEnv": _joints,
+    f"{_MUJOCO}.hopper_v5.HopperEnv": _joints,
+    f"{_MUJOCO}.walker2d_v5.Walker2dEnv": _joints,
+    f"{_MUJOCO}.swimmer_v5.SwimmerEnv": _joints,
+    f"{_MUJOCO}.ant_v5.AntEnv": _joints,
+    f"{_MUJOCO}.inverted_pendulum_v5.InvertedPendulumEnv": _joints,
+    f"{_MUJOCO}.inverted_double_pendulum_v5.InvertedDoublePendulumEnv": _double_pendulum,
+    f"{_MUJOCO}.reacher_v5.ReacherEnv": _reacher,
+}
+"""Of stock tasks; what an observation does not determine, as Ant's contact forces, shows in that it is not reproduced."""
+
+
+def beneath(env: VecEnv) -> Any:
+    """:return: what steps the environments, without wrappers"""
+    base: Any = env
+    while isinstance(base, VecEnvWrapper):
+        base = base.venv
+    return getattr(base, "_base", base)  # beneath the layer of early resets
+
+
+def environment_of(env: VecEnv) -> gym.Env:
+    """
+    An environment to copy.
+
+    :param env: with its wrappers
+    :return: the first, or where these are in other processes one of the same kind
+    :raises ValueError: if there is none
+    """
+    base = beneath(env)
+    if isinstance(base, DummyVecEnv):
+        return base.envs[0]
+    specs = ask(env, "spec") if isinstance(base, SubprocVecEnv) else None
+    if not specs or specs[0] is None:
+        raise ValueError(
+            f"The environments of a {type(base).__name__} cannot be copied: use a DummyVecEnv, give an environment as system, "
+            "or learn with system='ensemble'"
+        )
+    return gym.make(specs[0].id, **specs[0].kwargs)
+
+
+class StateFinder:
+    """
+    Finds the simulator's state behind each observation.
+
+    :param simulator: of one environment
+    :param state_from_obs: given by the user; None takes that of the task where there is one
+    """
+
+    def __init__(self, simulator: Simulator, state_from_obs: StateFromObs | None = None) -> None:
+        self.simulator = simulator
+        self.base: Any = simulator.env.unwrapped
+        self.state_from_obs = state_from_obs or STATES_FROM_OBS.get(class_name(self.base))
+
+    def find(
+        self, observations: FloatArray, originals: FloatArray, env: VecEnv | None, normalizer: VecNormalize | None
+    ) -> list[SimulatorState]:
+        """
+        Find the states.
+
+        :param observations: as the model is shown them, ``[n, do]``
+        :param originals: as the environments return them, ``[n, do]``
+        :param env: the model's; None where it has none
+        :param normalizer: in it
+        :return: of each observation
+        :raises ValueError: if one is not found
+        """
+        found, problem = self._read(env, len(observations))
+        states = []
+        for i, (observation, original) in enumerate(zip(observations, originals, strict=True)):
+            state = found[i]
+            if state is None or not self._shows(state, observation, normalizer):
+                state = self._deduce(original)
+                # what an environment observes may not be known: then who gave state_from_obs is believed
+                if state is not None and self._observed(state) is None:
+                    state = replace(state, observation=original)
+            if state is None or not self._shows(state, observation, normalizer):
+                raise ValueError(self._not_found(i, problem))
+            states.append(state)
+        return states
+
+    def _read(self, env: VecEnv | None, n: int) -> tuple[list[SimulatorState | None], str]:
+        nothing: list[SimulatorState | None] = [None] * n
+        if env is None:
+            return nothing, "the model has no environment"
+        if env.num_envs != n:
+            return nothing, f"the model has {env.num_envs} environments, and there are {n} observations"
+        try:
+            states = read_states(self.simulator, env)
+        except ValueError as error:
+            return nothing, str(error)
+        base = beneath(env)
+        kept: Any = getattr(base, "buf_obs", None)
+        for i, state in enumerate(states):
+            # what wrappers with a memory show cannot be computed, but is known
+            if isinstance(base, DummyVecEnv) and self._observed(state) is None:
+                states[i] = replace(state, observation=kept[None][i].copy())
+        return list(states), "the environments of get_env() are elsewhere"
+
+    def _shows(self, state: SimulatorState, observation: FloatArray, normalizer: VecNormalize | None) -> bool:
+        shown = self._observed(state)
+        if shown is None:
+            return False
+        seen: Any = shown if normalizer is None else normalizer.normalize_obs(shown)
+        return bool(np.allclose(np.ravel(seen), np.ravel(observation), rtol=TOLERANCE, atol=TOLERANCE))
+
+    def _observed(self, state: SimulatorState) -> np.ndarray | None:
+        try:
+            shown = self.simulator.observe(state)
+        except AttributeError:  # an environment that was never reset has no state yet
+            return None
+        return None if shown is None else np.asarray(shown)
+
+    def _deduce(self, original: FloatArray) -> SimulatorState | None:
+        if self.state_from_obs is None:
+            return None
+        self.simulator.reset(seed=0)
+        self.state_from_obs(self.base, np.asarray(original, dtype=np.float64))
+        return self.simulator.read(self.simulator.env)
+
+    def _not_found(self, i: int, problem: str) -> str:
+        name = type(self.base).__name__
+        return (
+            f"The simulator's state behind observation {i} is not known: {problem}, and an observation of {name} does not say "
+            "it. Call model.set_env(env) with the environment that you act in, or give state_from_obs"
+        )

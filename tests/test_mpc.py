@@ -1,0 +1,254 @@
+"""MPC: plans as actions, their way through ``predict``, and where the simulator is."""
+
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from algorithms import small_dpi, small_ppo, small_sac
+from dummy_envs import PointMass, limited, vec_env
+from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_dpi import MPC
+from sb3_dpi.mpc import mpc
+from sb3_dpi.mpc.planning import PLANNERS, make_planner
+from sb3_dpi.mpc.terminal_values import as_terminal_value
+from sb3_dpi.systems import NotCopyableError
+
+SMALL: dict[str, dict[str, Any]] = {
+    "random": {"n_samples": 20},
+    "CEM": {"n_samples": 20, "n_elites": 5, "n_rounds": 2},
+    "iCEM": {"n_samples": 20, "n_elites": 5, "n_rounds": 2},
+    "MPPI": {"n_samples": 20},
+    "iLQR": {"max_iterations": 2},
+}
+LIMIT = 6
+
+
+def small(env: Any = None, planner: str = "iCEM", **kwargs: Any) -> MPC:
+    """:return: plans in the simulator of a point mass"""
+    options: dict[str, Any] = {"horizon": 4, "system": "simulator", "seed": 0}
+    return MPC({"kind": planner, **SMALL[planner]}, limited(LIMIT) if env is None else env, **{**options, **kwargs})
+
+
+def into(base: Any, obs: np.ndarray) -> None:
+    """Put a point mass where it is seen."""
+    base.state = obs.copy()
+
+
+def force(state: np.ndarray, horizon: int) -> float:
+    """:return: the first action of the point mass's best plan, as dense least squares"""
+    A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([0.0, 0.2])
+    free, driven = [state], [np.zeros((2, horizon))]
+    for t in range(horizon - 1):
+        free.append(A @ free[-1])
+        pushed = A @ driven[-1]
+        pushed[:, t] += B
+        driven.append(pushed)
+    G = np.concatenate([*driven, np.sqrt(0.1) * np.eye(horizon)])
+    return float(np.linalg.lstsq(G, -np.concatenate([*free, np.zeros(horizon)]), rcond=None)[0][0])
+
+
+@pytest.mark.parametrize("planner", SMALL)
+def test_every_planner_acts_as_a_policy_with_a_memory(planner: str) -> None:
+    model = small(vec_env(2, lambda: limited(LIMIT)), planner)
+    obs = model.get_env().reset()  # type: ignore[union-attr]
+    actions, state = model.predict(obs, deterministic=True)
+    assert actions.shape == (2, 1) and actions.dtype == np.float32 and np.all(np.abs(actions) <= 1.0)
+    again, _ = model.predict(obs, deterministic=True)
+    np.testing.assert_array_equal(actions, again)
+    kept = state.copy()
+    _, following = model.predict(obs, state, np.array([False, False]), deterministic=True)
+    assert state.tobytes() == kept.tobytes() and following["n_plans"].tolist() == [2, 2]
+    mixed, _ = model.predict(obs, state, np.array([True, False]), deterministic=True)
+    assert mixed[0] == actions[0]
+    mean, _ = evaluate_policy(model, model.get_env(), 1, warn=False)  # type: ignore[arg-type]
+    assert np.isfinite(mean)
+
+
+def test_ilqr_finds_the_least_squares_plan_and_its_feedback_acts_in_between() -> None:
+    model = small(planner="iLQR", horizon=6, replan_every=6, state_from_obs=into)
+    x = np.array([0.2, -0.1])
+    action, state = model.predict(x.astype(np.float32))
+    assert action[0] == pytest.approx(force(x, 6), abs=1e-5)
+    moved = np.array([0.25, -0.05])
+    between, state = model.predict(moved.astype(np.float32), state)
+    assert state["n_plans"] == 1 and between[0] == pytest.approx(force(moved, 5), abs=1e-5)
+
+
+def test_names_are_known_in_any_case() -> None:
+    assert {type(make_planner(name)) for name in ("ICEM", "icem", "iCEM")} == {type(make_planner({"kind": "icem"}))}
+    assert {name.lower() for name in MPC.policy_aliases} == set(PLANNERS)
+
+
+# ---------------------------------------------------------------------- where the simulator is
+
+
+def test_another_environment() -> None:
+    model, other = small(), Monitor(limited(LIMIT))
+    with pytest.raises(ValueError, match="set_env"):
+        evaluate_policy(model, other, 1)
+    told = small(state_from_obs=into)
+    assert np.isfinite(evaluate_policy(told, other, 1)[0])
+    model.set_env(other)
+    assert np.isfinite(evaluate_policy(model, model.get_env(), 1)[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "Hopper-v5", "Reacher-v5", "InvertedDoublePendulum-v5"])
+def test_stock_tasks_are_found_by_what_is_seen(env_id: str) -> None:
+    """A plan from the observation alone is the plan from the true state."""
+    env, other = gym.make(env_id), gym.make(env_id)
+    model = small(env, horizon=3)
+    obs, _ = other.reset(seed=5)
+    other.action_space.seed(0)
+    for _ in range(3):
+        obs, *_ = other.step(other.action_space.sample())
+    deduced, _ = model.predict(obs, deterministic=True)
+    same = small(other, horizon=3)
+    shown = same._finder.simulator.read(other)  # type: ignore[union-attr]
+    same._finder._read = lambda env, n: ([shown], "")  # type: ignore[union-attr, method-assign]
+    same._finder.state_from_obs = None  # type: ignore[union-attr]
+    np.testing.assert_allclose(same.predict(obs, deterministic=True)[0], deduced, atol=1e-3)
+
+
+def test_normalised_observations() -> None:
+    env = VecNormalize(vec_env(2, lambda: limited(LIMIT)))
+    model = small(env, train_freq=3)
+    assert np.isfinite(evaluate_policy(model, env, 1, warn=False)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.learn(12)
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+class Locked(PointMass):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Unbounded(PointMass):
+    """Has no units of actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "said"),
+    [
+        ({"horizon": 0}, ValueError, "horizon must be at least 1"),
+        ({"replan_every": 9}, ValueError, "replan_every must be from 1"),
+        ({"system": "dream"}, ValueError, "Unknown system 'dream'"),
+        ({"env": "CartPole-v1"}, AssertionError, "Box"),
+        ({"env": Unbounded()}, AssertionError, "finite lower and upper bound"),
+        ({"env": Locked()}, NotCopyableError, "cannot be copied"),
+        ({"planner": "iLQR", "system": "ensemble"}, ValueError, "plan in the simulator"),
+        ({"max_plan_seconds": 0}, ValueError, "max_plan_seconds"),
+        ({"terminal_value": 3}, ValueError, "terminal_value"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(kwargs: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        small(**kwargs)
+
+
+def test_costs_that_are_not_finite_and_unknown_planners() -> None:
+    model = small(cost_fn=lambda obs, action, following: obs[:, 0] * np.nan)
+    with pytest.raises(ValueError, match="must be finite"):
+        model.predict(model.get_env().reset())  # type: ignore[union-attr, arg-type]
+    with pytest.raises(ValueError, match="Unknown planner 'dream'"):
+        MPC("dream", "Pendulum-v1")
+    with pytest.raises(ValueError, match="state must be"):
+        model.predict(np.zeros(2), state=np.zeros(1))
+
+
+def test_a_known_cost_and_a_terminal_value_decide() -> None:
+    def cost(obs: th.Tensor, action: th.Tensor, following: th.Tensor) -> th.Tensor:
+        return obs.square().sum(-1) + 0.1 * action.square().sum(-1)
+
+    obs, options = np.array([0.5, 0.5], np.float32), {"state_from_obs": into}
+    plain, _ = small(**options).predict(obs, deterministic=True)
+    known, _ = small(cost_fn=cost, **options).predict(obs, deterministic=True)
+    np.testing.assert_allclose(plain, known, atol=1e-6)
+    for sign in (1.0, -1.0):
+        model = small(terminal_value=lambda seen, sign=sign: 100.0 * sign * seen[:, 1], **options)
+        assert sign * model.predict(obs, deterministic=True)[0][0] > 0.2
+
+
+@pytest.mark.parametrize("make", [small_dpi, small_ppo, small_sac])
+def test_values_of_models(make: Any) -> None:
+    model = make().learn(40)
+    value = as_terminal_value(model)
+    assert value is not None
+    seen = np.random.default_rng(0).normal(size=(5, 2))
+    assert value(seen).shape == (5,) and np.all(np.isfinite(value(seen))) and np.ptp(value(seen)) > 0.0
+    assert small(terminal_value=model).discount == getattr(model, "discount", model.gamma)
+
+
+def test_time_ends_a_plan() -> None:
+    model = small(state_from_obs=into, max_plan_seconds=1e-9)
+    rollout, calls = model._planning.system.rollout, []  # type: ignore[union-attr]
+    model._planning.system.rollout = lambda *args: calls.append(1) or rollout(*args)  # type: ignore
+    model.predict(np.zeros(2, np.float32))
+    assert len(calls) == 1
+
+
+# ---------------------------------------------------------------------- learning
+
+
+def test_with_a_simulator_what_is_foretold_comes_true() -> None:
+    model = small(limited(50), replan_every=4, train_freq=8)
+    with pytest.warns(UserWarning, match="nothing to learn"):
+        model.learn(40, log_interval=None)
+    measured = model._foretelling.summary()
+    assert measured["plan/foretold_return"] == pytest.approx(measured["plan/realised_return"], rel=1e-4)
+    assert measured["plan/plans_per_second"] * measured["plan/seconds"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("particles", ["ts1", "tsinf"])
+def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpc, "FIRST_MODEL_STEPS", 300)
+    model = MPC(
+        {"kind": "iCEM", **SMALL["iCEM"]},
+        VecNormalize(vec_env(2, lambda: Monitor(limited(LIMIT)))),
+        horizon=5,
+        particles=particles,
+        world_model={"width": 16, "n_members": 2},
+        learning_starts=40,
+        train_freq=40,
+        seed=0,
+    )
+    model.learn(160, log_interval=1)
+    assert model.n_iterations == 2 and model._foretelling is not None
+    assert model.logger.name_to_value["model/r_squared"] > 0.5
+    model.save(tmp_path / "mpc")
+    loaded = MPC.load(tmp_path / "mpc")
+    obs = np.array([[0.5, 0.5]], np.float32)
+    plain, _ = loaded.predict(obs, deterministic=True)
+    model.env = None
+    np.testing.assert_array_equal(plain, model.predict(obs, deterministic=True)[0])
+    assert plain[0, 0] < 0.0
+
+
+def test_objects_are_not_saved(tmp_path: Path) -> None:
+    model = small(terminal_value=small_ppo())
+    model.save(tmp_path / "mpc")
+    with pytest.raises(ValueError, match=r"MPC\.load\(path, terminal_value="):
+        MPC.load(tmp_path / "mpc")
+    loaded = MPC.load(tmp_path / "mpc", terminal_value=small_ppo())
+    with pytest.raises(ValueError, match="set_env"):
+        loaded.predict(np.zeros(2, np.float32))
