@@ -42,8 +42,8 @@ class Task:
 
 
 TASKS = {
-    "Pendulum-v1": Task({"kind": "iCEM", "n_samples": 40}, 20, 4000, 500, 50, 20, 0.1),
-    "Reacher-v5": Task({"kind": "iCEM", "n_samples": 40}, 15, 4000, 500, 50, 20, 0.01),
+    "Pendulum-v1": Task({"kind": "iCEM", "n_samples": 24}, 15, 2000, 250, 30, 10, 0.1),
+    "Reacher-v5": Task({"kind": "iCEM", "n_samples": 24}, 10, 2000, 250, 30, 20, 0.01),
     "HalfCheetah-v5": Task({"kind": "iCEM", "n_samples": 40}, 20, 10_000, 1000, 5, 2, 0.1),
 }
 WAYS: dict[str, Callable[[Task], dict[str, Any]]] = {
@@ -93,7 +93,7 @@ def job(name: str, way: str, seed: int) -> list[tuple[int, float, float]]:
     settings = {"train_freq": task.train_freq, **task.settings, **WAYS[way](task)}
     model = DAgger("MlpPolicy", env, make_expert(name, env), seed=seed, device="cpu", **settings)
     while model.num_timesteps < task.steps:
-        model.learn(task.train_freq, reset_num_timesteps=False, log_interval=None)
+        model.learn(2 * task.train_freq, reset_num_timesteps=False, log_interval=None)
         found.append((model.num_timesteps, *evaluate(model, name, task.episodes)))
         print(name, way, seed, f"{found[-1][0]}: {found[-1][1]:.1f}", flush=True)
     return found

@@ -10,19 +10,26 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
+from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_dpi.common.early_resets import LeavesEpisodes
 from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_obs, original_rewards
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.dagger.buffers import Labels
-from sb3_dpi.dagger.experts import Advice, Adviser, Expert, make_expert
+from sb3_dpi.dagger.experts import Advice, Adviser, Expert, check_guided, make_expert
 from sb3_dpi.dagger.imitation import draw_to
 
+USUAL = 500
+"""Steps of an iteration over all environments, where there are enough for five iterations."""
 
-class Collecting(ReadsOriginals, OffPolicyAlgorithm):
+USUAL_EXPERT = "iCEM"
+
+
+class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     """What DAgger adds to the way in which SB3's off-policy algorithms take steps. DAgger sets the attributes."""
 
     policy: BoundedGaussianPolicy
@@ -32,28 +39,33 @@ class Collecting(ReadsOriginals, OffPolicyAlgorithm):
     guidance: float
     n_iterations: int
     steps_since_training: int
-    steps_by_expert: int
+    expert_: Expert | None
+    """who is asked: what was given, or what was made of its name"""
+    expert_is_object: bool
+    is_open: bool
+    _steps_by_expert: int
     _rng: np.random.Generator
-    _made: Expert | None
     _adviser: Adviser | None
     _advice: Advice
     _begun: np.ndarray
     _statistics: KeptStatistics
 
     def _make_adviser(self) -> Adviser:
-        if self.expert is None:
-            raise ValueError(
-                f"The model was saved without its expert, an object: {type(self).__name__}.load(path, env=env, expert=...)"
-            )
         assert self.env is not None
-        if self._made is None:
-            self._made = make_expert(self.expert, self.env, self.seed)
+        if self.expert_ is None:
+            if self.expert is None and self.expert_is_object:
+                raise ValueError(
+                    f"The model was saved without its expert, an object: {type(self).__name__}.load(path, env=env, expert=...)"
+                )
+            if self.expert is None and not isinstance(self.action_space, spaces.Box):
+                raise ValueError(f"No planner is known for {self.action_space}: give a model or a function as expert")
+            self.expert_ = make_expert(USUAL_EXPERT if self.expert is None else self.expert, self.env, self.seed)
         penalty = None
         if self.guidance > 0.0:
-            # before it has learned, the policy has nothing to say
-            weight = self.guidance if self.n_iterations > 0 else 0.0
-            penalty = draw_to(self.policy, self._vec_normalize_env, weight)
-        adviser = Adviser(self._made, self.env, self.imitate == "distribution", penalty)
+            check_guided(self.expert_)
+            if self.n_iterations > 0:  # before, the policy has nothing to say
+                penalty = draw_to(self.policy, self._vec_normalize_env, self.guidance)
+        adviser = Adviser(self.expert_, self.env, self.imitate == "distribution", penalty)
         if self._adviser is not None:
             adviser.state = self._adviser.state
         self._adviser = adviser
@@ -76,7 +88,19 @@ class Collecting(ReadsOriginals, OffPolicyAlgorithm):
         result = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not before:
             self._begun = np.ones(self.n_envs, dtype=bool)
+        self._choose_size()
         return result
+
+    def _choose_size(self) -> None:
+        """Choose how long an iteration is, if that was left open, and say it."""
+        left, n = self._total_timesteps - self.num_timesteps, self.n_envs
+        if self.is_open:
+            self.train_freq = TrainFreq(max(shrink(USUAL, left) // n, 1), TrainFrequencyUnit.STEP)
+        assert isinstance(self.train_freq, TrainFreq)
+        if self.train_freq.unit == TrainFrequencyUnit.STEP:
+            steps = self.train_freq.frequency * n
+            wanted = max(USUAL // n, 1) * n if self.is_open else steps
+            self.logger.info(describe(type(self).__name__, steps, "", wanted, left))
 
     def collect_rollouts(
         self,
@@ -113,7 +137,7 @@ class Collecting(ReadsOriginals, OffPolicyAlgorithm):
                 chosen = self.policy._predict(self.policy.obs_to_tensor(shown)[0], deterministic=True)
             own = chosen.cpu().numpy().reshape(actions.shape)
             actions = np.where(is_expert.reshape(-1, *(1,) * (actions.ndim - 1)), actions, own)
-        self.steps_by_expert += int(is_expert.sum())
+        self._steps_by_expert += int(is_expert.sum())
         if isinstance(self.action_space, spaces.Discrete):
             return actions, actions
         scaled = actions.astype(np.float32)

@@ -12,10 +12,11 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 
 from sb3_dpi.common.action_units import hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice
+from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.regression import regress_mean
 from sb3_dpi.common.replay_memory import check_buffer, deal_out
@@ -55,7 +56,7 @@ class DAgger(SavedModel, Collecting):
     :param expert: who is imitated: a model of Stable-Baselines3 or of this package, as ``MPC``, or any object with their
         method ``predict``; a function from observations ``[n, ...]``, as the environments return them, to actions
         ``[n, ...]``; the name of a planner, as ``"iCEM"``, which plans in the simulator; or a dictionary with the class under
-        ``"algo"`` and its arguments, or the ``"path"`` of a saved model
+        ``"algo"`` and its arguments, or the ``"path"`` of a saved model. None: ``"iCEM"``; ``expert_`` tells who is asked
     :param learning_rate: of the policy, it can be a function of the current progress remaining (from 1 to 0); usual: 3e-4 to
         3e-3
     :param beta: share of the steps in which the expert acts: a number, ``"lin_1.0"`` (falls to zero) or a function of the
@@ -65,10 +66,13 @@ class DAgger(SavedModel, Collecting):
     :param guidance: draws plans to the policy, so that it can follow: weight, in units of the reward, of the KL between
         Gaussians around the planned action and the policy's, a step. 0: none
     :param buffer_size: size of the replay buffer, which holds the aggregated data
+    :param learning_starts: steps before the policy learns; until then it is the first iteration
     :param batch_size: Minibatch size
     :param train_freq: Learn every ``train_freq`` steps of the vectorised environment, or a tuple like ``(5, "step")`` or
-        ``(2, "episode")``
+        ``(2, "episode")``. None: every 500 over all environments, or fewer where ``learn`` has too few for five iterations
     :param gradient_steps: updates of an iteration; -1: as many as steps in the environment
+    :param early_reset: Median of the steps after which an episode is left, so that a new one begins: long ones show their
+        beginnings seldom; or ``EarlyReset``, or a dictionary of its fields. 0 leaves none; usual: 100 to 500
     :param action_noise: added to executed actions in units of the bounds
     :param replay_buffer_class: one that keeps labels (``sb3_dpi.dagger.buffers``); None: what fits
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
@@ -102,9 +106,11 @@ class DAgger(SavedModel, Collecting):
         imitate: str = "action",
         guidance: float = 0.0,
         buffer_size: int = 100_000,
+        learning_starts: int = 0,
         batch_size: int = 64,
-        train_freq: int | tuple[int, str] = 500,
+        train_freq: int | tuple[int, str] | None = None,
         gradient_steps: int = 1000,
+        early_reset: EarlyReset | int | Mapping[str, Any] = 0,
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -118,25 +124,21 @@ class DAgger(SavedModel, Collecting):
     ):
         super().__init__(
             **arguments_of_base(locals(), OffPolicyAlgorithm),
-            learning_starts=0,
             support_multi_env=True,
             sde_support=False,
             supported_action_spaces=(spaces.Box, spaces.Discrete),
         )
         self.expert = expert
-        self.expert_is_object = not isinstance(expert, str | Mapping)
+        self.expert_is_object = False
         self.beta = beta  # type: ignore[assignment]  # read when the model is set up
         self.imitate = imitate
         self.guidance = guidance
+        self.early_reset = early_reset
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
-        self.n_iterations = self.steps_since_training = self.steps_by_expert = 0
+        self.n_iterations = self.steps_since_training = self._steps_by_expert = 0
+        self.is_open = train_freq is None
         if _init_setup_model:
-            if expert is None:
-                raise ValueError(
-                    "DAgger imitates an expert: give a model, a function of observations, or the name of a planner, as in "
-                    "DAgger('MlpPolicy', env, expert='iCEM')"
-                )
             self._setup_model()
 
     # ------------------------------------------------------------------ building
@@ -144,7 +146,8 @@ class DAgger(SavedModel, Collecting):
     def _setup_model(self) -> None:
         self._check_saved_format()
         self._check_arguments()
-        self.expert_is_object = not isinstance(self.expert, str | Mapping)
+        if self.expert is not None:
+            self.expert_is_object = not isinstance(self.expert, str | Mapping)
         check_buffer(self.replay_buffer_class, self.replay_buffer_kwargs)
         self.replay_buffer_class = labelled(self.replay_buffer_class, self.observation_space)
         super()._setup_model()
@@ -152,7 +155,7 @@ class DAgger(SavedModel, Collecting):
         hold_fractions(self.replay_buffer)
         self._rng = np.random.default_rng(self.seed)
         self._forget_environment()
-        if self.env is not None and self.expert is not None:
+        if self.env is not None and not (self.expert is None and self.expert_is_object):
             self._make_adviser()
 
     def _check_arguments(self) -> None:
@@ -161,6 +164,7 @@ class DAgger(SavedModel, Collecting):
             if not 0.0 <= self.beta(1.0) <= 1.0:
                 raise ValueError(f"beta is a share from 0 to 1, or None for 1 and then 0, got {self.beta(1.0)}")
         check_choice("imitate", self.imitate, IMITATE)
+        as_early_reset(self.early_reset)
         if not 0.0 <= self.guidance < np.inf:
             raise ValueError(f"guidance must be at least 0, got {self.guidance}")
         if self.guidance > 0.0 and not isinstance(self.action_space, spaces.Box):
@@ -169,8 +173,15 @@ class DAgger(SavedModel, Collecting):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def _convert_train_freq(self) -> None:
+        if self.train_freq is None:  # type: ignore[comparison-overlap]
+            self.is_open = True
+        elif not isinstance(self.train_freq, TrainFreq):
+            self.is_open = False
+            super()._convert_train_freq()
+
     def _forget_environment(self) -> None:
-        self._made, self._adviser = None, None
+        self.expert_, self._adviser = None, None
         self._begun = np.ones(self.n_envs, dtype=bool)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -184,7 +195,15 @@ class DAgger(SavedModel, Collecting):
         self._forget_environment()
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_rng", "_made", "_adviser", "_advice", "_begun", "_statistics", *(["expert"] if self.expert_is_object else [])]
+        own = [
+            "_rng",
+            "expert_",
+            "_adviser",
+            "_advice",
+            "_begun",
+            "_statistics",
+            *(["expert"] if self.expert_is_object else []),
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -218,7 +237,8 @@ class DAgger(SavedModel, Collecting):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfDAgger:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with self.early_resets(lambda layer: as_early_reset(self.early_reset), self._rng):
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     @whole_or_undone
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -240,7 +260,7 @@ class DAgger(SavedModel, Collecting):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.n_iterations += 1
-        self.steps_since_training = self.steps_by_expert = 0
+        self.steps_since_training = self._steps_by_expert = 0
 
     def disagreement(self) -> float:
         """
@@ -302,7 +322,7 @@ class DAgger(SavedModel, Collecting):
         return inputs, buffer.labels[time, env].astype(np.float64), buffer.spreads[time, env].astype(np.float64)
 
     def _log(self, error: float, loss: float) -> None:
-        self.logger.record("imitation/beta", self.steps_by_expert / max(self.steps_since_training, 1))
+        self.logger.record("imitation/beta", self._steps_by_expert / max(self.steps_since_training, 1))
         self.logger.record("imitation/disagreement", error)
         self.logger.record("train/loss", loss)
         if isinstance(self.action_space, spaces.Box):

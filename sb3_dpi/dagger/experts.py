@@ -102,6 +102,19 @@ def check_spaces(expert: Expert, observation_space: spaces.Space[Any], action_sp
             raise ValueError(f"The expert's {name} is {own}, that of the environment {space}: take an expert of this task")
 
 
+def check_guided(expert: Expert) -> None:
+    """
+    Refuse an expert that cannot be drawn to a policy.
+
+    :param expert: of ``make_expert``
+    :raises ValueError: if it does not plan
+    """
+    if not hasattr(expert, "as_expert"):
+        raise ValueError(
+            f"guidance draws plans to the policy, and {_name(expert)} does not plan: set guidance=0, or take MPC as expert"
+        )
+
+
 def distribution_of(expert: Expert) -> ActorCriticPolicy | None:
     """:return: the policy of an expert that tells a Gaussian or the probabilities of actions; None where it does not"""
     policy = getattr(expert, "policy", expert)
@@ -136,10 +149,6 @@ class Adviser:
 
     def __init__(self, expert: Expert, env: VecEnv, tells_distribution: bool = False, penalty: Penalty | None = None) -> None:
         check_spaces(expert, env.observation_space, env.action_space)
-        if penalty is not None and not hasattr(expert, "as_expert"):
-            raise ValueError(
-                f"guidance draws plans to the policy, and {_name(expert)} does not plan: set guidance=0, or take MPC as expert"
-            )
         self.told = distribution_of(expert) if tells_distribution else None
         if tells_distribution and self.told is None:
             raise ValueError(
@@ -201,7 +210,8 @@ class Adviser:
                 raise ValueError(f"The expert's actions must be whole numbers from 0 to {self.space.n - 1}, got {answer}")
             return answer.astype(np.int64)
         low, high = bounds(self.space)
-        scaled: np.ndarray = np.clip(2.0 * (answer - low) / (high - low) - 1.0, -1.0, 1.0)
+        width = np.where(high > low, high - low, 1.0)
+        scaled: np.ndarray = np.clip((2.0 * answer - low - high) / width, -1.0, 1.0)
         return scaled
 
     @th.no_grad()
