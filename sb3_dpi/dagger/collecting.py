@@ -95,7 +95,8 @@ class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         """Choose how long an iteration is, if that was left open, and say it."""
         left, n = self._total_timesteps - self.num_timesteps, self.n_envs
         if self.is_open:
-            self.train_freq = TrainFreq(max(shrink(USUAL, left) // n, 1), TrainFrequencyUnit.STEP)
+            chosen: Any = TrainFreq(max(shrink(USUAL, left) // n, 1), TrainFrequencyUnit.STEP)
+            self.train_freq = chosen
         assert isinstance(self.train_freq, TrainFreq)
         if self.train_freq.unit == TrainFrequencyUnit.STEP:
             steps = self.train_freq.frequency * n

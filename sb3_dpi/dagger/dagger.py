@@ -174,7 +174,7 @@ class DAgger(SavedModel, Collecting):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def _convert_train_freq(self) -> None:
-        if self.train_freq is None:  # type: ignore[comparison-overlap]
+        if self.train_freq is None:
             self.is_open = True
         elif not isinstance(self.train_freq, TrainFreq):
             self.is_open = False
@@ -218,8 +218,6 @@ class DAgger(SavedModel, Collecting):
         :raises ValueError: if it holds no labels
         """
         super().load_replay_buffer(path, truncate_last_traj)
-        assert self.replay_buffer is not None
-        labelled(type(self.replay_buffer), self.observation_space)
         if not isinstance(self.replay_buffer, Labels):
             raise ValueError("This replay buffer holds no labels of an expert: load one that DAgger has saved")
         if self.replay_buffer.n_envs != self.n_envs:

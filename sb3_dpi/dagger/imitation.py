@@ -9,6 +9,7 @@ with s the expert's own standard deviation, 0 where only its action is known: th
 """
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -58,7 +59,7 @@ def outputs(policy: BoundedGaussianPolicy, observations: Observations) -> FloatA
     :param observations: as it sees them, ``[n, ...]`` or a dictionary of such
     :return: means in units of the bounds, or logits of Discrete actions, ``[n, k]``
     """
-    found: FloatArray = policy.action_mean(obs_as_tensor(observations, policy.device)).double().cpu().numpy()  # type: ignore
+    found: FloatArray = policy.action_mean(obs_as_tensor(observations, policy.device)).double().cpu().numpy()
     return found
 
 
@@ -92,8 +93,8 @@ def draw_to(policy: BoundedGaussianPolicy, normalizer: VecNormalize | None, weig
     scale = 0.5 * weight * np.exp(-2.0 * policy.log_std_init)
     center, width, clip = 0.0, 1.0, np.inf
     if normalizer is not None and normalizer.norm_obs:
-        statistics = copy.deepcopy(normalizer.obs_rms)
-        center, width = statistics.mean, np.sqrt(statistics.var + normalizer.epsilon)  # type: ignore[union-attr]
+        statistics: Any = copy.deepcopy(normalizer.obs_rms)
+        center, width = statistics.mean, np.sqrt(statistics.var + normalizer.epsilon)
         clip = normalizer.clip_obs
 
     def penalty(observations: FloatArray, actions: FloatArray) -> FloatArray:

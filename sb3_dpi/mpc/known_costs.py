@@ -48,7 +48,9 @@ class CostedSystem:
         :return: ``[nx]``
         """
         vector: FloatArray = self.system.begin(state)
-        self.begun = vector, np.ravel(self.system.simulator.observe(state)).astype(np.float64)
+        shown = self.system.simulator.observe(state)
+        seen = self.observe(vector[None])[0] if shown is None else np.ravel(shown).astype(np.float64)
+        self.begun = vector, seen
         return vector
 
     def _first(self, states: FloatArray) -> FloatArray:
