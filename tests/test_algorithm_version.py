@@ -34,8 +34,16 @@ does not: see ``test_a_change_of_the_arithmetic_is_seen``"""
 OBSERVATIONS = np.random.default_rng(0).uniform(-1.0, 1.0, (10, 3)).astype(np.float32)
 
 _PLANNING = {"horizon": 15, "n_conditions": 2, "samples_per_condition": 3, "policy_kwargs": {"net_arch": [16]}}
+
+
+def balance(obs: np.ndarray) -> np.ndarray:
+    """:return: the torque that holds a pendulum up"""
+    return np.clip(-8.0 * obs[:, 1:2] - 2.0 * obs[:, 2:], -2.0, 2.0)
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "aggrevated_oc": {**_PLANNING, "n_critic_updates": 5},
+    "dagger": {"expert": balance, "train_freq": 60, "gradient_steps": 20, "policy_kwargs": {"net_arch": [16]}},
     "dpi": {
         "train_freq": 60,
         "learning_starts": 60,
@@ -147,6 +155,7 @@ def test_algorithms_learn_as_their_version_did(name: str) -> None:
 
 CHANGES = {
     "aggrevated_oc": {"gamma": 0.98},
+    "dagger": {"learning_rate": 0.0011},
     "dpi": {"ent_coef": 0.03},
     "dual_ac": {"gae_lambda": 0.9},
     "mdgps": {"kl_step": 0.25},

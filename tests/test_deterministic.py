@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC
 
 
 def dictionaries() -> Any:
@@ -59,6 +59,7 @@ OWN: dict[type[Any], list[dict[str, Any]]] = {
     ],
     DPI: [{"expert": "lqr"}, {"expert": "mppi"}],
     DualAC: [{"policy": "RBFPolicy"}, {"use_sde": True}, {"gradient": "literal", "n_critic_updates": 0}],
+    DAgger: [{"beta": 0.5}],
 }
 
 

@@ -29,6 +29,7 @@ EXPECTED = {
     "MDGPS": ALWAYS | LOCAL,
     "AggreVaTeDOC": ALWAYS | LOCAL | {"critic"},
     "DualAC": ALWAYS | {"critic"},
+    "DAgger": ALWAYS,
     "PPO": ALWAYS | {"critic"},
     "SAC": ALWAYS,
 }

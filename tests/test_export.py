@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_dpi import DPI, MDGPS, DualAC
+from sb3_dpi import DPI, MDGPS, DAgger, DualAC
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.export import ExportError, export_policy
 from sb3_dpi.export.__main__ import main
@@ -63,7 +63,8 @@ class Layers(BaseFeaturesExtractor):
 
 def model_of(algorithm: Any, policy: str = "MlpPolicy", env: gym.Env | None = None, **kwargs: Any) -> Any:
     """:return: a model with weights that are not small"""
-    small = {"buffer_size": 100} if issubclass(algorithm, SAC | TD3 | DPI) else {}
+    small: dict[str, Any] = {"buffer_size": 100} if issubclass(algorithm, SAC | TD3 | DPI | DAgger) else {}
+    small |= {"expert": np.zeros_like} if issubclass(algorithm, DAgger) else {}
     model = algorithm(policy, Drawn() if env is None else env, device="cpu", seed=0, **small, **kwargs)
     with th.no_grad():
         for parameter in model.policy.parameters():

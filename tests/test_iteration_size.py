@@ -12,7 +12,7 @@ from dummy_envs import ITERATION, limited, vec_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from sb3_dpi import DPI, DualAC
+from sb3_dpi import DPI, DAgger, DualAC
 from sb3_dpi.common.iteration_size import FEWEST, IterationSize, SizeRequest, grow, shrink
 from sb3_dpi.dual_ac import rollout
 
@@ -21,6 +21,7 @@ OPEN: dict[str, Any] = {"horizon": None, "n_conditions": None, "samples_per_cond
 OPEN_BY_NAME: dict[type[Any], dict[str, Any]] = {
     DPI: {"train_freq": None, "learning_starts": None},
     DualAC: {"n_steps": None},
+    DAgger: {"train_freq": None},
 }
 
 

@@ -13,7 +13,7 @@ from dummy_envs import HORIZON, ITERATION, PointMass, limited, vec_env
 from stable_baselines3.common.logger import HumanOutputFormat, configure
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC
 
 TIME = {"time/fps", "time/time_elapsed", "time/total_timesteps"}
 ROLLOUT = {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
@@ -31,6 +31,7 @@ OWN: dict[type[Any], set[str]] = {
     | {f"model/{key}" for key in "loss r_squared r_squared_reward window_correlation".split()},
     DualAC: {f"train/{key}" for key in "value_loss inner_steps inner_gap explained_variance policy_objective".split()}
     | {"train/kl_divergence_loss", "train/is_line_search_success", "train/advantage_std"},
+    DAgger: {"train/loss", "imitation/beta", "imitation/disagreement"},
 }
 SPARSE = {"model/window_correlation"}
 """Not a number where too few windows were seen"""

@@ -17,7 +17,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_dpi import DPI, DualAC
+from sb3_dpi import DPI, DAgger, DualAC
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 
@@ -89,7 +89,7 @@ ARCHITECTURES: list[Any] = [None, [], [4], [4, 4], {"pi": [8, 4], "qf": [8]}, {"
 @with_references
 def test_architectures(make: Make) -> None:
     """Those of on-policy algorithms are the policy's and V's, those of the others the policy's and Q's."""
-    foreign = "vf" if issubclass(make.algorithm, OffPolicyAlgorithm) else None
+    foreign = "vf" if issubclass(make.algorithm, OffPolicyAlgorithm) and make.algorithm is not DAgger else None
     for net_arch in ARCHITECTURES:
         if isinstance(net_arch, dict) and (foreign in net_arch or (issubclass(make.algorithm, SAC) and "qf" not in net_arch)):
             with pytest.raises((ValueError, AssertionError), match="net_arch"):

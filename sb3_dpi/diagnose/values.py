@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.aggrevated_oc import AggreVaTeDOC
+from sb3_dpi.dagger import DAgger
 from sb3_dpi.diagnose.episodes import Episode
 from sb3_dpi.diagnose.subject import Subject
 from sb3_dpi.dpi import DPI
@@ -67,7 +68,7 @@ def value_function(subject: Subject) -> Values | None:
     model, policy = subject.model, subject.policy
     if isinstance(model, DPI):
         return (lambda episode: _dpi_values(model, episode)) if model.ensemble.has_units else None
-    if isinstance(model, MDGPS) or not isinstance(policy, ActorCriticPolicy) or model is None:
+    if isinstance(model, MDGPS | DAgger) or not isinstance(policy, ActorCriticPolicy) or model is None:
         return None  # a network that nobody has taught
     mean, std = 0.0, 1.0
     if isinstance(model, AggreVaTeDOC):

@@ -23,6 +23,7 @@ from sb3_dpi.mpc.observed_states import StateFinder
 from sb3_dpi.mpc.planning import Planner, Planning
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value
 from sb3_dpi.systems import ContinuousSimulator, RewardSystem
+from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.ilqr import ILQR
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction
@@ -35,6 +36,7 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
     replan_every: int
     terminal_value: Any
     cost_fn: SystemFunction | None
+    penalty: Penalty | None
     max_plan_seconds: float | None
     ensemble: Ensemble
     steps_since_training: int
@@ -82,8 +84,8 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
             return np.array([np.ravel(one) for one in shown], dtype=np.float64)
 
         costed = system
-        if self.cost_fn is not None and not self.is_learned:
-            costed = CostedSystem(system, self.cost_fn, observe, self._in_env_units)
+        if not self.is_learned and (self.cost_fn is not None or self.penalty is not None):
+            costed = CostedSystem(system, self.cost_fn, self.penalty, observe, self._in_env_units)
         terminal: TerminalValue | None = as_terminal_value(self.terminal_value)
         self._planning = Planning(
             planner=self._planner,

@@ -1,5 +1,6 @@
 """Model-predictive control: an agent that plans when it acts."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -13,6 +14,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import check_bounded, hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
@@ -27,6 +29,7 @@ from sb3_dpi.mpc.planning import Planner, make_planner
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discount_of
 from sb3_dpi.systems import ContinuousSimulator, EnsembleSystem, RewardSystem, Simulator
+from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
 
 SelfMPC = TypeVar("SelfMPC", bound="MPC")
@@ -137,6 +140,7 @@ class MPC(Acting):
         self.system, self.terminal_value = system, terminal_value
         self.cost_fn, self.state_from_obs, self.max_plan_seconds = cost_fn, state_from_obs, max_plan_seconds
         self.particles, self.n_particles, self.n_threads = particles, n_particles, n_threads
+        self.penalty: Penalty | None = None
         self.world_model: WorldModel = world_model or {}  # type: ignore[assignment]  # read when the model is set up
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
@@ -236,7 +240,7 @@ class MPC(Acting):
 
     def _make_system(self) -> RewardSystem:
         if self.is_learned:
-            return EnsembleSystem(self.ensemble, self.n_particles, self.particles)
+            return EnsembleSystem(self.ensemble, self.n_particles, self.particles, self.penalty)
         given: Any = self.system
         if isinstance(given, str):
             if self.env is None:
@@ -275,9 +279,34 @@ class MPC(Acting):
         super().set_env(env, force_reset)
         self._begin_anew()
 
+    def as_expert(self, env: VecEnv, penalty: Penalty | None = None) -> "MPC":
+        """
+        Plan for whoever acts in other environments.
+
+        :param env: what they are; any number of environments
+        :param penalty: of observations in the environment's units ``[n, do]`` and actions in units of the bounds ``[n, du]``:
+            ``[n]``, subtracted from what each planned step earns; None for none
+        :return: a model beside this one, which stays as it is; what is learned belongs to both
+        """
+        expert = copy.copy(self)
+        expert.n_envs, expert.penalty = env.num_envs, penalty
+        expert.set_env(env)
+        return expert
+
     def _excluded_save_params(self) -> list[str]:
         own = [
-            *("_rng", "_planner", "_planning", "_finder", "_plans", "_begun", "_foretelling", "_statistics", "ensemble"),
+            *(
+                "_rng",
+                "_planner",
+                "_planning",
+                "_finder",
+                "_plans",
+                "_begun",
+                "_foretelling",
+                "_statistics",
+                "ensemble",
+                "penalty",
+            ),
             *self._objects(),
         ]
         return [*super()._excluded_save_params(), *own]

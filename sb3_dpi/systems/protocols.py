@@ -13,6 +13,10 @@ import numpy as np
 from sb3_dpi.trajopt.systems import System
 from sb3_dpi.trajopt.types import FloatArray
 
+Penalty = Callable[[FloatArray, FloatArray], FloatArray]
+"""Of observations in the environment's units ``[n, do]`` and actions in units of the bounds ``[n, du]``: ``[n]``, in units of
+the reward, to be subtracted from it."""
+
 
 @dataclass(frozen=True)
 class Rollouts:

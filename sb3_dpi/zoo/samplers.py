@@ -85,6 +85,20 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
+def dagger(trial: BaseTrial) -> dict[str, Any]:
+    """Search space of DAgger; the expert is not in it."""
+    batch_size = 2 ** trial.suggest_int("batch_size_pow", 5, 8)
+    trial.set_user_attr("batch_size", batch_size)
+    return {
+        "beta": trial.suggest_categorical("beta", [0.0, 0.3, "lin_1.0"]),
+        "train_freq": trial.suggest_int("train_freq", 100, 2000, log=True),
+        "gradient_steps": trial.suggest_int("gradient_steps", 200, 5000, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
+        "batch_size": batch_size,
+        "policy_kwargs": {"net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))])},
+    }
+
+
 def dpi(trial: BaseTrial) -> dict[str, Any]:
     """Search space of DPI."""
     gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0005, 0.03, log=True)
@@ -136,7 +150,13 @@ def dual_ac(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-SEARCH_SPACES: dict[str, SearchSpace] = {"aggrevated_oc": aggrevated_oc, "dpi": dpi, "dual_ac": dual_ac, "mdgps": mdgps}
+SEARCH_SPACES: dict[str, SearchSpace] = {
+    "aggrevated_oc": aggrevated_oc,
+    "dagger": dagger,
+    "dpi": dpi,
+    "dual_ac": dual_ac,
+    "mdgps": mdgps,
+}
 """From the name of an algorithm to its search space"""
 
 
