@@ -122,7 +122,7 @@ def test_algorithms_have_pages_of_one_shape(page: Path) -> None:
 
 
 def test_every_algorithm_has_a_page() -> None:
-    assert {page.stem for page in ALGORITHM_PAGES} == {"dpi", "mdgps", "mpc", "aggrevated_oc", "dual_ac"}
+    assert {page.stem for page in ALGORITHM_PAGES} == {"dpi", "mdgps", "mpc", "aggrevated_oc", "dual_ac", "exit"}
 
 
 @pytest.mark.parametrize(

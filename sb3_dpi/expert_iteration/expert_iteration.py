@@ -98,7 +98,7 @@ class ExIt(Searching):
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 64,
         gradient_steps: int = -1,
-        n_simulations: int = 32,
+        n_simulations: int = 16,
         horizon: int = 1000,
         exploration: float = PUCT_EXPLORATION,
         temperature: float = 1.0,

@@ -230,7 +230,8 @@ class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
         kept: Any = buffer.next_observations
         judge = self._judge
         assert judge is not None
-        seen = self._present(map_observations(lambda rows: rows[places][asked], kept))
+        rows_of = map_observations(lambda rows: rows[places][asked], kept)  # images are kept transposed
+        seen: Any = rows_of if self._vec_normalize_env is None else self._vec_normalize_env.normalize_obs(rows_of)
         after: FloatArray = np.zeros(asked.shape)
         after[asked] = judge.judge(seen)[1]
         buffer.settle(places, after, self.gamma, self.gae_lambda)

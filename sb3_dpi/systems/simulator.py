@@ -284,6 +284,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def _frozen(value: Any) -> Hashable:
     """:return: something of the same content that can be compared and be a key"""
+    if type(value) in (int, str, bool, type(None)):
+        return value  # type: ignore[no-any-return]
     if isinstance(value, np.ndarray):
         return (value.shape, value.tobytes()) if value.dtype != object else tuple(_frozen(item) for item in value.flat)
     if isinstance(value, float | np.floating):
