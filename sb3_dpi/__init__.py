@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sb3_dpi.dagger import DAgger
     from sb3_dpi.dpi import DPI
     from sb3_dpi.dual_ac import DualAC
+    from sb3_dpi.expert_iteration import ExIt
     from sb3_dpi.mdgps import MDGPS
     from sb3_dpi.mpc import MPC
 
@@ -24,6 +25,7 @@ __all__ = [
     "AggreVaTeDOC",
     "DAgger",
     "DualAC",
+    "ExIt",
     "__version__",
     "evaluate_on_environments",
     "make_environments",
@@ -34,6 +36,7 @@ _HOMES = {
     "DAgger": "sb3_dpi.dagger",
     "DPI": "sb3_dpi.dpi",
     "DualAC": "sb3_dpi.dual_ac",
+    "ExIt": "sb3_dpi.expert_iteration",
     "MDGPS": "sb3_dpi.mdgps",
     "MPC": "sb3_dpi.mpc",
     "evaluate_on_environments": "sb3_dpi.common.environments",

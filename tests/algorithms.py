@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, limited
+from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, limited, pushed
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.asking import ask
 from sb3_dpi.common.collector import TrajectoryCollector
 from sb3_dpi.common.replay_memory import ReplayMemory
@@ -126,6 +126,23 @@ def small_dagger(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> D
     return DAgger(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
 
 
+def small_exit(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> ExIt:
+    """:return: likewise; what is pushed by any force is pushed by few"""
+    env = limited(POINT_MASS_LIMIT) if env is None else env
+    options: dict[str, Any] = {
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "learning_starts": 0,
+        "gradient_steps": 1,
+        "batch_size": 16,
+        "buffer_size": 1000,
+        "n_simulations": 4,
+        "policy_kwargs": {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return ExIt(policy, env if isinstance(env, str) else pushed(env), **{**options, **kwargs})
+
+
 def small_ppo(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> PPO:
     """:return: likewise, of Stable-Baselines3"""
     options: dict[str, Any] = {
@@ -175,6 +192,12 @@ class Make:
     """takes Discrete actions beside Boxes, no others"""
     acts_as_predicted: bool = False
     """training steps are taken without the policy's noise"""
+    discrete: bool = False
+    """takes Discrete actions alone"""
+
+    def fit(self, env: Any) -> Any:
+        """:return: an environment that it can act in, of one with a Box of actions"""
+        return pushed(env) if self.discrete else env
 
     def __call__(self, env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Model:
         return self.small(env, policy, **kwargs)
@@ -190,6 +213,9 @@ ALGORITHMS = (
     Make(DualAC, small_dual_ac, keeps_originals=False, any_space=True),
     Make(DAgger, small_dagger, takes_discrete=True, acts_as_predicted=True),
 )
+DISCRETE = (Make(ExIt, small_exit, discrete=True),)
+"""Those that act by numbers: tests of forces are not for them"""
+EVERY = (*ALGORITHMS, *DISCRETE)
 
 
 def those(**facts: bool) -> tuple[Make, ...]:
@@ -203,6 +229,8 @@ def every(**facts: bool) -> pytest.MarkDecorator:
 
 
 every_algorithm = every()
+every_action = pytest.mark.parametrize("make", EVERY, ids=str)
+"""over every algorithm, those of Discrete actions too: ``make.fit(env)`` is what each can act in"""
 
 REFERENCES = (
     Make(PPO, small_ppo, keeps_originals=False, any_space=True),

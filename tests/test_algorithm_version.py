@@ -22,6 +22,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from dummy_envs import Pushed
 
 from sb3_dpi.aggrevated_oc import aggrevated_oc
 from sb3_dpi.common.natural_gradient import natural_gradient_step
@@ -55,6 +56,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"net_arch": {"pi": [16, 16], "qf": [16, 16]}},
     },
     "dual_ac": {"n_steps": 90, "batch_size": 32, "n_critic_updates": 3, "policy_kwargs": {"net_arch": [16]}},
+    "exit": {
+        "n_simulations": 8,
+        "train_freq": 50,
+        "gradient_steps": 10,
+        "batch_size": 32,
+        "policy_kwargs": {"net_arch": [16]},
+    },
     "mdgps": {**_PLANNING, "imitation_steps": 20, "batch_size": 32},
 }
 """Arguments of small models; every algorithm of the package has its own"""
@@ -90,11 +98,18 @@ def learn(name: str, **changes: Any) -> dict[str, list[Any]]:
     few = partial(natural_gradient_step, cg_max_steps=3)
     try:
         env = Rewards(gym.make("Pendulum-v1", max_episode_steps=50))
+        task = Pushed(env) if name == "exit" else env
         with patch.object(aggrevated_oc, "natural_gradient_step", few):
-            model = algorithm_class(name)("MlpPolicy", env, seed=0, device="cpu", **{**SETTINGS[name], **changes}).learn(STEPS)
+            model = algorithm_class(name)("MlpPolicy", task, seed=0, device="cpu", **{**SETTINGS[name], **changes}).learn(
+                STEPS
+            )
     finally:
         th.set_num_threads(threads)
-    actions = model.predict(OBSERVATIONS, deterministic=True)[0]
+    if name == "exit":  # numbers of actions do not tell small changes, their chances do
+        with th.no_grad():
+            actions = model.policy.get_distribution(th.as_tensor(OBSERVATIONS)).distribution.probs.numpy()
+    else:
+        actions = model.predict(OBSERVATIONS, deterministic=True)[0]
     return {"rewards": env.paid, "actions": actions.astype(np.float64).ravel().tolist()}
 
 
@@ -158,6 +173,7 @@ CHANGES = {
     "dagger": {"learning_rate": 0.0011},
     "dpi": {"ent_coef": 0.03},
     "dual_ac": {"gae_lambda": 0.9},
+    "exit": {"exploration": 1.0},
     "mdgps": {"kl_step": 0.25},
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import ALGORITHMS, Make, every, every_algorithm, iterations, parameters
+from algorithms import EVERY, Make, every, every_action, every_algorithm, iterations, parameters
 from dummy_envs import ITERATION, DictPointMass, PointMass, limited, vec_env
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -31,7 +31,7 @@ def numbers(make: Make, seed: int | None, **kwargs: Any) -> dict[str, str]:
     assert len(scalars) > 5 and np.isfinite(parameters(model))
     scalars["parameters"] = parameters(model)
     if task is not dictionaries and not isinstance(model.env, VecNormalize):
-        evaluation = vec_env(1, lambda: Monitor(limited(20)))
+        evaluation = vec_env(1, lambda: Monitor(make.fit(limited(20))))
         evaluation.seed(7)
         scalars["evaluation"], _ = evaluate_policy(model, evaluation, 3)  # type: ignore[assignment]
     return {key: repr(value) for key, value in scalars.items()}  # what is not a number is equal to itself here
@@ -64,7 +64,12 @@ OWN: dict[type[Any], list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(
-    "make, options", [(make, options) for make in ALGORITHMS for options in [*COMMON, *OWN.get(make.algorithm, [])]], ids=str
+    "make, options",
+    [
+        *((make, options) for make in EVERY for options in [*COMMON, *OWN.get(make.algorithm, [])] if not make.discrete),
+        *((make, options) for make in EVERY for options in COMMON[:3] if make.discrete),
+    ],
+    ids=str,
 )
 def test_same_seed_same_numbers(make: Make, options: dict[str, Any]) -> None:
     first = numbers(make, 3, **options)
@@ -75,7 +80,7 @@ def test_same_seed_same_numbers(make: Make, options: dict[str, Any]) -> None:
         assert first != numbers(make, 4, **options)
 
 
-@every_algorithm
+@every_action
 def test_no_seed_is_no_seed(make: Make) -> None:
     assert numbers(make, None) != numbers(make, None)
 
@@ -119,13 +124,13 @@ def test_seeds_of_other_libraries(make: Make, tmp_path: Path) -> None:
     assert loaded.seed == 9 and iterations(loaded.learn(ITERATION)) == 1
 
 
-@every_algorithm
+@every_action
 def test_seeds_at_the_ends_of_their_range(make: Make) -> None:
     for seed in (0, 2**32 - 1):
         assert iterations(make(vec_env(2, lambda: limited(12)), seed=seed).learn(ITERATION)) == 1
 
 
-@every_algorithm
+@every_action
 def test_seeds_out_of_range(make: Make) -> None:
     for seed in (-1, 2**32, 10**30, np.int64(-7)):
         with pytest.raises(ValueError, match=rf"seed must be from 0 to 2\*\*32 - 1, got {int(seed)}"):
@@ -134,11 +139,11 @@ def test_seeds_out_of_range(make: Make) -> None:
         make(seed="7")
 
 
-@every_algorithm
+@every_action
 def test_evaluations_do_not_change_what_is_learned(make: Make) -> None:
     """A deterministic evaluation on an environment of its own leaves no trace."""
     plain, watched = make(), make()
-    callback = EvalCallback(Monitor(limited(5)), n_eval_episodes=2, eval_freq=17, verbose=0)
+    callback = EvalCallback(Monitor(make.fit(limited(5))), n_eval_episodes=2, eval_freq=17, verbose=0)
     for model, given in ((plain, None), (watched, callback)):
         model.set_random_seed(1)
         model.learn(3 * ITERATION, callback=given)

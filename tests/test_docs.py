@@ -122,7 +122,8 @@ def test_algorithms_have_pages_of_one_shape(page: Path) -> None:
 
 
 def test_every_algorithm_has_a_page() -> None:
-    assert {page.stem for page in ALGORITHM_PAGES} == {"dpi", "mdgps", "mpc", "aggrevated_oc", "dual_ac", "dagger"}
+    pages = {"dpi", "mdgps", "mpc", "aggrevated_oc", "dual_ac", "dagger", "exit"}
+    assert {page.stem for page in ALGORITHM_PAGES} == pages
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import ALGORITHMS, Make, Model, called, every, every_algorithm, iterations, kept, parameters
+from algorithms import ALGORITHMS, Make, Model, called, every, every_action, every_algorithm, iterations, kept, parameters
 from dummy_envs import CONDITIONS, HORIZON, ITERATION, DictPointMass, PointMass, limited, vec_env
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -147,7 +147,7 @@ def test_vec_normalize_survives(make: Make, tmp_path: Path) -> None:
     assert iterations(loaded.learn(ITERATION, reset_num_timesteps=False)) == 3
 
 
-@every_algorithm
+@every_action
 def test_get_and_set_parameters(make: Make) -> None:
     model, other = trained(make), make(seed=1)
     given: Any = model.get_parameters()
@@ -159,7 +159,7 @@ def test_get_and_set_parameters(make: Make) -> None:
         other.set_parameters({"policy": given["policy"]}, exact_match=True)
 
 
-@every_algorithm
+@every_action
 def test_saved_files(make: Make, folder: Path) -> None:
     """To a path, a string or a stream; the version is in it, simulators, buffers and generators are not."""
     model, stream = trained(make), io.BytesIO()
@@ -173,7 +173,7 @@ def test_saved_files(make: Make, folder: Path) -> None:
     assert set(given) == set(model.get_parameters())
 
 
-@every_algorithm
+@every_action
 def test_a_policy_is_saved_by_itself(make: Make, tmp_path: Path) -> None:
     model = trained(make)
     model.policy.save(str(tmp_path / "policy.pt"))

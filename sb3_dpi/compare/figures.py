@@ -36,8 +36,8 @@ COLORS = (
     "#999933",
 )
 """The first six are those of Okabe and Ito, from dark to light; the others are of Tol"""
-OWN = ("dpi", "aggrevated_oc", "mdgps", "dual_ac", "ppo", "trpo", "sac", "crossq", "tqc", "td3", "dagger")
-"""Algorithms with a colour of their own in every report, in the order of ``COLORS``"""
+OWN = ("dpi", "aggrevated_oc", "mdgps", "dual_ac", "ppo", "trpo", "sac", "crossq", "tqc", "td3", "dagger", "exit")
+"""Algorithms with a colour, or a colour and dashes, of their own in every report, in the order of ``COLORS``"""
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vP*X"
 GREY = "#6f6f6f"

@@ -12,14 +12,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.action_units import bounds, is_bounded
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.export.deployed import ExportError, load_normalizer, load_policy
 from sb3_dpi.trajopt.types import FloatArray
 
-OWN: dict[str, type[SavedModel]] = {kind.__name__: kind for kind in (DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC)}
+OWN: dict[str, type[SavedModel]] = {kind.__name__: kind for kind in (DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC, ExIt)}
 
 
 class DiagnoseError(ValueError):

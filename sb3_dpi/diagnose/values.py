@@ -15,6 +15,7 @@ from sb3_dpi.diagnose.episodes import Episode
 from sb3_dpi.diagnose.subject import Subject
 from sb3_dpi.dpi import DPI
 from sb3_dpi.dual_ac import DualAC
+from sb3_dpi.expert_iteration import ExIt
 from sb3_dpi.mdgps import MDGPS
 from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray
@@ -71,7 +72,7 @@ def value_function(subject: Subject) -> Values | None:
     if isinstance(model, MDGPS | DAgger) or not isinstance(policy, ActorCriticPolicy) or model is None:
         return None  # a network that nobody has taught
     mean, std = 0.0, 1.0
-    if isinstance(model, AggreVaTeDOC):
+    if isinstance(model, AggreVaTeDOC | ExIt):
         mean, std = model.return_scale.mean, model.return_scale.std
     elif isinstance(model, DualAC):
         mean, std = model._scale()
@@ -103,5 +104,5 @@ def _entropy_bonus(subject: Subject, episode: Episode) -> FloatArray:
 
 def _rewards(subject: Subject, episode: Episode) -> FloatArray:
     """Those that the critic learns from."""
-    originals = isinstance(subject.model, DPI | AggreVaTeDOC)
+    originals = isinstance(subject.model, DPI | AggreVaTeDOC | ExIt)
     return (episode.rewards if originals else episode.shown_rewards).copy()

@@ -15,11 +15,11 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.finite import KeptStatistics, check_finite, check_observation
+from sb3_dpi.common.observed_states import StateFinder
 from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.known_costs import CostedSystem
-from sb3_dpi.mpc.observed_states import StateFinder
 from sb3_dpi.mpc.planning import Planner, Planning
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value
 from sb3_dpi.systems import ContinuousSimulator, RewardSystem
@@ -160,7 +160,7 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
         flat = np.asarray(originals, dtype=np.float64).reshape(len(observations), -1)
         states: list[Any] = list(flat)
         if self._finder is not None:
-            states = self._finder.find(observations, np.asarray(originals), self.env, normalizer)
+            states = self._finder.find(observations, np.asarray(originals), self.env)
         system: Any = planning.system
         actions = []
         for i, state in enumerate(states):

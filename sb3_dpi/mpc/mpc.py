@@ -20,11 +20,11 @@ from sb3_dpi.common.action_units import check_bounded, hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
+from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
 from sb3_dpi.mpc.foretelling import Foretelling
-from sb3_dpi.mpc.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.mpc.planning import Planner, make_planner
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discount_of

@@ -150,11 +150,29 @@ def dual_ac(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
+def exit_(trial: BaseTrial) -> dict[str, Any]:
+    """Search space of ExIt."""
+    gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.001, 0.05, log=True)
+    trial.set_user_attr("gamma", gamma)
+    return {
+        "gamma": gamma,
+        "n_simulations": trial.suggest_int("n_simulations", 8, 100, log=True),
+        "exploration": trial.suggest_float("exploration", 0.5, 4.0, log=True),
+        "temperature": trial.suggest_float("temperature", 0.25, 1.0),
+        "root_noise": trial.suggest_float("root_noise", 0.0, 0.5),
+        "gae_lambda": trial.suggest_float("gae_lambda", 0.7, 1.0),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 5e-3, log=True),
+        "vf_coef": trial.suggest_float("vf_coef", 0.1, 1.0),
+        "policy_kwargs": {"net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))])},
+    }
+
+
 SEARCH_SPACES: dict[str, SearchSpace] = {
     "aggrevated_oc": aggrevated_oc,
     "dagger": dagger,
     "dpi": dpi,
     "dual_ac": dual_ac,
+    "exit": exit_,
     "mdgps": mdgps,
 }
 """From the name of an algorithm to its search space"""
