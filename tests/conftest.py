@@ -18,7 +18,6 @@ from sb3_dpi.compare import report as report_module
 from sb3_dpi.compare.figures import Drawing
 from sb3_dpi.compare.suite import Task
 
-
 BEGIN_WITH = ("test_engines.py", "test_run.py", "test_export.py", "test_zoo_command.py", "test_hub.py", "test_report_speed.py")
 """Two processes begin with the first two, of which one compiles nothing: numba's loops lie in the cache when it comes to them.
 The others take long, and would be waited for at the end"""
