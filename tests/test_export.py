@@ -65,7 +65,10 @@ def model_of(algorithm: Any, policy: str = "MlpPolicy", env: gym.Env | None = No
     """:return: a model with weights that are not small"""
     small: dict[str, Any] = {"buffer_size": 100} if issubclass(algorithm, SAC | TD3 | DPI | DAgger) else {}
     small |= {"expert": np.zeros_like} if issubclass(algorithm, DAgger) else {}
-    model = algorithm(policy, Drawn() if env is None else env, device="cpu", seed=0, **small, **kwargs)
+    has_critics = issubclass(algorithm, SAC | TD3 | DPI)
+    small_net = {"net_arch": {"pi": [16, 16], "qf": [16, 16]} if has_critics else [16, 16]}
+    options = {**small, **kwargs, "policy_kwargs": {**small_net, **kwargs.get("policy_kwargs", {})}}
+    model = algorithm(policy, Drawn() if env is None else env, device="cpu", seed=0, **options)
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))

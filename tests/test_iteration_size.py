@@ -124,7 +124,7 @@ def test_what_is_given_keeps_its_meaning(make: Make, tmp_path: Path) -> None:
 
 @every_algorithm
 def test_a_short_call_does_not_shrink_the_next(make: Make, tmp_path: Path) -> None:
-    model = open_model(make, limited(200))
+    model = open_model(make, vec_env(5, lambda: limited(200)))
     model.learn(100)
     line, lengths = said(model, 3000, tmp_path, reset_num_timesteps=False)
     assert "shall fit" not in line and max(lengths[:-1]) >= 125, "of DPI, whose blocks are the shortest"
