@@ -11,6 +11,7 @@ import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,11 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in args.env:
-        for seed in () if args.report else args.seeds:
-            for way in args.ways:
-                if way in WAYS or seed == args.seeds[0]:  # the others do not learn
-                    do(name, way, seed)
-        print(report(name))
+    for seed in () if args.report else args.seeds:
+        for name, way in product(args.env, args.ways):
+            if way in WAYS or seed == args.seeds[0]:  # the others do not learn
+                do(name, way, seed)
+    print("\n\n".join(map(report, args.env)))
 
 
 if __name__ == "__main__":
