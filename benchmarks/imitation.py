@@ -109,6 +109,7 @@ def do(name: str, way: str, seed: int) -> None:
     begun = time.perf_counter()
     made = job(name, way, seed)
     seconds, is_new = time.perf_counter() - begun, not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if is_new:
@@ -151,7 +152,6 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only print the tables of what is done")
     args = parser.parse_args()
     th.set_num_threads(1)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in () if args.report else args.seeds:
         for name, way in product(args.env, args.ways):
             if way in WAYS or seed == args.seeds[0]:  # the others do not learn
