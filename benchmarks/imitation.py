@@ -11,6 +11,7 @@ import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def do(name: str, way: str, seed: int) -> None:
     begun = time.perf_counter()
     made = job(name, way, seed)
     seconds, is_new = time.perf_counter() - begun, not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if is_new:
@@ -150,13 +152,11 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only print the tables of what is done")
     args = parser.parse_args()
     th.set_num_threads(1)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in args.env:
-        for seed in () if args.report else args.seeds:
-            for way in args.ways:
-                if way in WAYS or seed == args.seeds[0]:  # the others do not learn
-                    do(name, way, seed)
-        print(report(name))
+    for seed in () if args.report else args.seeds:
+        for name, way in product(args.env, args.ways):
+            if way in WAYS or seed == args.seeds[0]:  # the others do not learn
+                do(name, way, seed)
+    print("\n\n".join(map(report, args.env)))
 
 
 if __name__ == "__main__":

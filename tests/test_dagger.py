@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch as th
 from algorithms import Model, parameters, small_dagger, small_sac
-from dummy_envs import ITERATION, POINT_MASS_ID, PointMass, limited, normalized, vec_env
+from dummy_envs import ITERATION, POINT_MASS_ID, DictPointMass, PointMass, limited, normalized, vec_env
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 from torch.distributions import Normal, kl_divergence
 
 from sb3_dpi import MPC, DAgger
@@ -320,6 +321,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_meant(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_dagger(**{**options, "train_freq": 1}).learn(2)
+
+
+def test_images_are_transposed_beneath_vec_normalize() -> None:
+    def images() -> Any:
+        return vec_env(2, lambda: DictPointMass(("image", "position")))
+
+    def learn(env: Any) -> Model:
+        wrapped = VecNormalize(env, norm_obs_keys=["position"])
+        return small_dagger(wrapped, "MultiInputPolicy", expert=lambda obs: -obs["position"], gradient_steps=1).learn(1)
+
+    with pytest.raises(ValueError, match=r"write VecNormalize\(VecTransposeImage\(env\)\)"):
+        learn(images())
+    assert learn(VecTransposeImage(images())).n_iterations == 1
 
 
 def test_classes_of_buffers_with_labels_are_taken() -> None:

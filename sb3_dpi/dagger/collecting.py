@@ -12,7 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage, is_vecenv_wrapped
 
 from sb3_dpi.common.early_resets import LeavesEpisodes
 from sb3_dpi.common.finite import KeptStatistics, check_finite
@@ -86,6 +86,13 @@ class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
+        if self._vec_normalize_env is not None and is_vecenv_wrapped(self._vec_normalize_env, VecTransposeImage) != (
+            is_vecenv_wrapped(self.env, VecTransposeImage)  # type: ignore[arg-type]
+        ):
+            raise ValueError(
+                "Images are transposed above VecNormalize, beneath which observations are kept: write "
+                "VecNormalize(VecTransposeImage(env))"
+            )
         if self._last_obs is not before:
             self._begun = np.ones(self.n_envs, dtype=bool)
         self._choose_size()
