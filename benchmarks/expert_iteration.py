@@ -53,12 +53,12 @@ class Size:
 
 
 SIZES = {
-    "CartPole-v1": Size(100_000, 20, 3, 200, 30),
-    "FrozenLake-v1": Size(100_000, 200, 50, 100, 50),
-    "Taxi-v4": Size(200_000, 50, 5, 50, 50),
-    "Acrobot-v1": Size(100_000, 20, 3, 200, 50),
+    "CartPole-v1": Size(60_000, 20, 3, 200, 30),
+    "FrozenLake-v1": Size(60_000, 200, 50, 100, 50),
+    "Taxi-v4": Size(100_000, 50, 5, 50, 50),
+    "Acrobot-v1": Size(60_000, 20, 3, 200, 50),
 }
-N_EVALUATIONS = 10
+N_EVALUATIONS = 6
 
 
 # ---------------------------------------------------------------------- learning
@@ -69,7 +69,7 @@ Row = tuple[int, int, float, float]
 
 def evaluate(model: Any, task: str) -> float:
     """:return: mean return of the network over the same episodes for all"""
-    env = make_vec_env(task, 1, seed=77_000)
+    env = make_vec_env(task, SIZES[task].episodes, seed=77_000)
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:
         env = type(normalizer)(env, training=False, norm_reward=False)

@@ -12,7 +12,7 @@ import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.compare.__main__ import make_parser, make_suite
 from sb3_dpi.compare.suite import load_suite
@@ -88,7 +88,7 @@ def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return few
 
-    for algorithm in (DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, PPO):
+    for algorithm in (DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt, PPO):
         for name in ("learn", "learn_offline"):
             if hasattr(algorithm, name):
                 monkeypatch.setattr(algorithm, name, shortened(getattr(algorithm, name)))

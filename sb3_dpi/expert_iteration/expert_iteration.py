@@ -51,7 +51,8 @@ class ExIt(Searching):
     :param gamma: the discount factor; usual: .95 to .999
     :param train_freq: Update the model every ``train_freq`` steps of the vectorised environment, or a tuple like
         ``(5, "step")`` or ``(2, "episode")``
-    :param gradient_steps: How many gradient steps to do after each rollout; -1: as many as steps in the environment
+    :param gradient_steps: How many gradient steps to do after each rollout; -1: as many as steps in the environment, which
+        costs more time than the searches
     :param n_simulations: walks of a search, each of which tries one new state at most; usual: 10 to 200. Real steps cost this
         many steps of the simulator
     :param horizon: time steps of a walk at most; leave it beyond what searches reach
@@ -94,10 +95,10 @@ class ExIt(Searching):
         learning_rate: float | Schedule = 1e-3,
         buffer_size: int = 20_000,
         learning_starts: int = 100,
-        batch_size: int = 128,
+        batch_size: int = 256,
         gamma: float = 0.99,
         train_freq: int | tuple[int, str] = 64,
-        gradient_steps: int = -1,
+        gradient_steps: int = 16,
         n_simulations: int = 16,
         horizon: int = 1000,
         exploration: float = PUCT_EXPLORATION,
