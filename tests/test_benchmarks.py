@@ -178,17 +178,15 @@ def test_imitation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
     """Jobs that are done are not done again; the expert's score is 1, that of random actions 0."""
     module = load("imitation")
     planner = {"kind": "iCEM", "n_samples": 4, "n_elites": 2, "n_rounds": 1}
-    task = module.Task(planner, 3, 24, 12, 1, 1, 0.1, {"gradient_steps": 5})
+    task = module.Task(planner, 2, 12, 6, 1, 1, 0.1, {"gradient_steps": 5})
     monkeypatch.setattr(module, "TASKS", {POINT_MASS_ID: task})
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["imitation.py", "--env", POINT_MASS_ID, "--seeds", "1", "2", "--ways", *module.ALL])
+    ways = ("random", "expert", "dagger", "guided")
+    monkeypatch.setattr(sys, "argv", ["imitation.py", "--env", POINT_MASS_ID, "--seeds", "1", "--ways", *ways])
     for _ in range(2):
         module.main()
     (path,) = tmp_path.rglob("*.csv")
-    assert [(row["way"], row["seed"], row["real_steps"]) for row in module.rows(path)] == [
-        ("random", "1", "0"),
-        ("expert", "1", "0"),
-        *[(way, seed, steps) for seed in "12" for way in module.WAYS for steps in ("12", "24")],
-    ]
+    expected = [("random", "0"), ("expert", "0"), *[(way, steps) for way in ways[2:] for steps in ("6", "12")]]
+    assert [(row["way"], row["real_steps"]) for row in module.rows(path)] == expected
     table = capsys.readouterr().out
     assert "| random |" in table and "| 0.000 | 1 |" in table and "| 1.000 | 1 |" in table
