@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
@@ -89,7 +90,9 @@ def test_buffers_are_saved_and_others_refused(tmp_path: Path) -> None:
     for name in ("visits", "values", "search_values"):
         np.testing.assert_array_equal(getattr(again.replay_buffer, name), getattr(model.replay_buffer, name))
     assert iterations(again.learn(ITERATION, reset_num_timesteps=False)) == 3
-    ReplayBuffer(10, model.observation_space, model.action_space)
+    save_to_pkl(tmp_path / "plain.pkl", ReplayBuffer(10, model.observation_space, model.action_space))
+    with pytest.raises(ValueError, match="A ReplayBuffer holds no searches"):
+        again.load_replay_buffer(tmp_path / "plain.pkl")
     with pytest.raises(ValueError, match="must be SearchReplayBuffer or derived"):
         small_exit(replay_buffer_class=ReplayBuffer)
     assert isinstance(small_exit(replay_buffer_class=SearchReplayBuffer).replay_buffer, SearchReplayBuffer)

@@ -1,5 +1,7 @@
 """Expert iteration: a tree search improves on a network, and the network imitates it (Anthony et al., 2017)."""
 
+import io
+import pathlib
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -213,6 +215,20 @@ class ExIt(Searching):
         """
         super().set_env(env, force_reset)
         self._begin_anew()
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file.
+
+        :param path: Path to the pickled replay buffer
+        :param truncate_last_traj: without effect, as there are no trajectories
+        :raises ValueError: if it holds no searches
+        """
+        own = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        if not isinstance(self.replay_buffer, SearchReplayBuffer):
+            found, self.replay_buffer = type(self.replay_buffer).__name__, own
+            raise ValueError(f"A {found} holds no searches to imitate: load what save_replay_buffer of an ExIt wrote")
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_statistics"]
