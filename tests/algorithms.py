@@ -13,7 +13,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DualAC
 from sb3_dpi.common.collector import TrajectoryCollector
 from sb3_dpi.world_model.types import Transitions, stretch_ends
 
@@ -85,6 +85,22 @@ def small_dual_ac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> 
     return DualAC(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
 
 
+def small_mpc(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MPC:
+    """:return: likewise, with a small planner in a small ensemble; the first fit follows the warm-up"""
+    options: dict[str, Any] = {
+        "horizon": 2,
+        "replan_every": 2,
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "learning_starts": ITERATION,
+        "buffer_size": 1000,
+        "seed": 0,
+        "device": "cpu",
+    }
+    kwargs["world_model"] = {"n_members": 2, "width": 8, "gradient_steps": 0.5, **kwargs.get("world_model", {})}
+    planner = {"kind": "random", "n_samples": 4} if policy == "MlpPolicy" else policy
+    return MPC(planner, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
 def small_ppo(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> PPO:
     """:return: likewise, of Stable-Baselines3"""
     options: dict[str, Any] = {
@@ -128,6 +144,8 @@ class Make:
     """actions keep within their bounds by a tanh; otherwise they are cut off"""
     keeps_originals: bool = True
     """learns from observations and rewards that VecNormalize has not touched"""
+    plans: bool = False
+    """plans when it acts: its policy has no network"""
     any_space: bool = False
     """takes actions and observations of all kinds, images too"""
 
@@ -143,6 +161,7 @@ ALGORITHMS = (
     Make(AggreVaTeDOC, small_aggrevated_oc, from_conditions=True),
     Make(DPI, small_dpi, squashes=True),
     Make(DualAC, small_dual_ac, keeps_originals=False, any_space=True),
+    Make(MPC, small_mpc, plans=True),
 )
 
 
@@ -166,6 +185,8 @@ REFERENCES = (
 
 with_references = pytest.mark.parametrize("make", (*ALGORITHMS, *REFERENCES), ids=str)
 """over every algorithm, and PPO and SAC beside them"""
+with_networks = pytest.mark.parametrize("make", (*those(plans=False), *REFERENCES), ids=str)
+"""likewise, without what plans when it acts"""
 off_policy = pytest.mark.parametrize(
     "make", [make for make in (*ALGORITHMS, *REFERENCES) if issubclass(make.algorithm, OffPolicyAlgorithm)], ids=str
 )

@@ -170,7 +170,7 @@ def test_costs_that_are_not_finite_and_unknown_planners() -> None:
     model = small(cost_fn=lambda obs, action, following: obs[:, 0] * np.nan)
     with pytest.raises(ValueError, match="must be finite"):
         model.predict(model.get_env().reset())  # type: ignore[union-attr, arg-type]
-    with pytest.raises(ValueError, match="Unknown planner 'dream'"):
+    with pytest.raises(ValueError, match="Policy dream unknown: MPC has 'iCEM'"):
         MPC("dream", "Pendulum-v1")
     with pytest.raises(ValueError, match="state must be"):
         model.predict(np.zeros(2), state=np.zeros(1))
@@ -221,7 +221,7 @@ def test_with_a_simulator_what_is_foretold_comes_true() -> None:
 
 @pytest.mark.parametrize("particles", ["ts1", "tsinf"])
 def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpc, "FIRST_MODEL_STEPS", 300)
+    monkeypatch.setattr(mpc, "FIRST_FIT", 75)
     model = MPC(
         {"kind": "iCEM", **SMALL["iCEM"]},
         VecNormalize(vec_env(2, lambda: Monitor(limited(LIMIT)))),
@@ -233,7 +233,7 @@ def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         seed=0,
     )
     model.learn(160, log_interval=1)
-    assert model.n_iterations == 2 and model._foretelling is not None
+    assert model.n_iterations == 3 and model._foretelling is not None
     assert model.logger.name_to_value["model/r_squared"] > 0.5
     model.save(tmp_path / "mpc")
     loaded = MPC.load(tmp_path / "mpc")

@@ -1,7 +1,7 @@
 """Model-predictive control: an agent that plans when it acts."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -12,28 +12,27 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_dpi.common.action_units import check_bounded, hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
-from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
+from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
 from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.observed_states import StateFinder, StateFromObs, environment_of
-from sb3_dpi.mpc.planning import Planner, make_planner
+from sb3_dpi.mpc.planning import NAMES, Planner, make_planner
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discount_of
 from sb3_dpi.systems import ContinuousSimulator, EnsembleSystem, RewardSystem, Simulator
+from sb3_dpi.trajopt.units import outlier_limit
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
 
-SelfMPC = TypeVar("SelfMPC", bound="MPC")
-
 SYSTEMS = ("ensemble", "simulator")
-FIRST_MODEL_STEPS, MODEL_BATCH = 1500, 64
-"""Steps of the model at the first iteration, and rows of each."""
+FIRST_FIT, MODEL_BATCH = 375, 64
+"""Real steps for which the first fit counts, which knows nothing yet, and rows of each of its steps."""
 
 
 class MPC(Acting):
@@ -68,9 +67,10 @@ class MPC(Acting):
     :param n_threads: of MuJoCo, for plans in its simulator
     :param world_model: ``WorldModel`` or a dictionary of its fields: size and learning of the ensemble
     :param buffer_size: size of the replay buffer
-    :param learning_starts: steps before the ensemble learns: actions are random until then
+    :param learning_starts: rows of the replay buffer, those that were loaded included, before the ensemble learns; actions are
+        random until then. None takes 250, at most half the steps of ``learn``
     :param train_freq: Fit the ensemble every ``train_freq`` steps of the vectorised environment, or a tuple like
-        ``(2, "episode")``
+        ``(2, "episode")``. None: 250 over all environments, or fewer where ``learn`` has too few steps for five fits
     :param action_noise: added to actions in units of the bounds while it learns
     :param replay_buffer_class: ``ReplayBuffer``; None: the same
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
@@ -86,9 +86,7 @@ class MPC(Acting):
     :raises ValueError: if an argument is out of range or unknown, or plans cannot be made in the environment
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
-        ("iCEM", "CEM", "MPPI", "random", "iLQR"), PlanPolicy
-    )
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(NAMES, PlanPolicy)
     algorithm_version: ClassVar[int] = 1
     stored_as: ClassVar[dict[str, str]] = {"policy": "planner", "system": "system", "terminal_value": "terminal_value"}
 
@@ -109,8 +107,8 @@ class MPC(Acting):
         n_threads: int = 1,
         world_model: WorldModel | Mapping[str, Any] | None = None,
         buffer_size: int = 100_000,
-        learning_starts: int = 250,
-        train_freq: int | tuple[int, str] = 250,
+        learning_starts: int | None = None,
+        train_freq: int | tuple[int, str] | None = None,
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -123,14 +121,15 @@ class MPC(Acting):
         _init_setup_model: bool = True,
     ):
         device = "cpu" if device == "auto" else device
-        super().__init__(
-            **{**arguments_of_base(locals(), OffPolicyAlgorithm), "policy": PlanPolicy},
-            learning_rate=0.0,
-            gradient_steps=-1,
-            support_multi_env=True,
-            sde_support=False,
-            supported_action_spaces=(spaces.Box,),
-        )
+        given = {**arguments_of_base(locals(), OffPolicyAlgorithm), "policy": PlanPolicy, "learning_rate": 0.0}
+        try:
+            super().__init__(
+                **given, gradient_steps=-1, support_multi_env=True, sde_support=False, supported_action_spaces=(spaces.Box,)
+            )
+        except AssertionError as error:
+            if "as action spaces" not in str(error):
+                raise
+            raise AssertionError(f"{error}: for Discrete actions take ExIt, which searches a tree") from None
         # the class of the policy is what ``load`` knows before it knows the planner
         self.planner = "icem" if isinstance(policy, type) else policy
         self.horizon, self.replan_every = horizon, replan_every
@@ -142,6 +141,7 @@ class MPC(Acting):
         self.algorithm_name = type(self).__name__
         self.objects = self._objects()
         self.n_iterations = self.steps_since_training = 0
+        self.reward_limit = np.inf
         if _init_setup_model:
             self._setup_model()
 
@@ -162,7 +162,6 @@ class MPC(Acting):
                 "gymnasium.wrappers.FlattenObservation"
             )
         hold_fractions(self.replay_buffer)
-        self._rng = np.random.default_rng(self.seed)
         if self.is_learned:
             self._make_ensemble()
         self._begin_anew()
@@ -208,7 +207,7 @@ class MPC(Acting):
         """The replay buffer, as the world model reads it."""
         assert self.replay_buffer is not None
         size = int(np.prod(self.observation_space.shape or ()))
-        return ReplayMemory(self.replay_buffer, lambda obs: np.asarray(obs, np.float64).reshape(-1, size))
+        return ReplayMemory(self.replay_buffer, lambda obs: np.asarray(obs, np.float64).reshape(-1, size), self.reward_limit)
 
     def _make_ensemble(self) -> None:
         options = self.world_model
@@ -277,7 +276,18 @@ class MPC(Acting):
 
     def _excluded_save_params(self) -> list[str]:
         own = [
-            *("_rng", "_planner", "_planning", "_finder", "_plans", "_begun", "_foretelling", "_statistics", "ensemble"),
+            *(
+                "_rng",
+                "_planner",
+                "_planning",
+                "_finder",
+                "_plans",
+                "_begun",
+                "_foretelling",
+                "_statistics",
+                "_read_from",
+                "ensemble",
+            ),
             *self._objects(),
         ]
         return [*super()._excluded_save_params(), *own]
@@ -287,19 +297,6 @@ class MPC(Acting):
         return ["policy", *(learned if self.is_learned else [])], []
 
     # ------------------------------------------------------------------ learning
-
-    @reset_when_interrupted
-    def learn(
-        self: SelfMPC,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "MPC",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfMPC:
-        self._warn_where_nothing_is_learned()
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     @whole_or_undone
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -312,6 +309,9 @@ class MPC(Acting):
         """
         if not self.is_learned or self.steps_since_training == 0:
             return
+        assert self.replay_buffer is not None
+        # one outlier must not decide in what unit all rewards are seen
+        self.reward_limit = outlier_limit(self.replay_buffer.rewards[: self.replay_buffer.size()])
         memory = self.memory
         new = memory.take(memory.newest(self.steps_since_training))
         if self.ensemble.has_units:
@@ -319,8 +319,8 @@ class MPC(Acting):
             self.logger.record("model/r_squared", states)
             self.logger.record("model/reward_r_squared", reward)
         self.ensemble.observe(new)
-        n = FIRST_MODEL_STEPS if self.n_iterations == 0 else self.world_model.gradient_steps * self.steps_since_training
-        n_steps = max(int(n), 1)
+        n_real = FIRST_FIT if self.n_iterations == 0 else self.steps_since_training
+        n_steps = max(int(self.world_model.gradient_steps * n_real), 1)
         self.logger.record("model/loss", self.ensemble.fit(memory, n_steps, MODEL_BATCH, self._rng))
         self._n_updates += n_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -25,6 +25,8 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 Planner = Shooter | ILQR
 PLANNERS: dict[str, type[Any]] = {"icem": ICEM, "cem": CEM, "mppi": MPPI, "random": RandomShooting, "ilqr": ILQR}
+NAMES = ("iCEM", "CEM", "MPPI", "random", "iLQR")
+"""As they are written."""
 EDGE = 0.995
 """Up to which iLQR plans, in units of the bounds: the differences that it takes must stay within them."""
 ITERATIONS = 20
@@ -42,6 +44,9 @@ def make_planner(given: str | Mapping[str, Any] | Planner) -> Planner:
     if isinstance(given, Shooter | ILQR):
         return given
     options = {"kind": given} if isinstance(given, str) else dict(given)
+    if isinstance(given, str) and given.lower() not in PLANNERS:
+        names = ", ".join(map(repr, NAMES))
+        raise ValueError(f"Policy {given} unknown: MPC has {names}: its policy is the planner")
     kind, options = parse_choice("planner", {**options, "kind": str(options.get("kind")).lower()}, tuple(PLANNERS))
     if kind == "ilqr":
         options = {"max_iterations": ITERATIONS, **options}
