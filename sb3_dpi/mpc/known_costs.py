@@ -66,6 +66,8 @@ class CostedSystem:
             following = one.last_observations.mean(1)
             arguments = (seen, self.to_units(actions[:, t]), following)
             cost = self.cost_fn(*(th.as_tensor(np.asarray(array, np.float64)) for array in arguments))
+            if not isinstance(cost, th.Tensor) or cost.numel() != B:
+                raise ValueError(f"cost_fn must return a tensor of one cost a row, [{B}], got {cost!r}")
             rewards[:, t] = -alive * cost.detach().double().cpu().numpy().reshape(B)
             last = np.where(alive[:, None] > 0.0, following, last)
             alive = alive * one.continuation.mean(1)

@@ -21,6 +21,7 @@ from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
+from sb3_dpi.mpc.arguments import check_arguments, check_observations, check_same_spaces
 from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.mpc.planning import NAMES, Planner, make_planner
@@ -30,7 +31,6 @@ from sb3_dpi.systems import ContinuousSimulator, EnsembleSystem, RewardSystem, S
 from sb3_dpi.trajopt.units import outlier_limit
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
 
-SYSTEMS = ("ensemble", "simulator")
 FIRST_FIT, MODEL_BATCH = 375, 64
 """Real steps for which the first fit counts, which knows nothing yet, and rows of each of its steps."""
 
@@ -76,7 +76,7 @@ class MPC(Acting):
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: not used
+    :param policy_kwargs: not used: leave it out
     :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
         debug messages
     :param seed: Seed for the pseudo random generators; with ``deterministic`` the same observation and state give the same
@@ -131,7 +131,7 @@ class MPC(Acting):
                 raise
             raise AssertionError(f"{error}: for Discrete actions take ExIt, which searches a tree") from None
         # the class of the policy is what ``load`` knows before it knows the planner
-        self.planner = "icem" if isinstance(policy, type) else policy
+        self.planner = "icem" if isinstance(policy, type) and issubclass(policy, PlanPolicy) else policy
         self.horizon, self.replan_every = horizon, replan_every
         self.system, self.terminal_value = system, terminal_value
         self.cost_fn, self.state_from_obs, self.max_plan_seconds = cost_fn, state_from_obs, max_plan_seconds
@@ -156,11 +156,7 @@ class MPC(Acting):
         super()._setup_model()
         assert isinstance(self.action_space, spaces.Box) and self.replay_buffer is not None
         check_bounded(self.action_space)
-        if not isinstance(self.observation_space, spaces.Box):
-            raise ValueError(
-                f"MPC plans with one vector as observation, got {self.observation_space}: flatten it with "
-                "gymnasium.wrappers.FlattenObservation"
-            )
+        check_observations(self.observation_space, self.is_learned)
         hold_fractions(self.replay_buffer)
         if self.is_learned:
             self._make_ensemble()
@@ -170,16 +166,7 @@ class MPC(Acting):
         missing = [name for name in self.objects if name not in self._objects() and self._is_default(name)]
         if missing:
             raise ValueError(f"The model was saved without its {missing[0]}, an object: MPC.load(path, {missing[0]}=...)")
-        if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
-        if not 1 <= self.replan_every <= self.horizon:
-            raise ValueError(f"replan_every must be from 1 to the horizon of {self.horizon}, got {self.replan_every}")
-        if isinstance(self.system, str) and self.system not in SYSTEMS:
-            raise ValueError(f"Unknown system {self.system!r}: choose 'ensemble' or 'simulator', or give an object")
-        if self.max_plan_seconds is not None and not self.max_plan_seconds > 0.0:
-            raise ValueError(f"max_plan_seconds must be above 0, or None for no limit, got {self.max_plan_seconds}")
-        if self.gamma is not None and not 0.0 < self.gamma <= 1.0:
-            raise ValueError(f"gamma must be above 0 and at most 1, got {self.gamma}")
+        check_arguments(vars(self))
 
     def _objects(self) -> list[str]:
         """Arguments that are not saved."""
@@ -244,6 +231,8 @@ class MPC(Acting):
                     "model.set_env(env)"
                 )
             given = environment_of(self.env)
+        if isinstance(given, gym.Env | Simulator):
+            check_same_spaces(given, self)
         if isinstance(given, gym.Env):
             given = Simulator(given, time_limits=False)
         if isinstance(given, Simulator):
