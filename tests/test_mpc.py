@@ -121,6 +121,12 @@ def test_stock_tasks_are_found_by_what_is_seen(env_id: str) -> None:
     np.testing.assert_allclose(same.predict(obs, deterministic=True)[0], deduced, atol=1e-3)
 
 
+def test_time_limits_of_the_zoo_end_no_plan_either() -> None:
+    patched = type("PatchedTimeLimit", (gym.wrappers.TimeLimit,), {"__module__": "rl_zoo3.gym_patches"})
+    model = small(patched(PointMass(), LIMIT))
+    assert [name.rpartition(".")[2] for name in model._finder.simulator.layer_names] == ["PointMass"]  # type: ignore
+
+
 def test_normalised_observations() -> None:
     env = VecNormalize(vec_env(2, lambda: limited(LIMIT)))
     model = small(env, train_freq=3)

@@ -287,7 +287,8 @@ class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         left, n = self._steps_to_learn, self.n_envs
         if left is None:
             left = self._steps_to_learn = self._total_timesteps - self.num_timesteps
-            self.logger.info(describe("MPC", max(shrink(BLOCK, left) // n, 1) * n, "", BLOCK // n * n, left))
+            if self.is_learned:
+                self.logger.info(describe("MPC", max(shrink(BLOCK, left) // n, 1) * n, "", BLOCK // n * n, left))
         return TrainFreq(max(shrink(BLOCK, left) // n, 1), TrainFrequencyUnit.STEP)
 
     def _convert_train_freq(self) -> None:

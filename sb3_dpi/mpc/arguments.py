@@ -64,6 +64,4 @@ def check_same_spaces(of_system: Any, of_model: Any) -> None:
     for name in ("observation_space", "action_space"):
         theirs, ours = getattr(of_system, name), getattr(of_model, name)
         if theirs.shape != ours.shape:
-            raise ValueError(
-                f"The environment given as system has the {name} {theirs}, the model's {ours}: they must be alike"
-            )
+            raise ValueError(f"The environment given as system has the {name} {theirs}, not {ours}: give one alike")

@@ -33,7 +33,7 @@ ITERATIONS = 20
 """Of iLQR in a plan, where nothing else is said: the next plan goes on from there."""
 
 
-def make_planner(given: str | Mapping[str, Any] | Planner) -> Planner:
+def make_planner(given: str | Mapping[str, Any] | Planner | type[Any]) -> Planner:
     """
     The planner that is meant.
 

@@ -34,6 +34,8 @@ WATCHING = {
 }
 """Wrappers that change nothing of what happens."""
 TIME_LIMIT = "gymnasium.wrappers.common.TimeLimit"
+ZOO_TIME_LIMIT = "rl_zoo3.gym_patches.PatchedTimeLimit"
+"""What RL Zoo puts in its place; it steps alike."""
 _CLASSIC, _TOY, _MUJOCO = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "gymnasium.envs.mujoco"
 MOVING: dict[str, tuple[str, ...]] = {
     TIME_LIMIT: ("_elapsed_steps",),
@@ -101,7 +103,8 @@ class ReadableState(gym.Wrapper):
 
 def class_name(layer: gym.Env) -> str:
     """:return: with its module"""
-    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+    name = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    return TIME_LIMIT if name == ZOO_TIME_LIMIT else name
 
 
 def layers_of(env: gym.Env, time_limits: bool = True) -> list[gym.Env]:
