@@ -7,8 +7,9 @@
     python benchmarks/mpc.py learned       # an ensemble, fitted as it goes
     python benchmarks/mpc.py report        # tables, and the figure docs/images/mpc_simulator.png
 
-Rows go to results/mpc/PART.csv; what has its rows there is not done again. ``--only TEXT`` takes the jobs whose names begin
-with the text, ``--seeds`` others than those that are reported. Seconds are processor time of one thread.
+Rows go to results/mpc/PART.csv; what has its rows of this ``algorithm_version`` there is not done again. ``--only TEXT``
+takes the jobs whose names begin with the text, ``--seeds`` others than those that are reported. Seconds are processor time of
+one thread.
 """
 
 import argparse
@@ -222,7 +223,7 @@ def rows(part: str) -> list[dict[str, str]]:
 
 def do(part: str, only: str, seeds: list[int] | None) -> None:
     """Each job of a part, unless its rows are there."""
-    done = {(row["job"], row["seed"]) for row in rows(part)}
+    done = {(row["job"], row["seed"]) for row in rows(part) if row["version"] == str(MPC.algorithm_version)}
     for name, seed, job in PARTS[part](seeds):
         if not name.startswith(only) or (name, str(seed)) in done:
             continue
@@ -238,7 +239,7 @@ def do(part: str, only: str, seeds: list[int] | None) -> None:
 
 
 def _each(part: str) -> dict[str, list[dict[str, str]]]:
-    done = rows(part)
+    done = [row for row in rows(part) if row["version"] == str(MPC.algorithm_version)]
     return {name: [row for row in done if row["job"] == name] for name in dict.fromkeys(row["job"] for row in done)}
 
 
