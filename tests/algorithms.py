@@ -14,7 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC, ExIt
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.asking import ask
 from sb3_dpi.common.collector import TrajectoryCollector
 from sb3_dpi.common.replay_memory import ReplayMemory
@@ -143,6 +143,22 @@ def small_exit(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> ExI
     return ExIt(policy, env if isinstance(env, str) else pushed(env), **{**options, **kwargs})
 
 
+def small_mpc(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MPC:
+    """:return: likewise, with a small planner in a small ensemble; the first fit follows the warm-up"""
+    options: dict[str, Any] = {
+        "horizon": 2,
+        "replan_every": 2,
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "learning_starts": ITERATION,
+        "buffer_size": 1000,
+        "seed": 0,
+        "device": "cpu",
+    }
+    kwargs["world_model"] = {"n_members": 2, "width": 8, "gradient_steps": 0.5, **kwargs.get("world_model", {})}
+    planner = {"kind": "random", "n_samples": 4} if policy == "MlpPolicy" else policy
+    return MPC(planner, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
 def small_ppo(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> PPO:
     """:return: likewise, of Stable-Baselines3"""
     options: dict[str, Any] = {
@@ -186,6 +202,8 @@ class Make:
     """actions keep within their bounds by a tanh; otherwise they are cut off"""
     keeps_originals: bool = True
     """learns from observations and rewards that VecNormalize has not touched"""
+    plans: bool = False
+    """plans when it acts: its policy has no network"""
     any_space: bool = False
     """takes actions and observations of all kinds, images too"""
     takes_discrete: bool = False
@@ -212,6 +230,7 @@ ALGORITHMS = (
     Make(DPI, small_dpi, squashes=True),
     Make(DualAC, small_dual_ac, keeps_originals=False, any_space=True),
     Make(DAgger, small_dagger, takes_discrete=True, acts_as_predicted=True),
+    Make(MPC, small_mpc, plans=True),
 )
 DISCRETE = (Make(ExIt, small_exit, discrete=True),)
 """Those that act by numbers: tests of forces are not for them"""
@@ -231,6 +250,8 @@ def every(**facts: bool) -> pytest.MarkDecorator:
 every_algorithm = every()
 every_action = pytest.mark.parametrize("make", EVERY, ids=str)
 """over every algorithm, those of Discrete actions too: ``make.fit(env)`` is what each can act in"""
+every_network = pytest.mark.parametrize("make", [make for make in EVERY if not make.plans], ids=str)
+"""likewise, but for those that have no network that acts"""
 
 REFERENCES = (
     Make(PPO, small_ppo, keeps_originals=False, any_space=True),
@@ -240,6 +261,8 @@ REFERENCES = (
 
 with_references = pytest.mark.parametrize("make", (*ALGORITHMS, *REFERENCES), ids=str)
 """over every algorithm, and PPO and SAC beside them"""
+with_networks = pytest.mark.parametrize("make", (*those(plans=False), *REFERENCES), ids=str)
+"""likewise, without what plans when it acts"""
 off_policy = pytest.mark.parametrize(
     "make", [make for make in (*ALGORITHMS, *REFERENCES) if issubclass(make.algorithm, OffPolicyAlgorithm)], ids=str
 )

@@ -82,7 +82,7 @@ def test_observations_that_are_one_number(make: Make, space: spaces.Box) -> None
     check_predictions(model)
     assert iterations(model) >= 1 and np.isfinite(parameters(model))
     low, high = (model.predict(np.array(x, space.dtype), deterministic=True)[0] for x in (-3, 3))
-    assert low != high
+    assert make.plans or low != high
 
 
 ACTED = [

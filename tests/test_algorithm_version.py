@@ -64,6 +64,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"net_arch": [16]},
     },
     "mdgps": {**_PLANNING, "imitation_steps": 20, "batch_size": 32},
+    "mpc": {
+        "policy": {"kind": "MPPI", "n_samples": 20},
+        "horizon": 5,
+        "train_freq": 60,
+        "learning_starts": 60,
+        "world_model": {"gradient_steps": 0.5, "width": 16, "n_members": 2},
+    },
 }
 """Arguments of small models; every algorithm of the package has its own"""
 STEPS = 250
@@ -100,9 +107,8 @@ def learn(name: str, **changes: Any) -> dict[str, list[Any]]:
         env = Rewards(gym.make("Pendulum-v1", max_episode_steps=50))
         task = Pushed(env) if name == "exit" else env
         with patch.object(aggrevated_oc, "natural_gradient_step", few):
-            model = algorithm_class(name)("MlpPolicy", task, seed=0, device="cpu", **{**SETTINGS[name], **changes}).learn(
-                STEPS
-            )
+            settings = {"policy": "MlpPolicy", **SETTINGS[name], **changes}
+            model = algorithm_class(name)(env=task, seed=0, device="cpu", **settings).learn(STEPS)
     finally:
         th.set_num_threads(threads)
     if name == "exit":  # numbers of actions do not tell small changes, their chances do
@@ -175,6 +181,7 @@ CHANGES = {
     "dual_ac": {"gae_lambda": 0.9},
     "exit": {"exploration": 1.0},
     "mdgps": {"kl_step": 0.25},
+    "mpc": {"gamma": 0.9},
 }
 
 
@@ -195,7 +202,7 @@ def test_rounding_stays_below_the_tolerance(name: str, monkeypatch: pytest.Monke
     def perturbed(self: Any) -> None:
         set_up(self)
         with th.no_grad():
-            for parameter in self.policy.parameters():
+            for parameter in (self.ensemble if name == "mpc" else self.policy).parameters():
                 parameter.mul_(1.0 + 1e-6)
 
     monkeypatch.setattr(algorithm, "_setup_model", perturbed)

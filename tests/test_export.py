@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import every_algorithm
+from algorithms import Make, every
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -180,9 +180,19 @@ def check(model: Any, to: str, folder: Path, n: int = 200) -> None:
 
 
 @pytest.mark.parametrize("to", ["torchscript", "numpy", "c"])
-@every_algorithm
+@every(plans=False)
 def test_every_algorithm(make: Any, to: str, tmp_path: Path) -> None:
     check(model_of(make.algorithm), to, tmp_path)
+
+
+@every(plans=True)
+def test_what_plans_has_nothing_to_export(make: Make, tmp_path: Path) -> None:
+    """From a model as from its file."""
+    model = make()
+    model.save(tmp_path / "model.zip")
+    for given in (model, model.policy, tmp_path / "model.zip"):
+        with pytest.raises(ExportError, match=r"no network that could be exported: it plans.* Teach one with DPI or DAgger"):
+            export_policy(given, tmp_path / "policy", "numpy")
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC, TD3])
@@ -234,7 +244,7 @@ def test_images(to: str, tmp_path: Path) -> None:
     check(model_of(PPO, "CnnPolicy", Drawn(IMAGE)), to, tmp_path, 3)
 
 
-@every_algorithm
+@every(plans=False)
 def test_onnx(make: Any, tmp_path: Path) -> None:
     check(model_of(make.algorithm), "onnx", tmp_path)
 

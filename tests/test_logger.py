@@ -13,7 +13,7 @@ from dummy_envs import HORIZON, ITERATION, PointMass, limited, vec_env
 from stable_baselines3.common.logger import HumanOutputFormat, configure
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC, ExIt
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 
 TIME = {"time/fps", "time/time_elapsed", "time/total_timesteps"}
 ROLLOUT = {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
@@ -33,6 +33,8 @@ OWN: dict[type[Any], set[str]] = {
     | {"train/kl_divergence_loss", "train/is_line_search_success", "train/advantage_std"},
     DAgger: {"train/loss", "imitation/beta", "imitation/disagreement"},
     ExIt: {f"train/{key}" for key in "loss policy_loss value_loss kl".split()} | {"time/simulator_steps", "search/depth"},
+    MPC: {f"model/{key}" for key in "loss r_squared reward_r_squared".split()}
+    | {f"plan/{key}" for key in "seconds plans_per_second foretold_return realised_return".split()},
 }
 SPARSE = {"model/window_correlation"}
 """Not a number where too few windows were seen"""
@@ -49,13 +51,14 @@ def table(model: Model, path: Path, total: int, **kwargs: Any) -> list[dict[str,
 @every_action
 def test_keys(make: Make, tmp_path: Path) -> None:
     rows = table(make(vec_env(1, lambda: Monitor(limited(HORIZON)))), tmp_path, 4 * ITERATION, log_interval=1)
-    expected = (TRAIN - ({"train/std"} if make.discrete else set())) | ROLLOUT | TIME | OWN[make.algorithm]
+    own = {"train/n_updates"} if make.plans else TRAIN - ({"train/std"} if make.discrete else set())
+    expected = own | ROLLOUT | TIME | OWN[make.algorithm]
     assert expected <= set(rows[-1])
     latest = {key: [row[key] for row in rows if row[key]][-1:] for key in expected}  # off-policy ones log episodes
     assert all(latest.values()), latest
     numbers = {key: float(value[0]) for key, value in latest.items() if key not in SPARSE}
     assert np.all(np.isfinite(list(numbers.values()))), numbers
-    assert numbers["rollout/ep_len_mean"] == HORIZON and numbers["train/learning_rate"] > 0.0
+    assert numbers["rollout/ep_len_mean"] == HORIZON and (make.plans or numbers["train/learning_rate"] > 0.0)
     assert numbers["time/total_timesteps"] == 4 * ITERATION
 
 

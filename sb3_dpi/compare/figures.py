@@ -36,7 +36,7 @@ COLORS = (
     "#999933",
 )
 """The first six are those of Okabe and Ito, from dark to light; the others are of Tol"""
-OWN = ("dpi", "aggrevated_oc", "mdgps", "dual_ac", "ppo", "trpo", "sac", "crossq", "tqc", "td3", "dagger", "exit")
+OWN = ("dpi", "aggrevated_oc", "mdgps", "dual_ac", "ppo", "trpo", "sac", "crossq", "tqc", "td3", "dagger", "exit", "mpc")
 """Algorithms with a colour, or a colour and dashes, of their own in every report, in the order of ``COLORS``"""
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vP*X"

@@ -75,6 +75,8 @@ class CostedSystem:
             if self.cost_fn is not None:
                 arguments = (seen, self.to_units(actions[:, t]), following)
                 cost = self.cost_fn(*(th.as_tensor(np.asarray(array, np.float64)) for array in arguments))
+                if not isinstance(cost, th.Tensor) or cost.numel() != B:
+                    raise ValueError(f"cost_fn must return a tensor of one cost a row, [{B}], got {cost!r}")
                 earned = -cost.detach().double().cpu().numpy().reshape(B)
             if self.penalty is not None:
                 earned = earned - self.penalty(seen, actions[:, t])

@@ -36,6 +36,8 @@ WATCHING = {
 }
 """Wrappers that change nothing of what happens."""
 TIME_LIMIT = "gymnasium.wrappers.common.TimeLimit"
+ZOO_TIME_LIMIT = "rl_zoo3.gym_patches.PatchedTimeLimit"
+"""What RL Zoo puts in its place; it steps alike."""
 _CLASSIC, _TOY, _MUJOCO = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "gymnasium.envs.mujoco"
 MOVING: dict[str, tuple[str, ...]] = {
     TIME_LIMIT: ("_elapsed_steps",),
@@ -112,7 +114,8 @@ def _name(cls: Hashable) -> str:
 def class_name(layer: gym.Env) -> str:
     """:return: with its module"""
     cls: Any = type(layer)
-    return _name(cls)
+    name = _name(cls)
+    return TIME_LIMIT if name == ZOO_TIME_LIMIT else name
 
 
 def layers_of(env: gym.Env, time_limits: bool = True) -> list[gym.Env]:

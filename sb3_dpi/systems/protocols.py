@@ -80,8 +80,10 @@ def returns_of(
         total = tried.returns(gamma)
         if terminal_value is not None:
             seen = tried.last_observations
-            values = terminal_value(seen.reshape(-1, seen.shape[-1])).reshape(seen.shape[:2])
-            total = total + gamma**T * np.mean(tried.continuation * values, axis=1)
+            values = np.asarray(terminal_value(seen.reshape(-1, seen.shape[-1])))
+            if values.size != seen.shape[0] * seen.shape[1]:
+                raise ValueError(f"terminal_value must return one number a row of observations, got shape {values.shape}")
+            total = total + gamma**T * np.mean(tried.continuation * values.reshape(seen.shape[:2]), axis=1)
         if not np.all(np.isfinite(total)):
             row = int(np.argmin(np.isfinite(total)))
             raise ValueError(

@@ -18,6 +18,7 @@ ALGORITHMS = {
     "dual_ac": "DualAC",
     "exit": "ExIt",
     "mdgps": "MDGPS",
+    "mpc": "MPC",
 }
 """From name to class in ``sb3_dpi``; the name is also that of the file in ``zoo/hyperparams``"""
 OTHER_NAMES = {"ppo_lstm": "RecurrentPPO"}

@@ -167,6 +167,28 @@ def exit_(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
+def mpc(trial: BaseTrial) -> dict[str, Any]:
+    """Search space of MPC that learns an ensemble and plans in it with iCEM."""
+    n_samples = trial.suggest_int("n_samples", 30, 200, log=True)
+    return {
+        "policy": {
+            "kind": "iCEM",
+            "n_samples": n_samples,
+            "n_elites": max(n_samples // 10, 3),
+            "n_rounds": trial.suggest_int("n_rounds", 2, 5),
+            "exponent": trial.suggest_float("exponent", 0.0, 3.0),
+            "spread": trial.suggest_float("spread", 0.2, 0.8),
+        },
+        "horizon": trial.suggest_int("horizon", 8, 50, log=True),
+        "particles": trial.suggest_categorical("particles", ["tsinf", "ts1"]),
+        "world_model": {
+            "width": 2 ** trial.suggest_int("width_pow", 6, 8),
+            "learning_rate": trial.suggest_float("learning_rate", 5e-4, 3e-3, log=True),
+            "gradient_steps": trial.suggest_float("gradient_steps", 1.0, 8.0, log=True),
+        },
+    }
+
+
 SEARCH_SPACES: dict[str, SearchSpace] = {
     "aggrevated_oc": aggrevated_oc,
     "dagger": dagger,
@@ -174,6 +196,7 @@ SEARCH_SPACES: dict[str, SearchSpace] = {
     "dual_ac": dual_ac,
     "exit": exit_,
     "mdgps": mdgps,
+    "mpc": mpc,
 }
 """From the name of an algorithm to its search space"""
 
