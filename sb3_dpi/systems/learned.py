@@ -93,23 +93,24 @@ class EnsembleSystem(_Vectors):
         begun = self.ensemble.standardize(np.array(np.broadcast_to(states, (B, self.state_dim))))
         now = begun.expand(self.n_particles, B, -1).reshape(E, each * B, -1)
         goes_on = th.ones(E, each * B, device=now.device)
-        rewards = np.empty((B, T))
-        taken = self._tensor(actions)
+        rewards = list[th.Tensor]()
+        taken = self._tensor(actions.swapaxes(0, 1)).contiguous()  # a step's are then read as they lie
         for t in range(T):
             if self.particles == "ts1" and t:
                 now, goes_on = self._deal(now, goes_on, B, rng)
-            chosen = taken[:, t].repeat(each, 1).expand(E, each * B, du)
+            chosen = (taken[t] if each == 1 else taken[t].repeat(each, 1)).expand(E, each * B, du)
             predicted, foretold = self.ensemble.predict(now, chosen)
             following = self.ensemble.clip(predicted)
             earned = self.ensemble.reward(now, chosen, following, foretold)
             if self.penalty is not None:
                 seen, given = self.ensemble.restore(now), np.tile(actions[:, t], (self.n_particles, 1))
                 earned = earned - self._tensor(self.penalty(seen.reshape(len(given), -1), given)).view(earned.shape)
-            rewards[:, t] = (goes_on * earned).view(self.n_particles, B).mean(0).cpu().numpy()
+            rewards.append((goes_on * earned).view(self.n_particles, B).mean(0))
             goes_on = goes_on * self.ensemble.continuation(now, chosen, following)
             now = following
         last = self.ensemble.restore(now.view(self.n_particles, B, -1))
-        return Rollouts(rewards, last.swapaxes(0, 1), goes_on.view(self.n_particles, B).T.double().cpu().numpy())
+        earned_by = th.stack(rewards, 1).double().cpu().numpy()
+        return Rollouts(earned_by, last.swapaxes(0, 1), goes_on.view(self.n_particles, B).T.double().cpu().numpy())
 
     def _deal(
         self, now: th.Tensor, goes_on: th.Tensor, n_sequences: int, rng: np.random.Generator
