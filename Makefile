@@ -9,6 +9,8 @@ DEMO_SEEDS ?= 3
 DEMO_OUT ?= demo-full
 # auto: as many as there are cores
 TEST_PROCESSES ?= auto
+# Each process has the tests of whole files: those of a file share what is made once
+SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo demo-full test coverage test-slow test-dist test-lowest mutants lint type docs format bench clean help
 .DEFAULT_GOAL := help
@@ -26,12 +28,11 @@ demo: $(VENV)/installed-demo ## train DPI, MDGPS, TRPO and PPO on Reacher-v5, on
 demo-full: $(VENV)/installed-demo ## the same to longer budgets, three seeds each; a second call goes on or reuses
 	$(BIN)/python -m sb3_dpi.compare run --suite $(DEMO_SUITE) --seeds $(DEMO_SEEDS) --out $(DEMO_OUT)
 
-# Several processes, each with the tests of whole files: those of a file share what is made once
 test: $(VENV)/installed-tests ## run the tests
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 coverage: $(VENV)/installed-tests ## run the tests and measure which lines they reach, at a third more time
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --cov --cov-fail-under=90
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-fail-under=90
 
 test-slow: $(VENV)/installed-tests ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -45,7 +46,7 @@ test-lowest: ## run the tests with the lowest declared versions, in .venv-lowest
 	.venv-lowest/bin/python -m pip install -q uv
 	grep '^torch==' constraints.txt > .venv-lowest/torch.txt
 	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct -c .venv-lowest/torch.txt -e '.[tests]'
-	.venv-lowest/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	.venv-lowest/bin/python -m pytest $(SIDE_BY_SIDE)
 
 mutants: $(VENV)/installed-tests ## change the mathematics one place at a time, see which tests notice (hours; a second call goes on)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[mutation]'

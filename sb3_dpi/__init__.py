@@ -10,18 +10,33 @@ from sb3_dpi.envs import register_envs
 if TYPE_CHECKING:
     from sb3_dpi.aggrevated_oc import AggreVaTeDOC
     from sb3_dpi.common.environments import evaluate_on_environments, make_environments
+    from sb3_dpi.dagger import DAgger
     from sb3_dpi.dpi import DPI
     from sb3_dpi.dual_ac import DualAC
+    from sb3_dpi.expert_iteration import ExIt
     from sb3_dpi.mdgps import MDGPS
     from sb3_dpi.mpc import MPC
 
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
-__all__ = ["DPI", "MDGPS", "MPC", "AggreVaTeDOC", "DualAC", "__version__", "evaluate_on_environments", "make_environments"]
+__all__ = [
+    "DPI",
+    "MDGPS",
+    "MPC",
+    "AggreVaTeDOC",
+    "DAgger",
+    "DualAC",
+    "ExIt",
+    "__version__",
+    "evaluate_on_environments",
+    "make_environments",
+]
 
 _HOMES = {
     "AggreVaTeDOC": "sb3_dpi.aggrevated_oc",
+    "DAgger": "sb3_dpi.dagger",
     "DPI": "sb3_dpi.dpi",
     "DualAC": "sb3_dpi.dual_ac",
+    "ExIt": "sb3_dpi.expert_iteration",
     "MDGPS": "sb3_dpi.mdgps",
     "MPC": "sb3_dpi.mpc",
     "evaluate_on_environments": "sb3_dpi.common.environments",

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, limited
+from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, limited, pushed
+from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
+from sb3_dpi.common.asking import ask
 from sb3_dpi.common.collector import TrajectoryCollector
+from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.world_model.types import Transitions, stretch_ends
 
 Model = Any
@@ -85,6 +88,77 @@ def small_dual_ac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> 
     return DualAC(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
 
 
+class Linear:
+    """
+    An expert that pulls all that is observed to zero.
+
+    :param env: whose actions it takes; it undoes the units that this says it observes in
+    """
+
+    def __init__(self, policy: str, env: Any, seed: int | None) -> None:
+        self.space = env.action_space
+        self.scale, self.offset = ((ask(env, name) or [default])[0] for name, default in (("scale", 1.0), ("offset", 0.0)))
+
+    def predict(self, obs: Any, state: Any = None, **_: Any) -> tuple[np.ndarray, Any]:
+        """:return: actions within their bounds, or numbers of Discrete ones"""
+        parts = [part.reshape(len(part), -1) for part in (obs.values() if isinstance(obs, dict) else (obs,))]
+        pull = -np.tanh(2.0 * np.sum(np.concatenate(parts, 1).astype(np.float64) / self.scale - self.offset, 1))
+        if isinstance(self.space, spaces.Discrete):
+            return (pull > 0.0).astype(int), state
+        low, high = self.space.low.astype(np.float64), self.space.high.astype(np.float64)
+        pull = pull.reshape(-1, *(1,) * len(low.shape))
+        actions = low + 0.5 * (pull + 1.0) * (high - low)
+        return (actions if self.space.dtype.kind == "f" else np.round(actions)).astype(self.space.dtype), state
+
+
+def small_dagger(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> DAgger:
+    """:return: likewise"""
+    options: dict[str, Any] = {
+        "expert": {"algo": "algorithms:Linear"},
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "buffer_size": 1000,
+        "batch_size": 16,
+        "gradient_steps": 10,
+        "policy_kwargs": {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return DAgger(policy, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
+def small_exit(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> ExIt:
+    """:return: likewise; what is pushed by any force is pushed by few"""
+    env = limited(POINT_MASS_LIMIT) if env is None else env
+    options: dict[str, Any] = {
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "learning_starts": 0,
+        "gradient_steps": 1,
+        "batch_size": 16,
+        "buffer_size": 1000,
+        "n_simulations": 4,
+        "policy_kwargs": {"net_arch": [8]},
+        "seed": 0,
+        "device": "cpu",
+    }
+    return ExIt(policy, env if isinstance(env, str) else pushed(env), **{**options, **kwargs})
+
+
+def small_mpc(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MPC:
+    """:return: likewise, with a small planner in a small ensemble; the first fit follows the warm-up"""
+    options: dict[str, Any] = {
+        "horizon": 2,
+        "replan_every": 2,
+        "train_freq": ITERATION // getattr(env, "num_envs", 1),
+        "learning_starts": ITERATION,
+        "buffer_size": 1000,
+        "seed": 0,
+        "device": "cpu",
+    }
+    kwargs["world_model"] = {"n_members": 2, "width": 8, "gradient_steps": 0.5, **kwargs.get("world_model", {})}
+    planner = {"kind": "random", "n_samples": 4} if policy == "MlpPolicy" else policy
+    return MPC(planner, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
+
+
 def small_ppo(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> PPO:
     """:return: likewise, of Stable-Baselines3"""
     options: dict[str, Any] = {
@@ -128,8 +202,20 @@ class Make:
     """actions keep within their bounds by a tanh; otherwise they are cut off"""
     keeps_originals: bool = True
     """learns from observations and rewards that VecNormalize has not touched"""
+    plans: bool = False
+    """plans when it acts: its policy has no network"""
     any_space: bool = False
     """takes actions and observations of all kinds, images too"""
+    takes_discrete: bool = False
+    """takes Discrete actions beside Boxes, no others"""
+    acts_as_predicted: bool = False
+    """training steps are taken without the policy's noise"""
+    discrete: bool = False
+    """takes Discrete actions alone"""
+
+    def fit(self, env: Any) -> Any:
+        """:return: an environment that it can act in, of one with a Box of actions"""
+        return pushed(env) if self.discrete else env
 
     def __call__(self, env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Model:
         return self.small(env, policy, **kwargs)
@@ -143,7 +229,12 @@ ALGORITHMS = (
     Make(AggreVaTeDOC, small_aggrevated_oc, from_conditions=True),
     Make(DPI, small_dpi, squashes=True),
     Make(DualAC, small_dual_ac, keeps_originals=False, any_space=True),
+    Make(DAgger, small_dagger, takes_discrete=True, acts_as_predicted=True),
+    Make(MPC, small_mpc, plans=True),
 )
+DISCRETE = (Make(ExIt, small_exit, discrete=True),)
+"""Those that act by numbers: tests of forces are not for them"""
+EVERY = (*ALGORITHMS, *DISCRETE)
 
 
 def those(**facts: bool) -> tuple[Make, ...]:
@@ -157,6 +248,10 @@ def every(**facts: bool) -> pytest.MarkDecorator:
 
 
 every_algorithm = every()
+every_action = pytest.mark.parametrize("make", EVERY, ids=str)
+"""over every algorithm, those of Discrete actions too: ``make.fit(env)`` is what each can act in"""
+every_network = pytest.mark.parametrize("make", [make for make in EVERY if not make.plans], ids=str)
+"""likewise, but for those that have no network that acts"""
 
 REFERENCES = (
     Make(PPO, small_ppo, keeps_originals=False, any_space=True),
@@ -166,6 +261,8 @@ REFERENCES = (
 
 with_references = pytest.mark.parametrize("make", (*ALGORITHMS, *REFERENCES), ids=str)
 """over every algorithm, and PPO and SAC beside them"""
+with_networks = pytest.mark.parametrize("make", (*those(plans=False), *REFERENCES), ids=str)
+"""likewise, without what plans when it acts"""
 off_policy = pytest.mark.parametrize(
     "make", [make for make in (*ALGORITHMS, *REFERENCES) if issubclass(make.algorithm, OffPolicyAlgorithm)], ids=str
 )
@@ -237,10 +334,17 @@ def check_transitions(model: Model) -> None:
     np.testing.assert_allclose(rewards, -np.sum(x**2, -1) - 0.1 * u[:, 0] ** 2, atol=1e-4)
 
 
-def kept(model: DPI) -> tuple[Transitions, np.ndarray]:
-    """:return: all that DPI remembers, of one environment after the other, and where episodes end"""
-    rows = model.memory.newest(len(model.memory))
-    return model.memory.take(rows), stretch_ends(model.memory, rows)
+def kept(model: Model) -> tuple[Transitions, np.ndarray]:
+    """:return: all in the replay buffer, of one environment after the other, and where episodes end"""
+    memory = model.memory if hasattr(model, "memory") else ReplayMemory(model.replay_buffer, flat)
+    rows = memory.newest(len(memory))
+    return memory.take(rows), stretch_ends(memory, rows)
+
+
+def flat(observations: Any) -> np.ndarray:
+    """:return: ``[n, do]``, the keys of dictionaries in their order"""
+    parts = observations.values() if isinstance(observations, dict) else (observations,)
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], 1).astype(np.float64)
 
 
 def planned(model: MDGPS | AggreVaTeDOC) -> np.ndarray:

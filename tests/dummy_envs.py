@@ -83,6 +83,42 @@ class PointMass(gym.Env[np.ndarray, np.ndarray]):
         return value * self.bad if self.broken == (what, self.n_steps) else value
 
 
+class Pushed(gym.ActionWrapper):  # type: ignore[type-arg]
+    """
+    Finitely many forces in place of all between the bounds.
+
+    :param env: with one action
+    """
+
+    N = 3
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.action_space = spaces.Discrete(self.N)
+
+    def action(self, action: Any) -> np.ndarray:
+        """:return: within the bounds"""
+        low, high = self.env.action_space.low, self.env.action_space.high  # type: ignore[attr-defined]
+        pushed: np.ndarray = (low + int(action) / (self.N - 1) * (high - low)).astype(np.float32)
+        return pushed
+
+
+def pushed(env: Any) -> Any:
+    """:return: the same task with finitely many forces; a vectorised one is changed in place"""
+    if not isinstance(env.action_space, spaces.Box):
+        return env
+    if not isinstance(env, VecEnv):
+        return Pushed(env)
+    level: Any = env
+    while True:
+        level.action_space = spaces.Discrete(Pushed.N)
+        if not hasattr(level, "venv"):
+            break
+        level = level.venv
+    level.envs = [Pushed(one) for one in level.envs]
+    return env
+
+
 class DictPointMass(PointMass):
     """
     The same with a dictionary as observation.

@@ -82,7 +82,7 @@ def test_observations_that_are_one_number(make: Make, space: spaces.Box) -> None
     check_predictions(model)
     assert iterations(model) >= 1 and np.isfinite(parameters(model))
     low, high = (model.predict(np.array(x, space.dtype), deterministic=True)[0] for x in (-3, 3))
-    assert low != high
+    assert make.plans or low != high
 
 
 ACTED = [
@@ -160,6 +160,7 @@ def test_bounds() -> None:
 @every_algorithm
 def test_buffers_hold_fractions_of_actions_of_any_kind(make: Make, kind: Any) -> None:
     """Actions in units of the bounds are no integers, whatever those of the environment are."""
-    model = make(Boxed(action_space=spaces.Box(0, 9, (1,), kind))).learn(ITERATION)
+    model = make(Boxed(action_space=spaces.Box(0, 9, (1,), kind)))
+    model.learn(ITERATION * (1 + make.acts_as_predicted))  # whose first actions are the expert's
     held = buffer(model).actions
     assert held.dtype == np.float32 and len(np.unique(held)) > ITERATION / 2

@@ -146,3 +146,58 @@ def test_control_variate_leaves_the_gradient_unbiased() -> None:
     assert np.abs(exact).max() > 0.2
     assert max(errors.values()) < 0.1 * np.abs(exact).max()
     assert errors[1.0, 0.0] < errors[0.0, 0.0]
+
+
+# ---------------------------------------------------------------------- the limit of a fixed expert
+
+
+def score_gradient(model: AggreVaTeDOC, inputs: th.Tensor, actions: np.ndarray, advantages: np.ndarray) -> np.ndarray:
+    """
+    The gradient of AggreVaTeD (Sun et al., 2017): E_s E_{a ~ pi} [grad log pi(a|s) A*(s, a)], with the derivatives of a
+    Gaussian and of the last layer written out.
+
+    :param actions: some for each state, ``[n, k, du]``
+    :param advantages: of each, times its probability, ``[n, k]``
+    :return: of the last layer's weights and biases and of the logarithm of the standard deviation
+    """
+    policy = model.policy
+    with th.no_grad():
+        features = policy.extract_features(inputs, policy.pi_features_extractor)
+        hidden = policy.mlp_extractor.forward_actor(features).double().numpy()
+        mean, std = policy.action_mean(inputs).double().numpy(), policy.log_std.exp().double().numpy()
+    standard = (actions - mean[:, None]) / std
+    of_mean = np.einsum("nk,nku->nu", advantages, standard / std) / len(mean)
+    of_std = np.einsum("nk,nku->u", advantages, standard**2 - 1.0) / len(mean)
+    return np.concatenate([(of_mean.T @ hidden).ravel(), of_mean.sum(0), of_std])
+
+
+def last_layer(model: AggreVaTeDOC, samples: Samples, trust: float) -> np.ndarray:
+    """:return: our gradient, in the same order"""
+    policy = model.policy
+    parts = policy.action_net.weight, policy.action_net.bias, policy.log_std
+    objective = Surrogate(policy, samples).objective(0.0, trust)
+    return np.concatenate([part.numpy().ravel() for part in th.autograd.grad(objective(), parts)])
+
+
+def test_with_a_fixed_expert_the_imitation_step_is_that_of_aggrevated() -> None:
+    """Its advantages alone are followed: of the sampled actions without trust, in expectation over them with full trust."""
+    model, samples = random_samples()
+    Q, q = samples.quadratic.double().numpy(), samples.linear.double().numpy()
+
+    def advantage(actions: np.ndarray) -> np.ndarray:
+        return -0.5 * np.einsum("nku,nuv,nkv->nk", actions, Q, actions) - np.einsum("nu,nku->nk", q, actions)
+
+    sampled = samples.actions.double().numpy()[:, None]
+    found = advantage(sampled)
+    fixed = replace(samples, advantages=th.as_tensor(found[:, 0], dtype=th.float32))
+    expected = score_gradient(model, samples.inputs, sampled, found - found.mean())
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(last_layer(model, fixed, 0.0), expected, rtol=1e-3, atol=1e-5)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+    grid = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)
+    share = np.outer(weights, weights).ravel() / weights.sum() ** 2
+    with th.no_grad():
+        mean, std = model.policy.action_mean(samples.inputs).double().numpy(), model.policy.log_std.exp().double().numpy()
+    actions = mean[:, None] + std * grid
+    expected = score_gradient(model, samples.inputs, actions, advantage(actions) * share)
+    np.testing.assert_allclose(last_layer(model, fixed, 1.0), expected, rtol=1e-3, atol=1e-5)

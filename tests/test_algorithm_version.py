@@ -22,6 +22,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from dummy_envs import Pushed
 
 from sb3_dpi.aggrevated_oc import aggrevated_oc
 from sb3_dpi.common.natural_gradient import natural_gradient_step
@@ -34,8 +35,16 @@ does not: see ``test_a_change_of_the_arithmetic_is_seen``"""
 OBSERVATIONS = np.random.default_rng(0).uniform(-1.0, 1.0, (10, 3)).astype(np.float32)
 
 _PLANNING = {"horizon": 15, "n_conditions": 2, "samples_per_condition": 3, "policy_kwargs": {"net_arch": [16]}}
+
+
+def balance(obs: np.ndarray) -> np.ndarray:
+    """:return: the torque that holds a pendulum up"""
+    return np.clip(-8.0 * obs[:, 1:2] - 2.0 * obs[:, 2:], -2.0, 2.0)
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "aggrevated_oc": {**_PLANNING, "n_critic_updates": 5},
+    "dagger": {"expert": balance, "train_freq": 60, "gradient_steps": 20, "policy_kwargs": {"net_arch": [16]}},
     "dpi": {
         "train_freq": 60,
         "learning_starts": 60,
@@ -47,7 +56,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"net_arch": {"pi": [16, 16], "qf": [16, 16]}},
     },
     "dual_ac": {"n_steps": 90, "batch_size": 32, "n_critic_updates": 3, "policy_kwargs": {"net_arch": [16]}},
+    "exit": {
+        "n_simulations": 8,
+        "train_freq": 50,
+        "gradient_steps": 10,
+        "batch_size": 32,
+        "policy_kwargs": {"net_arch": [16]},
+    },
     "mdgps": {**_PLANNING, "imitation_steps": 20, "batch_size": 32},
+    "mpc": {
+        "policy": {"kind": "MPPI", "n_samples": 20},
+        "horizon": 5,
+        "train_freq": 60,
+        "learning_starts": 60,
+        "world_model": {"gradient_steps": 0.5, "width": 16, "n_members": 2},
+    },
 }
 """Arguments of small models; every algorithm of the package has its own"""
 STEPS = 250
@@ -82,11 +105,17 @@ def learn(name: str, **changes: Any) -> dict[str, list[Any]]:
     few = partial(natural_gradient_step, cg_max_steps=3)
     try:
         env = Rewards(gym.make("Pendulum-v1", max_episode_steps=50))
+        task = Pushed(env) if name == "exit" else env
         with patch.object(aggrevated_oc, "natural_gradient_step", few):
-            model = algorithm_class(name)("MlpPolicy", env, seed=0, device="cpu", **{**SETTINGS[name], **changes}).learn(STEPS)
+            settings = {"policy": "MlpPolicy", **SETTINGS[name], **changes}
+            model = algorithm_class(name)(env=task, seed=0, device="cpu", **settings).learn(STEPS)
     finally:
         th.set_num_threads(threads)
-    actions = model.predict(OBSERVATIONS, deterministic=True)[0]
+    if name == "exit":  # numbers of actions do not tell small changes, their chances do
+        with th.no_grad():
+            actions = model.policy.get_distribution(th.as_tensor(OBSERVATIONS)).distribution.probs.numpy()
+    else:
+        actions = model.predict(OBSERVATIONS, deterministic=True)[0]
     return {"rewards": env.paid, "actions": actions.astype(np.float64).ravel().tolist()}
 
 
@@ -147,9 +176,12 @@ def test_algorithms_learn_as_their_version_did(name: str) -> None:
 
 CHANGES = {
     "aggrevated_oc": {"gamma": 0.98},
+    "dagger": {"learning_rate": 0.0011},
     "dpi": {"ent_coef": 0.03},
     "dual_ac": {"gae_lambda": 0.9},
+    "exit": {"exploration": 1.0},
     "mdgps": {"kl_step": 0.25},
+    "mpc": {"gamma": 0.9},
 }
 
 
@@ -170,7 +202,7 @@ def test_rounding_stays_below_the_tolerance(name: str, monkeypatch: pytest.Monke
     def perturbed(self: Any) -> None:
         set_up(self)
         with th.no_grad():
-            for parameter in self.policy.parameters():
+            for parameter in (self.ensemble if name == "mpc" else self.policy).parameters():
                 parameter.mul_(1.0 + 1e-6)
 
     monkeypatch.setattr(algorithm, "_setup_model", perturbed)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dummy_envs import POINT_MASS_ID
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -171,3 +172,21 @@ def test_backends() -> None:
     assert list(table.columns[0].cells) == ["fit_ensemble", "fit_classifier", "update_critic", "window_gradient"]
     for column in table.columns[1:3]:
         assert all(float(cell) > 0.0 for cell in column.cells)
+
+
+def test_imitation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Jobs that are done are not done again; the expert's score is 1, that of random actions 0."""
+    module = load("imitation")
+    planner = {"kind": "iCEM", "n_samples": 4, "n_elites": 2, "n_rounds": 1}
+    task = module.Task(planner, 2, 12, 6, 1, 1, 0.1, {"gradient_steps": 5})
+    monkeypatch.setattr(module, "TASKS", {POINT_MASS_ID: task})
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    ways = ("random", "expert", "dagger", "guided")
+    monkeypatch.setattr(sys, "argv", ["imitation.py", "--env", POINT_MASS_ID, "--seeds", "1", "--ways", *ways])
+    for _ in range(2):
+        module.main()
+    (path,) = tmp_path.rglob("*.csv")
+    expected = [("random", "0"), ("expert", "0"), *[(way, steps) for way in ways[2:] for steps in ("6", "12")]]
+    assert [(row["way"], row["real_steps"]) for row in module.rows(path)] == expected
+    table = capsys.readouterr().out
+    assert "| random |" in table and "| 0.000 | 1 |" in table and "| 1.000 | 1 |" in table

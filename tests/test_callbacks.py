@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, every, every_algorithm, iterations, parameters
+from algorithms import Make, every, every_action, every_algorithm, iterations, parameters
 from dummy_envs import HORIZON, ITERATION, PointMass, limited, vec_env
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -63,7 +63,7 @@ class Witness(BaseCallback):
         self.record("training_end")
 
 
-@every_algorithm
+@every_action
 def test_one_step_for_each_real_step(make: Make) -> None:
     """And what an evaluation at the start of a rollout sees is the policy that was just learned."""
     model, witness = make(), Witness()
@@ -117,7 +117,7 @@ def test_local_variables(make: Make, n_envs: int) -> None:
 
 
 @pytest.mark.parametrize("answer", [False, np.bool_(False), th.tensor(False)], ids=["bool", "numpy", "torch"])
-@every_algorithm
+@every_action
 def test_a_callback_stops_training(make: Make, answer: Any) -> None:
     model, witness = make(), Witness(answer, stop_at=ITERATION + 7)
     model.learn(5 * ITERATION, callback=witness)
@@ -128,7 +128,7 @@ def test_a_callback_stops_training(make: Make, answer: Any) -> None:
     assert iterations(model) == 2
 
 
-@every_algorithm
+@every_action
 def test_functions_as_callbacks(make: Make) -> None:
     calls: list[int] = []
 
@@ -140,11 +140,11 @@ def test_functions_as_callbacks(make: Make) -> None:
     assert calls == [*range(1, 12)] and model.num_timesteps == 11
 
 
-@every_algorithm
+@every_action
 def test_eval_callback(make: Make, tmp_path: Path) -> None:
     """It saves the model with the best mean, which evaluates the same when it is loaded."""
     options: dict[str, Any] = {"n_eval_episodes": 2, "eval_freq": 15, "verbose": 0, "log_path": str(tmp_path)}
-    test = Monitor(limited(5))
+    test = Monitor(make.fit(limited(5)))
     callback = EvalCallback(test, best_model_save_path=str(tmp_path), **options)
     make().learn(2 * ITERATION, callback=callback)
     results = np.load(tmp_path / "evaluations.npz")
@@ -153,7 +153,7 @@ def test_eval_callback(make: Make, tmp_path: Path) -> None:
     best = make.algorithm.load(tmp_path / "best_model")
     assert best.num_timesteps == results["timesteps"][results["results"].mean(1).argmax()]
     stop, stopped = StopTrainingOnRewardThreshold(-1e6), make()
-    stopped.learn(2 * ITERATION, callback=EvalCallback(Monitor(limited(5)), callback_on_new_best=stop, **options))
+    stopped.learn(2 * ITERATION, callback=EvalCallback(Monitor(make.fit(limited(5))), callback_on_new_best=stop, **options))
     assert stopped.num_timesteps == 15
 
 

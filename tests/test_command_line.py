@@ -14,7 +14,7 @@ ADHOC = ["run", "--algo", "trpo,ppo", "--env", "Pendulum-v1"]
 SMALL = ["--set", "ppo.n_steps=64", "trpo.n_steps=64", "ppo.n_envs=1", "trpo.n_envs=1", "ppo.batch_size=64"]
 
 
-def test_run_report_export_and_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_report_export_and_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None) -> None:
     out, base, again = tmp_path / "out", tmp_path / "base", tmp_path / "again"
     run = [*ADHOC, "--steps", "256", "--seeds", "1", "--threshold", "-9999", "--eval-every", "50", *SMALL, "--jobs", "2"]
     assert command_line.main([*run, "--out", str(out)]) == 0

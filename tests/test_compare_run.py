@@ -1,6 +1,7 @@
 """The protocol of one run, what it leaves in its folder, and the process that it runs in."""
 
 import json
+import runpy
 import subprocess
 import sys
 import threading
@@ -337,16 +338,15 @@ def test_folder_is_laid_out_as_in_rl_zoo(tmp_path: Path) -> None:
     assert record.config == config and record.key == run_key(config) and record.versions == run_versions("ppo")
 
 
-def test_rl_zoo_enjoys_a_run(tmp_path: Path) -> None:
+def test_rl_zoo_enjoys_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rl_zoo3")
     config = make_config("trpo", env_id="Pendulum-v1", env_kwargs={"g": 9.0}, n_timesteps=96)
     run_one(config, tmp_path / config.path)
     command = ["rl_zoo3.enjoy", "--algo", "trpo", "--env", "Pendulum-v1", "-f", str(tmp_path), "--exp-id", "0", "-n", "250"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "--no-render", "--device", "cpu", "--load-best"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Episode Reward" in done.stdout and f"{config.path}/best_model.zip" in done.stdout
+    monkeypatch.setattr(sys, "argv", [*command, "--no-render", "--device", "cpu", "--load-best"])
+    runpy.run_module("rl_zoo3.enjoy", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "Episode Reward" in printed and f"{config.path}/best_model.zip" in printed
 
 
 @pytest.mark.parametrize("given", ["dict(low=-2.0)", {"low": -2.0}, None], ids=str)

@@ -211,8 +211,8 @@ def test_a_death_is_worse_than_what_life_would_have_brought(make: Make) -> None:
     share = []
     for seed in range(3):
         sizes: dict[str, Any] = {"horizon": 30, "n_conditions": 4, "samples_per_condition": 5, "conditions": "random"}
-        model = make(Cliff(), **sizes, **options, seed=seed)
-        model.learn(8 * 600)
+        model = make(vec_env(20, Cliff), **sizes, **options, seed=seed)
+        model.learn(5 * 600)
         share.append(model.rollout_buffer.trajectories().alive[:, :, -1].mean())
     assert np.mean(share) > 0.6
 

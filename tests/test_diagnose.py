@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import ALGORITHMS, Make, every_algorithm, parameters, small_ppo, with_references
+from algorithms import ALGORITHMS, Make, every, parameters, small_ppo, with_networks
 from dummy_envs import ITERATION, POINT_MASS_ID, DictPointMass, ImagePointMass, PointMass, limited
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -29,6 +29,7 @@ EXPECTED = {
     "MDGPS": ALWAYS | LOCAL,
     "AggreVaTeDOC": ALWAYS | LOCAL | {"critic"},
     "DualAC": ALWAYS | {"critic"},
+    "DAgger": ALWAYS,
     "PPO": ALWAYS | {"critic"},
     "SAC": ALWAYS,
 }
@@ -56,7 +57,7 @@ def draw_less(monkeypatch: pytest.MonkeyPatch, *drawn: pictures.Draw) -> None:
     monkeypatch.setattr(pictures, "both", both)
 
 
-@with_references
+@with_networks
 def test_a_page_of_every_algorithm(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"DPI": [words.draw for words in WORDS], "MDGPS": [pictures.draw_conditions, pictures.draw_ahead]}
     draw_less(monkeypatch, *own.get(str(make), []))
@@ -82,6 +83,16 @@ def test_a_page_of_every_algorithm(make: Make, tmp_path: Path, monkeypatch: pyte
         assert again == pytest.approx({key.name: key.value for key in found.keys}, rel=1e-4)
 
 
+@every(plans=True)
+def test_what_plans_has_no_policy_to_look_into(make: Make, tmp_path: Path) -> None:
+    """From a model as from its file, and before anything is learned."""
+    model = make()
+    model.save(tmp_path / "model.zip")
+    for given in (model, model.policy, tmp_path / "model.zip"):
+        with pytest.raises(DiagnoseError, match="no policy to look into: it plans"):
+            diagnose(given, POINT_MASS_ID, n_episodes=1)
+
+
 class Written(KVWriter):
     """What was logged."""
 
@@ -95,7 +106,7 @@ class Written(KVWriter):
         pass
 
 
-@every_algorithm
+@every(plans=False)
 def test_training_goes_on_as_without_the_callback(make: Make) -> None:
     written, models = Written(), []
     callbacks: list[BaseCallback | None] = [None, DiagnoseCallback(POINT_MASS_ID, every=ITERATION + 5, n_episodes=1)]
@@ -111,7 +122,7 @@ def test_training_goes_on_as_without_the_callback(make: Make) -> None:
     assert ("diagnose/error_1" in logged) == ("prediction" in EXPECTED[str(make)])
 
 
-@every_algorithm
+@every(plans=False)
 def test_originals_behind_vec_normalize_and_dictionaries(make: Make) -> None:
     """Models are of the environment's units, and the names are those of the keys."""
 

@@ -12,7 +12,7 @@ import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.compare.__main__ import make_parser, make_suite
 from sb3_dpi.compare.suite import load_suite
@@ -88,7 +88,7 @@ def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return few
 
-    for algorithm in (DPI, MDGPS, MPC, AggreVaTeDOC, DualAC, PPO):
+    for algorithm in (DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt, PPO):
         for name in ("learn", "learn_offline"):
             if hasattr(algorithm, name):
                 monkeypatch.setattr(algorithm, name, shortened(getattr(algorithm, name)))
@@ -122,7 +122,8 @@ def test_algorithms_have_pages_of_one_shape(page: Path) -> None:
 
 
 def test_every_algorithm_has_a_page() -> None:
-    assert {page.stem for page in ALGORITHM_PAGES} == {"dpi", "mdgps", "mpc", "aggrevated_oc", "dual_ac"}
+    pages = {"dpi", "mdgps", "mpc", "aggrevated_oc", "dual_ac", "dagger", "exit"}
+    assert {page.stem for page in ALGORITHM_PAGES} == pages
 
 
 @pytest.mark.parametrize(

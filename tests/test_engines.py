@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 import numpy as np
 import pytest
+from forks import forked
 from rich.console import Console
 
 from sb3_dpi.compare.display import Display
@@ -254,20 +255,20 @@ def test_kill_of_a_worker_fails_only_its_run(tmp_path: Path, mark: str) -> None:
 LAB = """
 import json, signal, sys
 from pathlib import Path
-from sb3_dpi.compare.engines import LocalEngine, RayEngine
+from sb3_dpi.compare.engines import RayEngine
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import RunConfig
 # tests that are started in the background hand down that Ctrl-C is ignored
 signal.signal(signal.SIGINT, signal.default_int_handler)
-engine = {"local": LocalEngine(2), "ray": RayEngine(jobs=2)}[sys.argv[3]]
-run_all([RunConfig(**config) for config in json.loads(sys.argv[2])], Store(Path(sys.argv[1])), engine)
+run_all([RunConfig(**config) for config in json.loads(sys.argv[2])], Store(Path(sys.argv[1])), RayEngine(jobs=2))
 """
 
 
 @contextmanager
-def start_lab(out: Path, configs: Sequence[RunConfig], engine: str) -> Iterator[subprocess.Popen[str]]:
-    arguments = [str(out), json.dumps([config.to_dict() for config in configs]), engine]
+def start_lab_with_ray(out: Path, configs: Sequence[RunConfig]) -> Iterator[subprocess.Popen[str]]:
+    """Of its own: Ray bears no copies of a process."""
+    arguments = [str(out), json.dumps([config.to_dict() for config in configs])]
     with subprocess.Popen([sys.executable, "-u", "-c", LAB, *arguments], stdout=subprocess.PIPE, text=True) as lab:
         try:
             yield lab
@@ -279,12 +280,11 @@ def start_lab(out: Path, configs: Sequence[RunConfig], engine: str) -> Iterator[
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal.Signals) -> None:
     store, long = Store(tmp_path), make_config(label="long", n_timesteps=ENDLESS)
-    with start_lab(tmp_path, [long], "local") as lab:
-        assert lab.stdout is not None
+    with forked(lambda: run_all([long], Store(tmp_path), LocalEngine(2))) as lab:
         wait_for(lambda: any(store.unfinished(long).glob("*.monitor.csv")), 200)
         assert len(workers_alive(mark)) == 1
-        lab.send_signal(end)
-        printed, _ = lab.communicate(timeout=60)
+        lab.send(end)
+        _, printed = lab.end()
     wait_for(lambda: not workers_alive(mark), 5)
     assert "long on Pendulum-v1, seed 1: started" in printed and not list(find_runs(tmp_path))
     assert "Traceback" not in store.log(long).read_text()
@@ -382,7 +382,7 @@ def test_a_node_that_dies_has_its_runs_redone(tmp_path: Path, mark: str, shared:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_lab_with_ray_that_ends_leaves_no_worker(tmp_path: Path, mark: str, node_folders: Path, end: signal.Signals) -> None:
     pytest.importorskip("ray")
-    with start_lab(tmp_path, [make_config(n_timesteps=ENDLESS)], "ray") as lab:
+    with start_lab_with_ray(tmp_path, [make_config(n_timesteps=ENDLESS)]) as lab:
         wait_for(lambda: any(node_folders.glob("*/.unfinished/*/*.monitor.csv")), 200)
         lab.send_signal(end)
         assert lab.stdout is not None and "started" in lab.stdout.readline()

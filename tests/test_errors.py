@@ -11,6 +11,7 @@ from algorithms import (
     Make,
     called,
     every,
+    every_action,
     every_algorithm,
     iterations,
     parameters,
@@ -152,7 +153,7 @@ def test_unknown_argument_of_an_initial_controller() -> None:
         small_mdgps(initial_controller={"kind": "lqr", "stiff": 1.0}).learn(1)
 
 
-@every_algorithm
+@every_action
 @pytest.mark.parametrize("name", ["CnnLstmPolicy", "mlppolicy", "MLP"])
 def test_unknown_policies(make: Make, name: str) -> None:
     """The error lists what there is."""
@@ -166,7 +167,7 @@ def test_policies_that_dpi_has_not() -> None:
         DPI("CnnPolicy", PointMass())
 
 
-@every_algorithm
+@every_action
 def test_unknown_keyword(make: Make) -> None:
     with pytest.raises(TypeError, match="n_stepss"):
         make.algorithm("MlpPolicy", PointMass(), n_stepss=100)

@@ -150,16 +150,16 @@ def test_imitation_reaches_the_expert(problem: PlanningProblem) -> None:
     th.manual_seed(0)
     actor = SquashedGaussian(2, 1, (64, 64))
     plan = KLLQR(0.3).plan(replace(problem, actor=actor), np.random.default_rng(0))
-    optimizer = th.optim.Adam([actor.network.flat], lr=3e-3)
+    optimizer = th.optim.Adam([actor.network.flat], lr=1e-2)
 
     def misfit() -> float:
         return float((plan.target - actor(plan.states)[0]).detach().square().mean())
 
     before = misfit()
-    for _ in range(3000):
+    for _ in range(800):
         actor.network.flat.grad = -plan.gradient(actor, 0.0, np.random.default_rng(0)).direction
         optimizer.step()
-    assert misfit() < 0.3 * before
+    assert misfit() < 0.5 * before
 
 
 def test_lqr_is_exact_on_a_linear_system() -> None:

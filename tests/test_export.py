@@ -13,14 +13,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import every_algorithm
+from algorithms import Make, every
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_dpi import DPI, MDGPS, DualAC
+from sb3_dpi import DPI, MDGPS, DAgger, DualAC
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.export import ExportError, export_policy
 from sb3_dpi.export.__main__ import main
@@ -63,8 +63,12 @@ class Layers(BaseFeaturesExtractor):
 
 def model_of(algorithm: Any, policy: str = "MlpPolicy", env: gym.Env | None = None, **kwargs: Any) -> Any:
     """:return: a model with weights that are not small"""
-    small = {"buffer_size": 100} if issubclass(algorithm, SAC | TD3 | DPI) else {}
-    model = algorithm(policy, Drawn() if env is None else env, device="cpu", seed=0, **small, **kwargs)
+    small: dict[str, Any] = {"buffer_size": 100} if issubclass(algorithm, SAC | TD3 | DPI | DAgger) else {}
+    small |= {"expert": np.zeros_like} if issubclass(algorithm, DAgger) else {}
+    has_critics = issubclass(algorithm, SAC | TD3 | DPI)
+    small_net = {"net_arch": {"pi": [16, 16], "qf": [16, 16]} if has_critics else [16, 16]}
+    options = {**small, **kwargs, "policy_kwargs": {**small_net, **kwargs.get("policy_kwargs", {})}}
+    model = algorithm(policy, Drawn() if env is None else env, device="cpu", seed=0, **options)
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
@@ -176,9 +180,19 @@ def check(model: Any, to: str, folder: Path, n: int = 200) -> None:
 
 
 @pytest.mark.parametrize("to", ["torchscript", "numpy", "c"])
-@every_algorithm
+@every(plans=False)
 def test_every_algorithm(make: Any, to: str, tmp_path: Path) -> None:
     check(model_of(make.algorithm), to, tmp_path)
+
+
+@every(plans=True)
+def test_what_plans_has_nothing_to_export(make: Make, tmp_path: Path) -> None:
+    """From a model as from its file."""
+    model = make()
+    model.save(tmp_path / "model.zip")
+    for given in (model, model.policy, tmp_path / "model.zip"):
+        with pytest.raises(ExportError, match=r"no network that could be exported: it plans.* Teach one with DPI or DAgger"):
+            export_policy(given, tmp_path / "policy", "numpy")
 
 
 @pytest.mark.parametrize("algorithm", [PPO, SAC, TD3])
@@ -230,7 +244,7 @@ def test_images(to: str, tmp_path: Path) -> None:
     check(model_of(PPO, "CnnPolicy", Drawn(IMAGE)), to, tmp_path, 3)
 
 
-@every_algorithm
+@every(plans=False)
 def test_onnx(make: Any, tmp_path: Path) -> None:
     check(model_of(make.algorithm), "onnx", tmp_path)
 

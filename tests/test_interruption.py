@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
-from algorithms import small_aggrevated_oc, small_dpi, small_dual_ac, small_mdgps
+from algorithms import small_aggrevated_oc, small_dagger, small_dpi, small_dual_ac, small_mdgps
 from dummy_envs import limited
+from forks import forked
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -47,8 +47,9 @@ every_algorithm = pytest.mark.parametrize(
         small_dpi,
         lambda env: small_dpi(env, critic={"kind": "returns"}, expert="lqr"),
         lambda env: small_dual_ac(env, early_reset=4),
+        lambda env: small_dagger(env, beta=0.5),
     ],
-    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC"],
+    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC", "DAgger"],
 )
 
 
@@ -170,33 +171,22 @@ def test_the_second_press_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(learned(model), before)
 
 
-PRESSED = """
-import sys
-from algorithms import small_mdgps
-from dummy_envs import limited
-
-model = small_mdgps(limited(12), imitation_steps=10**7)
-original = model.imitate
-model.imitate = lambda *arguments: (print("fitting", flush=True), original(*arguments))[1]
-try:
-    model.learn(100)
-except KeyboardInterrupt:
-    model.imitation_steps, model.imitate = 5, original
-    model.save(sys.argv[1])
-    model.learn(100)
-    print(model.n_iterations)
-"""
-
-
 def test_a_long_fit_ends_at_once(tmp_path: Path) -> None:
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    # tests that are started in the background hand down that Ctrl-C is ignored
-    program = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + PRESSED
-    command = [sys.executable, "-c", program, str(tmp_path / "model.zip")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as process:
-        assert process.stdout is not None and process.stdout.readline() == "fitting\n"
-        process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and int(printed) >= 3
+    def press() -> None:
+        model = small_mdgps(limited(12), imitation_steps=10**7)
+        original = model.imitate
+        model.imitate = lambda *args: (print("fitting"), original(*args))[1]  # type: ignore[func-returns-value,method-assign]
+        try:
+            model.learn(100)
+        except KeyboardInterrupt:
+            model.imitation_steps, model.imitate = 5, original  # type: ignore[method-assign]
+            model.save(tmp_path / "model.zip")
+            model.learn(100)
+            print(model.n_iterations)
+
+    with forked(press) as process:
+        assert process.printed.readline() == "fitting\n"
+        process.send(signal.SIGINT)
+        code, printed = process.end()
+    assert code == 0 and int(printed) >= 3
     assert sb3_dpi.MDGPS.load(tmp_path / "model.zip").n_iterations == 0

@@ -12,7 +12,7 @@ from dummy_envs import ITERATION, limited, vec_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from sb3_dpi import DPI, DualAC
+from sb3_dpi import DPI, MPC, DAgger, DualAC
 from sb3_dpi.common.iteration_size import FEWEST, IterationSize, SizeRequest, grow, shrink
 from sb3_dpi.dual_ac import rollout
 
@@ -21,6 +21,8 @@ OPEN: dict[str, Any] = {"horizon": None, "n_conditions": None, "samples_per_cond
 OPEN_BY_NAME: dict[type[Any], dict[str, Any]] = {
     DPI: {"train_freq": None, "learning_starts": None},
     DualAC: {"n_steps": None},
+    DAgger: {"train_freq": None},
+    MPC: {"train_freq": None, "learning_starts": None},
 }
 
 
@@ -113,7 +115,7 @@ def test_five_iterations_fit_into_few_steps(make: Make, total: int, n_envs: int,
     assert f"an iteration takes {lengths[-1]} steps" in line and "5 iterations shall fit into" in line
 
 
-@every(squashes=False)
+@every(squashes=False, plans=False)
 def test_what_is_given_keeps_its_meaning(make: Make, tmp_path: Path) -> None:
     line, lengths = said(make(), ITERATION + 1, tmp_path)
     assert lengths == [ITERATION] * 2 and f"an iteration takes {ITERATION} steps" in line
@@ -123,7 +125,7 @@ def test_what_is_given_keeps_its_meaning(make: Make, tmp_path: Path) -> None:
 
 @every_algorithm
 def test_a_short_call_does_not_shrink_the_next(make: Make, tmp_path: Path) -> None:
-    model = open_model(make, limited(200))
+    model = open_model(make, vec_env(5, lambda: limited(200)))
     model.learn(100)
     line, lengths = said(model, 3000, tmp_path, reset_num_timesteps=False)
     assert "shall fit" not in line and max(lengths[:-1]) >= 125, "of DPI, whose blocks are the shortest"
@@ -141,13 +143,14 @@ EXTREMES: dict[str, dict[str, Any]] = {
     "buffer smaller than the warm-up": {"buffer_size": 40, "learning_starts": 100},
 }
 OF: dict[str, Callable[[Make], bool]] = {
+    "batch larger than all": lambda make: not make.plans,
     "windows longer than rollouts": lambda make: make.algorithm is DualAC,
     "passes over nothing": lambda make: make.algorithm is DualAC,
-    "block longer than the buffer": lambda make: make.squashes,
+    "block longer than the buffer": lambda make: make.squashes or make.plans,
     "windows longer than episodes": lambda make: make.squashes,
-    "reset after the limit": lambda make: not make.from_conditions,
+    "reset after the limit": lambda make: not make.from_conditions and not make.plans,
     "more replay than iterations": lambda make: make.from_conditions,
-    "buffer smaller than the warm-up": lambda make: make.squashes,
+    "buffer smaller than the warm-up": lambda make: make.squashes or make.plans,
 }
 
 

@@ -8,12 +8,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from algorithms import ALGORITHMS, Make, Model, every, every_algorithm, small_mdgps
+from algorithms import EVERY, Make, Model, every, every_action, every_algorithm, small_mdgps
 from dummy_envs import HORIZON, ITERATION, PointMass, limited, vec_env
 from stable_baselines3.common.logger import HumanOutputFormat, configure
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 
 TIME = {"time/fps", "time/time_elapsed", "time/total_timesteps"}
 ROLLOUT = {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
@@ -31,6 +31,10 @@ OWN: dict[type[Any], set[str]] = {
     | {f"model/{key}" for key in "loss r_squared r_squared_reward window_correlation".split()},
     DualAC: {f"train/{key}" for key in "value_loss inner_steps inner_gap explained_variance policy_objective".split()}
     | {"train/kl_divergence_loss", "train/is_line_search_success", "train/advantage_std"},
+    DAgger: {"train/loss", "imitation/beta", "imitation/disagreement"},
+    ExIt: {f"train/{key}" for key in "loss policy_loss value_loss kl".split()} | {"time/simulator_steps", "search/depth"},
+    MPC: {f"model/{key}" for key in "loss r_squared reward_r_squared".split()}
+    | {f"plan/{key}" for key in "seconds plans_per_second foretold_return realised_return".split()},
 }
 SPARSE = {"model/window_correlation"}
 """Not a number where too few windows were seen"""
@@ -44,16 +48,17 @@ def table(model: Model, path: Path, total: int, **kwargs: Any) -> list[dict[str,
         return list(csv.DictReader(file))
 
 
-@every_algorithm
+@every_action
 def test_keys(make: Make, tmp_path: Path) -> None:
     rows = table(make(vec_env(1, lambda: Monitor(limited(HORIZON)))), tmp_path, 4 * ITERATION, log_interval=1)
-    expected = TRAIN | ROLLOUT | TIME | OWN[make.algorithm]
+    own = {"train/n_updates"} if make.plans else TRAIN - ({"train/std"} if make.discrete else set())
+    expected = own | ROLLOUT | TIME | OWN[make.algorithm]
     assert expected <= set(rows[-1])
     latest = {key: [row[key] for row in rows if row[key]][-1:] for key in expected}  # off-policy ones log episodes
     assert all(latest.values()), latest
     numbers = {key: float(value[0]) for key, value in latest.items() if key not in SPARSE}
     assert np.all(np.isfinite(list(numbers.values()))), numbers
-    assert numbers["rollout/ep_len_mean"] == HORIZON and numbers["train/learning_rate"] > 0.0
+    assert numbers["rollout/ep_len_mean"] == HORIZON and (make.plans or numbers["train/learning_rate"] > 0.0)
     assert numbers["time/total_timesteps"] == 4 * ITERATION
 
 
@@ -64,7 +69,7 @@ def test_a_row_for_each_iteration(make: Make, tmp_path: Path) -> None:
     assert [row["train/n_updates"] for row in rows] == ["", "1", "2", "3"]
 
 
-@every_algorithm
+@every_action
 def test_no_key_collides_when_truncated(make: Make) -> None:
     """The printed table refuses two keys that look the same when they are cut."""
     own: dict[str, Any] = {"sampling": "local", "step_rule": "global"} if make.algorithm is MDGPS else {}
@@ -87,7 +92,7 @@ def test_tables_are_printed(make: Make, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.count("total_timesteps") == every_time // 2 > 0
 
 
-@every_algorithm
+@every_action
 def test_dump_logs_without_arguments(make: Make) -> None:
     model = make().learn(ITERATION)
     model.logger.record("custom", 1.0)
@@ -153,7 +158,7 @@ def test_name_of_the_run_without_tensorboard(make: Make, tmp_path: Path) -> None
 
 
 def test_every_algorithm_has_its_keys() -> None:
-    assert set(OWN) == {make.algorithm for make in ALGORITHMS}
+    assert set(OWN) == {make.algorithm for make in EVERY}
 
 
 # ---------------------------------------------------------------------- what some log

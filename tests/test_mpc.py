@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch as th
 from algorithms import small_dpi, small_ppo, small_sac
-from dummy_envs import PointMass, limited, vec_env
+from dummy_envs import ImagePointMass, PointMass, limited, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import MPC
+from sb3_dpi.compare.evaluation import run_episodes
 from sb3_dpi.mpc import mpc
 from sb3_dpi.mpc.planning import PLANNERS, make_planner
 from sb3_dpi.mpc.terminal_values import as_terminal_value
@@ -97,6 +98,8 @@ def test_another_environment() -> None:
         evaluate_policy(model, other, 1)
     told = small(state_from_obs=into)
     assert np.isfinite(evaluate_policy(told, other, 1)[0])
+    episodes = run_episodes(model, vec_env(2, lambda: Monitor(limited(LIMIT))), 3)
+    assert len(episodes.returns) == 2 and np.all(np.isfinite(episodes.returns)), "the lab's"
     model.set_env(other)
     assert np.isfinite(evaluate_policy(model, model.get_env(), 1)[0])  # type: ignore[arg-type]
 
@@ -116,6 +119,12 @@ def test_stock_tasks_are_found_by_what_is_seen(env_id: str) -> None:
     same._finder._read = lambda env, n: ([shown], "")  # type: ignore[union-attr, method-assign]
     same._finder.state_from_obs = None  # type: ignore[union-attr]
     np.testing.assert_allclose(same.predict(obs, deterministic=True)[0], deduced, atol=1e-3)
+
+
+def test_time_limits_of_the_zoo_end_no_plan_either() -> None:
+    patched = type("PatchedTimeLimit", (gym.wrappers.TimeLimit,), {"__module__": "rl_zoo3.gym_patches"})
+    model = small(patched(PointMass(), LIMIT))
+    assert [name.rpartition(".")[2] for name in model._finder.simulator.layer_names] == ["PointMass"]  # type: ignore
 
 
 def test_normalised_observations() -> None:
@@ -138,6 +147,14 @@ class Locked(PointMass):
         self.lock = threading.Lock()
 
 
+class Deaf(PointMass):
+    """Its resets ignore their seed."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.state, self.t = np.random.default_rng().normal(size=2), 0
+        return self.observation(), {}
+
+
 class Unbounded(PointMass):
     """Has no units of actions."""
 
@@ -149,10 +166,18 @@ class Unbounded(PointMass):
 @pytest.mark.parametrize(
     ("kwargs", "error", "said"),
     [
-        ({"horizon": 0}, ValueError, "horizon must be at least 1"),
+        ({"horizon": 0}, ValueError, "horizon must be a whole number of at least 1"),
+        ({"horizon": 2.5}, ValueError, "horizon must be a whole number"),
         ({"replan_every": 9}, ValueError, "replan_every must be from 1"),
         ({"system": "dream"}, ValueError, "Unknown system 'dream'"),
-        ({"env": "CartPole-v1"}, AssertionError, "Box"),
+        ({"env": "CartPole-v1"}, AssertionError, r"Discrete\(2\) was provided: for Discrete actions take ExIt"),
+        ({"env": Deaf()}, ValueError, "began two different episodes"),
+        ({"env": ImagePointMass(), "system": "ensemble"}, ValueError, "no model of images"),
+        ({"system": gym.make("Pendulum-v1")}, ValueError, "give one alike"),
+        ({"policy_kwargs": {"net_arch": [8]}}, ValueError, "leave policy_kwargs out"),
+        ({"learning_starts": -1}, ValueError, "learning_starts must be at least 0"),
+        ({"cost_fn": 3}, ValueError, "cost_fn must be a function"),
+        ({"gamma": 2.0}, ValueError, "gamma must be above 0"),
         ({"env": Unbounded()}, AssertionError, "finite lower and upper bound"),
         ({"env": Locked()}, NotCopyableError, "cannot be copied"),
         ({"planner": "iLQR", "system": "ensemble"}, ValueError, "plan in the simulator"),
@@ -170,8 +195,18 @@ def test_costs_that_are_not_finite_and_unknown_planners() -> None:
     model = small(cost_fn=lambda obs, action, following: obs[:, 0] * np.nan)
     with pytest.raises(ValueError, match="must be finite"):
         model.predict(model.get_env().reset())  # type: ignore[union-attr, arg-type]
-    with pytest.raises(ValueError, match="Unknown planner 'dream'"):
-        MPC("dream", "Pendulum-v1")
+    obs = np.zeros(2, np.float32)
+    for cost in (th.ones(3), np.ones(20)):
+        with pytest.raises(ValueError, match="cost_fn must return a tensor of one cost a row"):
+            small(cost_fn=lambda *_, cost=cost: cost, state_from_obs=into).predict(obs)
+    with pytest.raises(ValueError, match="terminal_value must return one number a row"):
+        small(terminal_value=lambda seen: seen, state_from_obs=into).predict(obs)
+    for name in ("dream", {"kind": "dream"}, {"n_samples": 3}, None, type(small_ppo().policy)):
+        with pytest.raises(ValueError, match=r"unknown: MPC has 'iCEM'.* its policy is the planner"):
+            MPC(name, limited(LIMIT))  # type: ignore[arg-type]
+    for counts in ({"n_samples": 0}, {"n_samples": 5}, {"n_rounds": 0}):
+        with pytest.raises(ValueError, match="needs a sample and a round at least, and no more elites than samples"):
+            MPC({"kind": "iCEM", **counts}, limited(LIMIT))
     with pytest.raises(ValueError, match="state must be"):
         model.predict(np.zeros(2), state=np.zeros(1))
 
@@ -221,7 +256,7 @@ def test_with_a_simulator_what_is_foretold_comes_true() -> None:
 
 @pytest.mark.parametrize("particles", ["ts1", "tsinf"])
 def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpc, "FIRST_MODEL_STEPS", 300)
+    monkeypatch.setattr(mpc, "FIRST_FIT", 75)
     model = MPC(
         {"kind": "iCEM", **SMALL["iCEM"]},
         VecNormalize(vec_env(2, lambda: Monitor(limited(LIMIT)))),
@@ -233,7 +268,7 @@ def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         seed=0,
     )
     model.learn(160, log_interval=1)
-    assert model.n_iterations == 2 and model._foretelling is not None
+    assert model.n_iterations == 3 and model._foretelling is not None
     assert model.logger.name_to_value["model/r_squared"] > 0.5
     model.save(tmp_path / "mpc")
     loaded = MPC.load(tmp_path / "mpc")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, every, every_algorithm, parameters, small_mdgps
+from algorithms import Make, every, parameters, small_mdgps
 from dummy_envs import ITERATION, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -41,7 +41,7 @@ def outputs(policy: BoundedGaussianPolicy) -> np.ndarray:
 # ---------------------------------------------------------------------- choosing a policy
 
 
-@every_algorithm
+@every(plans=False)
 def test_aliases(make: Make) -> None:
     """Each name stands for the class that the algorithm's folder exports, and learns the same."""
     folder = importlib.import_module(make.algorithm.__module__.rpartition(".")[0])
@@ -55,7 +55,7 @@ def test_aliases(make: Make) -> None:
     assert parameters(by_class) == parameters(by_name)
 
 
-@every_algorithm
+@every(plans=False)
 def test_custom_policies(make: Make) -> None:
     """Of a user's class, with networks of the sizes and activations that were asked for."""
     base: Any = make.algorithm.policy_aliases["MlpPolicy"]

@@ -17,17 +17,17 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC
 
 # ---------------------------------------------------------------------- what a user calls
 
-FIRST_STEPS: dict[type[Any], int] = {DPI: 25, DualAC: 2, MDGPS: 4, AggreVaTeDOC: 4}
+FIRST_STEPS: dict[type[Any], int] = {DPI: 25, DualAC: 2, MDGPS: 4, AggreVaTeDOC: 4, DAgger: 1, MPC: 1}
 """Of a model without further argument that is asked for one step: as few as an iteration has, or a part of a warm-up"""
 
 
 @every_algorithm
 def test_string_environment_without_further_argument(make: Make) -> None:
-    model = make.algorithm("MlpPolicy", POINT_MASS_ID)
+    model = make.algorithm("iCEM" if make.plans else "MlpPolicy", POINT_MASS_ID)
     assert model.learn(1).num_timesteps == FIRST_STEPS[make.algorithm]
 
 
@@ -46,10 +46,13 @@ def test_arguments_may_be_numbers_of_numpy(make: Make, tmp_path: Path) -> None:
     kept = {name: getattr(make(), name, None) for name in parameters_of}
     given = {name: value for name, value in kept.items() if type(value) in (int, float)}
     of_numpy = {name: np.int32(value) if type(value) is int else np.float64(value) for name, value in given.items()}
-    shared = {"learning_rate": 1e-3, "gamma": 0.9, "stats_window_size": 7, "policy_kwargs": {"net_arch": [8]}}
-    model = make(**{**of_numpy, **shared, "learning_rate": np.float32(1e-3), "stats_window_size": np.int64(7)})
+    networks = {} if make.plans else {"learning_rate": float(np.float32(1e-3)), "policy_kwargs": {"net_arch": [8]}}
+    shared = {"gamma": 0.9, "stats_window_size": 7, **networks}
+    shared = {name: value for name, value in shared.items() if name in parameters_of}
+    rate = {} if make.plans else {"learning_rate": np.float32(1e-3)}
+    model = make(**{**of_numpy, **shared, **rate, "stats_window_size": np.int64(7)})
     model.learn(ITERATION)
-    expected = make(**{**given, **shared, "learning_rate": float(np.float32(1e-3))}).learn(ITERATION)
+    expected = make(**{**given, **shared}).learn(ITERATION)
     assert len(of_numpy) > 5 and not [name for name in of_numpy if isinstance(getattr(model, name), np.generic)]
     assert parameters(model) == parameters(expected)
     model.save(tmp_path / "model")
@@ -167,6 +170,13 @@ OWN: dict[type[Any], list[dict[str, Any]]] = {
         {"use_sde": True},
         {"use_sde": True, "sde_sample_freq": 4},
     ],
+    DAgger: [
+        {"beta": 0.0},
+        {"beta": 0.5},
+        {"beta": 1.0},
+        {"beta": "lin_1.0"},
+        {"expert": lambda obs: -np.sign(obs[:, :1])},
+    ],
 }
 CHOICES: list[tuple[Make, dict[str, Any]]] = [
     *[(make, options) for make in those(from_conditions=True) for options in PLANNING],
@@ -261,6 +271,12 @@ LEARNING: dict[type[Any], tuple[dict[str, Any], int, float]] = {
         8.0,
     ),
     DualAC: ({"n_steps": 256, "gamma": 0.95, "n_critic_updates": 5, "policy_kwargs": {"net_arch": [32]}}, 1024, 8.0),
+    DAgger: ({"expert": lambda obs: -1.5 * obs.sum(1, keepdims=True), "gradient_steps": 300}, 200, 8.0),
+    MPC: (
+        {"policy": {"kind": "iCEM", "n_samples": 20, "n_elites": 5, "n_rounds": 2}, "horizon": 8, "world_model": {}},
+        160,
+        8.0,
+    ),
 }
 """Settings, steps, and how much better it is to get"""
 

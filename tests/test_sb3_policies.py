@@ -6,7 +6,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, Model, called, every, iterations, modules, on_policy, parameters, with_references
+from algorithms import (
+    Make,
+    Model,
+    called,
+    every,
+    iterations,
+    modules,
+    on_policy,
+    parameters,
+    with_networks,
+    with_references,
+)
 from dummy_envs import ITERATION, POINT_MASS_ID, limited, vec_env
 from gymnasium import spaces
 from stable_baselines3 import SAC
@@ -17,7 +28,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_dpi import DPI, DualAC
+from sb3_dpi import DPI, DAgger, DualAC
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 
@@ -51,7 +62,7 @@ def with_norms(make: Make, **options: Any) -> Model:
 # ---------------------------------------------------------------------- modes
 
 
-@with_references
+@with_networks
 def test_batch_statistics_change_in_updates(make: Make) -> None:
     model = with_norms(make)
     before, biases = statistics(model), [norm.bias.clone() for norm in norms(model)]
@@ -60,7 +71,7 @@ def test_batch_statistics_change_in_updates(make: Make) -> None:
     assert not any(th.allclose(old, norm.bias) for old, norm in zip(biases, norms(model), strict=True))
 
 
-@with_references
+@with_networks
 def test_batch_statistics_stay_where_steps_are_taken(make: Make) -> None:
     """And in ``predict``, which knows no dropout, also of a policy that was left in training mode."""
     if issubclass(make.algorithm, OffPolicyAlgorithm):
@@ -86,10 +97,10 @@ def test_batch_statistics_stay_where_steps_are_taken(make: Make) -> None:
 ARCHITECTURES: list[Any] = [None, [], [4], [4, 4], {"pi": [8, 4], "qf": [8]}, {"pi": [8], "vf": [16]}, {"pi": [8]}]
 
 
-@with_references
+@with_networks
 def test_architectures(make: Make) -> None:
     """Those of on-policy algorithms are the policy's and V's, those of the others the policy's and Q's."""
-    foreign = "vf" if issubclass(make.algorithm, OffPolicyAlgorithm) else None
+    foreign = "vf" if issubclass(make.algorithm, OffPolicyAlgorithm) and make.algorithm is not DAgger else None
     for net_arch in ARCHITECTURES:
         if isinstance(net_arch, dict) and (foreign in net_arch or (issubclass(make.algorithm, SAC) and "qf" not in net_arch)):
             with pytest.raises((ValueError, AssertionError), match="net_arch"):
@@ -105,7 +116,7 @@ COMMON: list[dict[str, Any]] = [
 ]
 
 
-@with_references
+@with_networks
 def test_keywords_of_policies(make: Make) -> None:
     for options in COMMON:
         model = make(policy_kwargs={"net_arch": [8], **options})
@@ -149,7 +160,7 @@ def test_actions_are_evaluated(make: Make) -> None:
         th.testing.assert_close(log_probs, distribution.log_prob(acted))
 
 
-@with_references
+@with_networks
 def test_policies_are_evaluated_alone(make: Make) -> None:
     """What a model says of observations its policy says too; the number of episodes is that asked for."""
     model = make().learn(ITERATION)
@@ -165,7 +176,7 @@ def test_policies_are_evaluated_alone(make: Make) -> None:
 # ---------------------------------------------------------------------- predict
 
 
-@with_references
+@with_networks
 def test_shapes_of_predictions(make: Make) -> None:
     model, env = make(POINT_MASS_ID), gym.make(POINT_MASS_ID)
     action, state = model.predict(env.reset()[0])

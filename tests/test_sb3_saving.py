@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, Model, every_algorithm, iterations, off_policy, parameters, with_references
+from algorithms import Make, Model, every, iterations, off_policy, parameters, with_networks, with_references
 from dummy_envs import ITERATION, limited, vec_env
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
@@ -77,7 +77,7 @@ def test_parameters_that_do_not_fit_are_refused(make: Make) -> None:
         model.set_parameters(less, exact_match=True)
 
 
-@with_references
+@with_networks
 def test_some_parameters_are_set(make: Make, tmp_path: Path) -> None:
     """Random numbers for all but the last of each network; they survive saving, and learning goes on from them."""
     model = make().learn(ITERATION)
@@ -134,7 +134,7 @@ def test_what_is_saved_is_chosen(make: Make, tmp_path: Path, capsys: pytest.Capt
     assert "SAVED MODEL SYSTEM INFO" in capsys.readouterr().out
 
 
-@with_references
+@with_networks
 def test_files_may_lie_anywhere_and_are_closed(make: Make, tmp_path: Path) -> None:
     model = make()
     with warnings.catch_warnings():
@@ -160,7 +160,7 @@ def test_compiled_policies_are_saved(make: Make, tmp_path: Path) -> None:
     np.testing.assert_array_equal(predictions(make.algorithm.load(tmp_path / "model")), before)
 
 
-@every_algorithm
+@every(plans=False)
 def test_copies_are_as_good(make: Make) -> None:
     """Of policies, by ``copy`` and ``pickle``, and of whole models that have not learned."""
     model = make().learn(ITERATION)
@@ -170,7 +170,7 @@ def test_copies_are_as_good(make: Make) -> None:
     assert iterations(copied.learn(ITERATION)) == 1
 
 
-@with_references
+@with_networks
 def test_learning_rates_are_numbers_and_functions(make: Make, tmp_path: Path) -> None:
     model = make(learning_rate=lambda _: np.sin(1.0)).learn(ITERATION)
     assert type(model.lr_schedule(0.0)) is float

@@ -10,6 +10,7 @@ import torch as th
 from algorithms import Make, buffer, every, every_algorithm, executed, iterations, parameters
 from dummy_envs import HORIZON, IMAGE_SHAPE, ITERATION, DictPointMass, ImagePointMass, Matrix, PointMass, vec_env
 from gymnasium import spaces
+from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_dpi.common.planner_state import is_vector_space, make_state_view
 
@@ -50,7 +51,9 @@ class Flat(Matrix):
 
 def loud(make: Make, log_std: float) -> dict[str, Any]:
     """:return: options with which actions that are cut off reach beyond their bounds"""
-    return {} if make.squashes else {"policy_kwargs": {"net_arch": [8], "log_std_init": log_std}}
+    if make.acts_as_predicted:
+        return {"action_noise": NormalActionNoise(np.zeros(1), np.full(1, np.exp(log_std)))}
+    return {} if make.squashes or make.plans else {"policy_kwargs": {"net_arch": [8], "log_std_init": log_std}}
 
 
 # ---------------------------------------------------------------------- actions
@@ -64,7 +67,7 @@ def test_actions_reach_the_environment_in_its_own_units(make: Make, bounds: tupl
     model = make(env, **loud(make, 0.5)).learn(2 * ITERATION)
     in_units = executed(model)[:, 0]
     assert len(in_units) == ITERATION and np.ptp(in_units) > 1.0
-    assert make.squashes == (np.abs(in_units).max() < 1.0), "what is sampled beyond the bounds is cut off"
+    assert make.plans or make.squashes == (np.abs(in_units).max() < 1.0), "what is sampled beyond the bounds is cut off"
     np.testing.assert_allclose(env.actions[-ITERATION:], low + 0.5 * (in_units + 1.0) * (high - low), atol=1e-5)
 
 
@@ -88,7 +91,7 @@ def test_learning_does_not_depend_on_the_units(make: Make, bounds: tuple[float, 
 @every_algorithm
 def test_predicted_actions_are_within_the_bounds(make: Make, deterministic: bool) -> None:
     model = make(PointMass(-0.2, 5.0), **loud(make, 2.0))
-    if not make.squashes:  # before there are statistics they see nothing
+    if not make.squashes and not make.plans:  # before there are statistics they see nothing
         model.policy.set_standardization(np.zeros(2), np.ones(2))
     observations = 100.0 * np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     actions, _ = model.predict(observations, deterministic=deterministic)
@@ -123,8 +126,15 @@ def test_known_cost_gets_the_environments_units(make: Make) -> None:
 DISCRETE = [spaces.Discrete(3), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2)]
 
 
-@pytest.mark.parametrize("action_space", DISCRETE, ids=str)
+@pytest.mark.parametrize("action_space", DISCRETE[1:], ids=str)
 @every(any_space=False)
+def test_other_discrete_actions_are_refused(make: Make, action_space: spaces.Space) -> None:
+    with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.* as action spaces but .* was provided"):
+        make(Spaces(action_space=action_space))
+
+
+@pytest.mark.parametrize("action_space", DISCRETE[:1], ids=str)
+@every(any_space=False, takes_discrete=False)
 def test_discrete_actions_are_refused(make: Make, action_space: spaces.Space) -> None:
     with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.* as action spaces but .* was provided"):
         make(Spaces(action_space=action_space))
@@ -142,7 +152,7 @@ def test_actions_of_all_kinds(make: Make, action_space: spaces.Space) -> None:
     np.testing.assert_allclose(model.predict(10.0 * OBSERVATIONS[3], deterministic=True)[0], actions[3], rtol=1e-6)
 
 
-@every(any_space=False)
+@every(any_space=False, takes_discrete=False)
 def test_discrete_actions_of_a_real_task(make: Make) -> None:
     with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.*Discrete\(2\) was provided"):
         make("CartPole-v1")
@@ -194,7 +204,7 @@ def test_observations_that_are_a_number(make: Make) -> None:
     assert iterations(model) == 2 and len(np.unique(chances[[0, 1, 4]], axis=0)) == 3
 
 
-@every_algorithm
+@every(plans=False)
 def test_dictionaries(make: Make) -> None:
     """The policy looks at all their keys, in one observation or a batch."""
     env = vec_env(2, lambda: gym.wrappers.TimeLimit(DictPointMass(("position", "velocity")), 12))
@@ -209,7 +219,7 @@ def test_dictionaries(make: Make) -> None:
     np.testing.assert_allclose(single, actions[3], atol=1e-6)
 
 
-@every_algorithm
+@every(plans=False)
 def test_dictionaries_need_a_multi_input_policy(make: Make) -> None:
     with pytest.raises(ValueError, match="You must use `MultiInputPolicy`"):
         make(DictPointMass(("position", "velocity")))

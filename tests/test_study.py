@@ -119,7 +119,7 @@ def killed_at(number: int, act: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_packing_loses_nothing_whenever_it_is_killed(again: bool, tmp_path: Path) -> None:
-    original = exported(tmp_path / "original")
+    original = exported(tmp_path / "original", [CONFIGS[0], CONFIGS[3]])
     if again:
         # A table is there, and two newer runs, one of them in the place of a row
         pack(original)

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import ITERATION, Make, Model, called, every_algorithm
+from algorithms import ITERATION, Make, Model, called, every, every_algorithm
 from dummy_envs import POINT_MASS_LIMIT, DictPointMass, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -73,7 +73,8 @@ def plain(make: Make, n_iterations: int, double: bool = False) -> Model:
 
 
 def check_bits(first: Model, second: Model) -> None:
-    """All that the policy is made of is the same."""
+    """All that the policy is made of is the same, or what plans do."""
+    np.testing.assert_array_equal(actions(first), actions(second))
     one, other = first.policy.state_dict(), second.policy.state_dict()
     assert [name for name in one if not th.equal(one[name], other[name])] == []
 
@@ -130,7 +131,7 @@ def test_units_of_the_observations_do_not_matter(make: Make, units: dict[str, An
 def test_an_untrained_policy_knows_no_units(make: Make) -> None:
     """What samples first must not depend on them; gSDE, whose noise is made of what it sees, does."""
     acts = [make(OtherUnits(scale=scale)).predict(scale * PROBES, deterministic=True)[0] for scale in (1.0, 1e8)]
-    if make.squashes:  # it begins with random actions
+    if make.squashes or make.plans:  # it begins with random actions
         return
     np.testing.assert_array_equal(*acts)
 
@@ -195,7 +196,7 @@ def test_no_action_is_predicted_for_what_is_not_finite(make: Make, bad: float) -
         model.predict(np.array([[0.5, 0.0], [0.0, 0.0], [bad, 0.0]], np.float32))
 
 
-@every_algorithm
+@every(plans=False)
 def test_the_key_that_is_not_finite_is_named(make: Make) -> None:
     keys = ("position", "velocity")
     model = make(gym.wrappers.TimeLimit(DictPointMass(keys), POINT_MASS_LIMIT), "MultiInputPolicy")

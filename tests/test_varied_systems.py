@@ -186,3 +186,21 @@ def test_returns_of_sequences() -> None:
     rewards[3, 0] = np.nan
     with pytest.raises(ValueError, match="Action sequence 1 of state 1 earned nan"):
         evaluate(np.zeros((2, 2, 2, 1)))
+
+
+def test_a_penalty_counts_in_every_particle() -> None:
+    """Of what each observes when it acts."""
+    ensemble, rng = learned(), np.random.default_rng(0)
+    begun, actions = np.array([1.0, 0.05]), rng.uniform(-1.0, 1.0, (4, 2, 1))
+
+    def penalty(observations: FloatArray, taken: FloatArray) -> FloatArray:
+        value: FloatArray = 2.0 * observations[:, 0] + taken[:, 0]
+        return value
+
+    plain, drawn = (EnsembleSystem(ensemble, 6, penalty=given).rollout(begun[None], actions, rng) for given in (None, penalty))
+    one = EnsembleSystem(ensemble, 6).rollout(begun[None], actions[:, :1], rng)
+    expected = 2.0 * one.last_observations[..., 0] + actions[:, 1]
+    np.testing.assert_allclose(plain.rewards[:, 0] - drawn.rewards[:, 0], 2.0 + actions[:, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        plain.rewards[:, 1] - drawn.rewards[:, 1], (one.continuation * expected).mean(1), rtol=1e-4, atol=1e-5
+    )

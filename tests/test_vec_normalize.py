@@ -66,6 +66,8 @@ def test_the_policy_sees_normalised_observations(make: Make) -> None:
         assert np.abs(x).max() < 4.0, "the planner does not"
     moved = model.predict(env.normalize_obs(OBSERVATIONS + 0.5), deterministic=True)[0]
     assert np.abs(actions - moved).max() > 1e-3
+    if make.plans:  # in the environment's units
+        return
     extractor = model.policy.pi_features_extractor if hasattr(model.policy, "pi_features_extractor") else model.policy
     seen = env.normalize_obs(transitions(model)[0]) if make.keeps_originals else model.rollout_buffer.observations
     assert np.abs(extractor.obs_mean.numpy() - np.asarray(seen).reshape(-1, 2).mean(0)).max() < 0.5
@@ -127,7 +129,7 @@ def test_images_beside_normalised_vectors(make: Make, transpose_first: bool) -> 
     np.testing.assert_allclose(observations["state"][..., 0], observations["position"][..., 0], atol=1e-5)
 
 
-@every(keeps_originals=True)
+@every(keeps_originals=True, plans=False)
 def test_dictionaries(make: Make) -> None:
     """Also where episodes end, whose last observations come back normalised."""
 

@@ -2,11 +2,14 @@
 
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dummy_envs
+import numpy as np
 import pytest
 import yaml
 
@@ -104,9 +107,33 @@ def test_register_adds_our_algorithms() -> None:
     registry: dict[str, Any] = {"ppo": None}
     register_algorithms(registry)
     ours = {"aggrevated_oc": sb3_dpi.AggreVaTeDOC, "dpi": sb3_dpi.DPI, "dual_ac": sb3_dpi.DualAC, "mdgps": sb3_dpi.MDGPS}
+    ours |= {"dagger": sb3_dpi.DAgger, "exit": sb3_dpi.ExIt, "mpc": sb3_dpi.MPC}
     assert registry == {"ppo": None, **ours}
     assert register_algorithms(registry, "stable_baselines3:SAC", "ppo") == ["sac", "ppo"]
     assert registry["sac"].__name__ == "SAC" and registry["ppo"].__name__ == "PPO"
+
+
+@pytest.mark.parametrize("system", ["simulator", "ensemble"])
+def test_what_plans_in_a_simulator_acts_in_the_zoos_environment(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The zoo loads agents without one: a plan could not know where the simulator is."""
+    import sb3_dpi
+    from sb3_dpi.zoo.simulators import planning_where_they_act
+
+    sb3_dpi.MPC({"kind": "random", "n_samples": 4}, dummy_envs.PointMass(), 2, system=system).save(tmp_path / "model")
+    zoo: Any = ModuleType("rl_zoo3")  # the real one would patch Gymnasium for all tests
+    zoo.utils = ModuleType("rl_zoo3.utils")
+    zoo.create_test_env = zoo.utils.create_test_env = dummy_envs.vec_env
+    for module in (zoo, zoo.utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    with planning_where_they_act():
+        env = zoo.create_test_env()
+        model = sb3_dpi.MPC.load(tmp_path / "model", custom_objects={"learning_rate": 0.0}, seed=1)
+        action, state = model.predict(env.reset(), None, np.array([True]), True)
+        obs, *_ = env.step(action)
+        assert model.predict(obs, state, np.array([False]), True)[1]["n_plans"] == 2
+    assert zoo.create_test_env is dummy_envs.vec_env
 
 
 # Hyperparameter search

@@ -1,28 +1,37 @@
 """RL Zoo's command line with our algorithms in it: what it completes, refuses in one line, and hands over."""
 
 import argparse
+import importlib
+import io
 import os
 import re
 import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dummy_envs
 import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from matplotlib import rc_context
 from test_zoo import journal, space
 
 from sb3_dpi.common.extras import install_command
 from sb3_dpi.zoo import __main__ as command_line
 from sb3_dpi.zoo import environments, machine
+from sb3_dpi.zoo import training as training_module
 from sb3_dpi.zoo.hyperparams import zoo_entries
 from sb3_dpi.zoo.parser import Refused, completed_by
 from sb3_dpi.zoo.plots import check_plot
+
+USERS_MODULES = ("custom_envs", "zoo_module")
+"""Which the tests write anew"""
 
 # ---------------------------------------------------------------------- what a machine lacks
 
@@ -259,21 +268,41 @@ def test_usage(arguments: list[str]) -> None:
         command_line.main(arguments)
 
 
-# ---------------------------------------------------------------------- the whole command, in a process of its own
+# ---------------------------------------------------------------------- the whole command
 
 
-def _python(*arguments: str, folder: Path, code: int = 0) -> str:
+def _process(*arguments: str, folder: Path) -> str:
+    """:return: what the command says in a process of its own"""
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    command = [sys.executable, *(arguments if arguments[0] == "-m" else ("-c", *arguments))]
+    command = [sys.executable, "-m", "sb3_dpi.zoo", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def _zoo(*arguments: str, folder: Path, code: int = 0) -> str:
-    return _python("-m", "sb3_dpi.zoo", *arguments, folder=folder, code=code)
+    """:return: what the command says; here, which saves its imports, and what it changes around it is put back"""
+    said = io.StringIO()
+    modules = importlib.import_module("rl_zoo3").ALGOS, gym.registry, command_line.resolved.hyperparams
+    with ExitStack() as stack:
+        for changed in (*map(patch.dict, modules), rc_context(), redirect_stdout(said), redirect_stderr(said)):
+            stack.enter_context(changed)
+        context = stack.enter_context(pytest.MonkeyPatch.context())
+        context.chdir(folder)
+        context.syspath_prepend(folder)
+        context.setattr(sys, "argv", sys.argv)
+        for name in USERS_MODULES:
+            stack.callback(sys.modules.pop, name, None)
+        ended = 0
+        try:
+            command_line.main([*arguments])
+        except SystemExit as end:
+            ended = 1
+            print(end.code, file=said)
+    assert ended == code, said.getvalue()
+    return said.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +313,7 @@ def test_train_and_enjoy(algo: str, tmp_path: Path) -> None:
     output = _zoo("train", *task, "-n", "300", "--seed", "1", "--eval-freq", "-1", "--device", "cpu", folder=tmp_path)
     assert f"Hyperparameters of {algo} for sb3_dpi/CartPoleBalance-v0: " in output
     assert (tmp_path / "logs" / algo / "sb3_dpi-CartPoleBalance-v0_1" / "sb3_dpi-CartPoleBalance-v0.zip").is_file()
-    assert "Mean reward" in _zoo("enjoy", *task, "--no-render", "-n", "160", "--device", "cpu", folder=tmp_path)
+    assert "Mean reward" in _process("enjoy", *task, "--no-render", "-n", "160", "--device", "cpu", folder=tmp_path)
 
 
 def _use_custom_envs(folder: Path) -> tuple[str, ...]:
@@ -381,28 +410,14 @@ def test_bad_input_gets_one_line(tmp_path: Path) -> None:
     }
     store_evaluations(tmp_path / "lab" / "ppo" / "A-v1_1", 3)
     store_evaluations(tmp_path / "other" / "ppo" / "A-v1_1", 3)
-    program = "\n".join(
-        (
-            "from sb3_dpi.zoo.__main__ import main",
-            f"for command in {list(commands)!r}:",
-            "    try:",
-            "        main(command.split() + ['-l', 'one'] * ('other' in command))",
-            "    except SystemExit as end:",
-            "        print('END', end.code)",
-        )
-    )
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("END")]
-    assert len(lines) == len(commands), done.stdout + done.stderr
-    for line, expected in zip(lines, commands.values(), strict=True):
-        assert expected in line
+    for command, expected in commands.items():
+        said = _zoo(*command.split(), *["-l", "one"] * ("other" in command), folder=tmp_path, code=1)
+        assert expected in said.splitlines()[-1]
     # enjoy would take an empty folder for the latest run
     assert not [folder for folder in (tmp_path / "logs").glob("*/*") if folder.is_dir()]
 
 
-def test_modules_of_the_user(tmp_path: Path) -> None:
+def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An algorithm and an environment by their modules; an environment whose episodes do not end is evaluated all the same."""
     (tmp_path / "zoo_module.py").write_text(ZOO_MODULE)
     task, settings = ("--algo", "zoo_module:Mine", "--env", "zoo_module:Arm-v0"), ("-n", "40", "--device", "cpu")
@@ -411,11 +426,9 @@ def test_modules_of_the_user(tmp_path: Path) -> None:
     assert "Loading logs/mine/Arm-v0_1/Arm-v0.zip" in _zoo("enjoy", *task, *settings, "--no-render", folder=tmp_path)
     output = _zoo("all_plots", "-a", "zoo_module:Mine", "-e", "zoo_module:Arm-v0", "--no-display", folder=tmp_path, code=1)
     assert output.endswith("another seed, or two episodes (train --eval-episodes 2)\n")
-    program = (
-        "from sb3_dpi.zoo import training\ntraining.LONGEST_EPISODE = 30\nfrom sb3_dpi.zoo.__main__ import main\n"
-        f"main('train --algo ppo --env zoo_module:Endless-v0 -n 20 --eval-freq 20 --device cpu'.split() + {list(small)})"
-    )
-    output = _python(program, folder=tmp_path)
+    monkeypatch.setattr(training_module, "LONGEST_EPISODE", 30)
+    endless = ("--algo", "ppo", "--env", "zoo_module:Endless-v0", "-n", "20", "--eval-freq", "20", "--device", "cpu")
+    output = _zoo("train", *endless, *small, folder=tmp_path)
     assert "Endless-v0 has no time limit: the episodes of an evaluation are cut after 30 steps" in output
     assert "Episode length: 30.00" in output
 
@@ -425,8 +438,8 @@ def test_record_video(tmp_path: Path) -> None:
     pytest.importorskip("pygame")
     task = ("--algo", "mdgps", "--env", "Pendulum-v1")
     settings = ("-params", "horizon:10", "n_conditions:1", "imitation_steps:1", "--device", "cpu", "--eval-freq", "-1")
-    _zoo("train", *task, "-n", "20", *settings, folder=tmp_path)
-    _zoo("record_video", *task, "-n", "20", folder=tmp_path)
+    _process("train", *task, "-n", "20", *settings, folder=tmp_path)
+    _process("record_video", *task, "-n", "20", folder=tmp_path)
     videos = list((tmp_path / "logs" / "mdgps" / "Pendulum-v1_1" / "videos").glob("*.mp4"))
     assert len(videos) == 1
     assert videos[0].read_bytes()[4:8] == b"ftyp"
@@ -439,6 +452,6 @@ def test_plots_of_what_compare_wrote(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20]), results=np.full((2, 3), 5.0 * seed))
     plots = ("-a", "mdgps", "-e", "Task-v1", "-f", "lab", "-l", "lab", "-o", "curves", "--no-display")
-    assert "8 +/- 2" in _zoo("all_plots", *plots, folder=tmp_path)
-    _zoo("plot_from_file", "-i", "curves", "-o", "final.png", "--format", "png", folder=tmp_path)
+    assert "8 +/- 2" in _process("all_plots", *plots, folder=tmp_path)
+    _process("plot_from_file", "-i", "curves", "-o", "final.png", "--format", "png", folder=tmp_path)
     assert (tmp_path / "final.png").read_bytes().startswith(b"\x89PNG")

@@ -70,6 +70,27 @@ def original_obs(env: VecEnv, normalizer: VecNormalize | None, obs: Any) -> Obse
     return original
 
 
+def as_shown(env: VecEnv | None, observations: Observations) -> Observations:
+    """Observations of the environments as the outermost wrapper would show them.
+
+    :param env: that wrapper; None shows them as they are
+    :param observations: ``[n, ...]`` or a dictionary of such
+    :return: with transposed images, and normalised by the statistics of now; what other wrappers do is left out
+    """
+    shown: Any = observations
+    wrappers: list[Any] = []
+    while isinstance(env, VecEnvWrapper):
+        wrappers.append(env)
+        env = env.venv
+    for wrapper in reversed(wrappers):
+        if isinstance(wrapper, VecTransposeImage):
+            shown = wrapper.transpose_observations(shown)
+        elif isinstance(wrapper, VecNormalize):
+            shown = wrapper.normalize_obs(shown)
+    found: Observations = shown
+    return found
+
+
 def original_rewards(normalizer: VecNormalize | None, rewards: np.ndarray) -> np.ndarray:
     """Rewards of the last step as the environments returned them.
 

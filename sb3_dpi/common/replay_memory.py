@@ -136,7 +136,15 @@ def deal_out(buffer: ReplayBuffer, n_envs: int) -> ReplayBuffer:
     n = min(len(memory) // n_envs, moved.buffer_size)
     rows = memory.newest(len(memory))[len(memory) - n * n_envs :].reshape(n_envs, n).T
     time, env = np.divmod(rows, buffer.n_envs)
-    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+    for name in (
+        "observations",
+        "next_observations",
+        "actions",
+        "rewards",
+        "dones",
+        "timeouts",
+        *getattr(buffer, "more_arrays", ()),
+    ):
         kept, place = getattr(buffer, name), getattr(moved, name)
         if isinstance(kept, dict):
             for key, array in kept.items():

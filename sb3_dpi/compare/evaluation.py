@@ -13,6 +13,7 @@ import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 
 from sb3_dpi.compare.build import environment_arguments, make_env
 from sb3_dpi.compare.types import Curve, RunConfig
+from sb3_dpi.mpc import MPC
 from sb3_dpi.zoo.environments import LONGEST_EPISODE, time_limit
 
 EVAL_SEED_OFFSET = 1_000_000
@@ -156,7 +158,8 @@ def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int) -> Episodes:
         if locals_["done"] and "episode" in locals_["info"]:
             _add(episodes, locals_["info"])
 
-    evaluate_policy(model, env, env.num_envs, callback=note_end)
+    with model.reading(env) if isinstance(model, MPC) else nullcontext():
+        evaluate_policy(model, env, env.num_envs, callback=note_end)
     return episodes
 
 

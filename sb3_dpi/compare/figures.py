@@ -22,10 +22,22 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from sb3_dpi.compare.statistics import FloatArray
 
 STYLE = mpl.rc_params_from_file(Path(__file__).with_name("lab.mplstyle"), use_default_template=False)
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#8a8a2d", "#000000")
+COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#332288",
+    "#882255",
+    "#8a8a2d",
+    "#000000",
+    "#999933",
+)
 """The first six are those of Okabe and Ito, from dark to light; the others are of Tol"""
-OWN = ("dpi", "aggrevated_oc", "mdgps", "dual_ac", "ppo", "trpo", "sac", "crossq", "tqc", "td3")
-"""Algorithms with a colour of their own in every report, in the order of ``COLORS``"""
+OWN = ("dpi", "aggrevated_oc", "mdgps", "dual_ac", "ppo", "trpo", "sac", "crossq", "tqc", "td3", "dagger", "exit", "mpc")
+"""Algorithms with a colour, or a colour and dashes, of their own in every report, in the order of ``COLORS``"""
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vP*X"
 GREY = "#6f6f6f"

@@ -12,14 +12,20 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.action_units import bounds, is_bounded
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.export.deployed import ExportError, load_normalizer, load_policy
+from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.trajopt.types import FloatArray
 
-OWN: dict[str, type[SavedModel]] = {kind.__name__: kind for kind in (DPI, MDGPS, AggreVaTeDOC, DualAC)}
+OWN: dict[str, type[SavedModel]] = {kind.__name__: kind for kind in (DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC, ExIt)}
+
+NOTHING_TO_SEE = (
+    "MPC has no network that acts, so there is no policy to look into: it plans. How well it foretells is in its log, "
+    "model/r_squared and plan/foretold_return beside plan/realised_return"
+)
 
 
 class DiagnoseError(ValueError):
@@ -107,6 +113,8 @@ def as_subject(
     """
     if isinstance(model, Subject):
         return model
+    if isinstance(model, MPC | PlanPolicy):
+        raise DiagnoseError(NOTHING_TO_SEE)
     normalizer = load_normalizer(Path(vec_normalize)) if isinstance(vec_normalize, str | Path) else vec_normalize
     if isinstance(model, BasePolicy):
         return Subject(type(model).__name__, model, None, normalizer, 0)
@@ -125,6 +133,8 @@ def _load(path: Path, normalizer: VecNormalize | None) -> Subject:
         policy = load_policy(path)
     except ExportError as error:
         raise DiagnoseError(str(error)) from error
+    if isinstance(policy, PlanPolicy):
+        raise DiagnoseError(NOTHING_TO_SEE)
     data, _, _ = load_from_zip_file(path, device="cpu")
     assert data is not None
     kind = OWN.get(data.get("algorithm_name", ""))

@@ -10,10 +10,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.aggrevated_oc import AggreVaTeDOC
+from sb3_dpi.dagger import DAgger
 from sb3_dpi.diagnose.episodes import Episode
 from sb3_dpi.diagnose.subject import Subject
 from sb3_dpi.dpi import DPI
 from sb3_dpi.dual_ac import DualAC
+from sb3_dpi.expert_iteration import ExIt
 from sb3_dpi.mdgps import MDGPS
 from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray
@@ -67,10 +69,10 @@ def value_function(subject: Subject) -> Values | None:
     model, policy = subject.model, subject.policy
     if isinstance(model, DPI):
         return (lambda episode: _dpi_values(model, episode)) if model.ensemble.has_units else None
-    if isinstance(model, MDGPS) or not isinstance(policy, ActorCriticPolicy) or model is None:
+    if isinstance(model, MDGPS | DAgger) or not isinstance(policy, ActorCriticPolicy) or model is None:
         return None  # a network that nobody has taught
     mean, std = 0.0, 1.0
-    if isinstance(model, AggreVaTeDOC):
+    if isinstance(model, AggreVaTeDOC | ExIt):
         mean, std = model.return_scale.mean, model.return_scale.std
     elif isinstance(model, DualAC):
         mean, std = model._scale()
@@ -102,5 +104,5 @@ def _entropy_bonus(subject: Subject, episode: Episode) -> FloatArray:
 
 def _rewards(subject: Subject, episode: Episode) -> FloatArray:
     """Those that the critic learns from."""
-    originals = isinstance(subject.model, DPI | AggreVaTeDOC)
+    originals = isinstance(subject.model, DPI | AggreVaTeDOC | ExIt)
     return (episode.rewards if originals else episode.shown_rewards).copy()

@@ -17,6 +17,7 @@ from torch import nn
 
 from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.policies import STATE_KEY, BoundedGaussianPolicy
+from sb3_dpi.mpc.policies import PlanPolicy
 
 
 class ExportError(ValueError):
@@ -69,6 +70,10 @@ class DeployedPolicy(nn.Module):
 
     def __init__(self, policy: BasePolicy, normalizer: VecNormalize | None = None):
         super().__init__()
+        if isinstance(policy, PlanPolicy):
+            raise ExportError(
+                "MPC has no network that could be exported: it plans when it acts. Teach one with DPI or DAgger, export that"
+            )
         if hasattr(policy, "lstm_actor"):
             raise ExportError(f"{type(policy).__name__} has a memory between steps, which no export has: train without it")
         self.observation_space, self.action_space = policy.observation_space, policy.action_space

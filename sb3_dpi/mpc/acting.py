@@ -1,7 +1,9 @@
 """How MPC acts: observations to states of the system, plans to actions, and steps while it learns."""
 
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -10,31 +12,45 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.conventions import as_seed
+from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes
 from sb3_dpi.common.finite import KeptStatistics, check_finite, check_observation
-from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
+from sb3_dpi.common.interruption import reset_when_interrupted
+from sb3_dpi.common.iteration_size import describe, shrink
+from sb3_dpi.common.observed_states import StateFinder
+from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards, readable_normalizer
+from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.known_costs import CostedSystem
-from sb3_dpi.mpc.observed_states import StateFinder
 from sb3_dpi.mpc.planning import Planner, Planning
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value
 from sb3_dpi.systems import ContinuousSimulator, RewardSystem
+from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.ilqr import ILQR
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction
 
+SelfActing = TypeVar("SelfActing", bound="Acting")
 
-class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
+SMALLEST_MEMORY, WARM_UP = 32, 250
+"""Steps below which there is nothing to learn from, and random ones at the beginning: at most half of those of ``learn``."""
+BLOCK = 250
+"""Steps of all environments between two fits."""
+
+
+class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     """What MPC adds to the way in which SB3's off-policy algorithms act. MPC sets the attributes."""
 
     horizon: int
     replan_every: int
     terminal_value: Any
     cost_fn: SystemFunction | None
+    penalty: Penalty | None
     max_plan_seconds: float | None
     ensemble: Ensemble
     steps_since_training: int
@@ -44,6 +60,8 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
     _plans: np.ndarray | None
     _begun: np.ndarray
     _rng: np.random.Generator
+    _steps_to_learn: int | None
+    _read_from: VecEnv | None = None
     _foretelling: Foretelling
     _statistics: KeptStatistics
 
@@ -55,6 +73,11 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
     @property
     def discount(self) -> float:
         """gamma, the given or the chosen one."""
+        raise NotImplementedError
+
+    @property
+    def memory(self) -> ReplayMemory:
+        """The replay buffer, as the world model reads it."""
         raise NotImplementedError
 
     def _make_system(self) -> RewardSystem:
@@ -82,8 +105,8 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
             return np.array([np.ravel(one) for one in shown], dtype=np.float64)
 
         costed = system
-        if self.cost_fn is not None and not self.is_learned:
-            costed = CostedSystem(system, self.cost_fn, observe, self._in_env_units)
+        if not self.is_learned and (self.cost_fn is not None or self.penalty is not None):
+            costed = CostedSystem(system, self.cost_fn, self.penalty, observe, self._in_env_units)
         terminal: TerminalValue | None = as_terminal_value(self.terminal_value)
         self._planning = Planning(
             planner=self._planner,
@@ -134,55 +157,154 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
             starts = np.asarray(episode_start, dtype=bool)
             plans[starts] = planning.begin(int(starts.sum()))
         scaled = self._plan(planning, rows, None, plans, deterministic)
-        actions = self.policy.unscale_action(scaled.reshape(-1, *(self.action_space.shape or ())))
-        actions = actions.astype(self.action_space.dtype)
+        actions = self._to_env(scaled.reshape(-1, *(self.action_space.shape or ())))
         return actions[0] if is_single else actions, plans
+
+    def _to_env(self, scaled: np.ndarray) -> np.ndarray:
+        """In the environment's units and precision; whole numbers it rounds itself."""
+        actions = self.policy.unscale_action(scaled)
+        assert self.action_space.dtype is not None
+        return actions.astype(self.action_space.dtype) if self.action_space.dtype.kind == "f" else actions
 
     def _rows(self, observation: Any) -> tuple[np.ndarray, bool]:
         """:return: observations as a batch, and whether there was one alone"""
-        shape = self.observation_space.shape
-        seen = np.asarray(observation) if not isinstance(observation, dict) else np.zeros(0)
-        if seen.shape != shape and seen.shape[1:] != shape:
-            raise ValueError(f"An observation of shape {shape} is needed, or a batch of such, got {seen.shape or observation}")
-        rows = seen[None] if seen.shape == shape else seen
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "predict was given a tuple: that is mixing Gym API and SB3's VecEnv API. Write obs, info = env.reset(), and "
+                "give it obs"
+            )
+        _, is_batch = self.policy.obs_to_tensor(observation)  # which refuses other shapes
+        rows = np.asarray(observation).reshape(-1, *(self.observation_space.shape or ()))
         check_observation(th.as_tensor(rows.astype(np.float64)))
-        return rows, seen.shape == shape
+        return rows, not is_batch
 
     def _plan(
         self, planning: Planning, observations: np.ndarray, originals: np.ndarray | None, plans: np.ndarray, is_fixed: bool
     ) -> FloatArray:
         """Actions in units of the bounds, ``[n, du]``; plans are written into."""
-        normalizer = None if self.env is None else unwrap_vec_normalize(self.env)
+        env = self.env if self._read_from is None else self._read_from
+        normalizer = None if env is None else readable_normalizer(env)
         if originals is None:
             originals = observations if normalizer is None else normalizer.unnormalize_obs(observations)  # type: ignore
-        flat = np.asarray(originals, dtype=np.float64).reshape(len(observations), -1)
+        size = int(np.prod(self.observation_space.shape or ()))
+        flat = np.asarray(originals, dtype=np.float64).reshape(len(observations), size)
         states: list[Any] = list(flat)
         if self._finder is not None:
-            states = self._finder.find(observations, np.asarray(originals), self.env, normalizer)
+            states = self._finder.find(observations, np.asarray(originals), env)
         system: Any = planning.system
         actions = []
         for i, state in enumerate(states):
             begun = state if self._finder is None else system.begin(state)
             seed = [self.seed or 0, int(plans["n_plans"][i]), i]
             actions.append(planning.act(plans[i], begun, np.random.default_rng(seed) if is_fixed else self._rng))
-        return np.stack(actions)
+        return np.array(actions, dtype=np.float64).reshape(len(actions), system.action_dim)
+
+    @contextmanager
+    def reading(self, env: VecEnv) -> Iterator[None]:
+        """
+        Find the simulator's states in other environments than the model's, as those of an evaluation.
+
+        :param env: in which is acted
+        """
+        before, self._read_from = self._read_from, env
+        try:
+            yield
+        finally:
+            self._read_from = before
 
     # ------------------------------------------------------------------ steps
 
-    def _warn_where_nothing_is_learned(self) -> None:
+    @reset_when_interrupted
+    def learn(
+        self: SelfActing,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MPC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfActing:
+        with self.early_resets(lambda _: EarlyReset(0)):  # none, but the layer tells of ends that batches keep for themselves
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
+            callback.on_training_start(locals(), globals())
+            assert self.env is not None and self.replay_buffer is not None
+            while self.num_timesteps < total_timesteps:
+                rollout = self.collect_rollouts(
+                    self.env,
+                    train_freq=self._next_block(),
+                    action_noise=self.action_noise,
+                    callback=callback,
+                    replay_buffer=self.replay_buffer,
+                    log_interval=log_interval,
+                )
+                if not rollout.continue_training:
+                    break
+                if self.is_learned and self._missing() == 0:
+                    self.train(-1, 0)
+            callback.on_training_end()
+        return self
+
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        self._steps_to_learn = None
+        result = super()._setup_learn(total_timesteps, *args, **kwargs)
         if not self.is_learned:
             warnings.warn(
                 "MPC has nothing to learn where it does not plan in an ensemble: learn() only acts, and logs what plans "
                 "foretell",
                 stacklevel=4,
             )
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
-        result = super()._setup_learn(*args, **kwargs)
+        elif self._missing() > total_timesteps:
+            warnings.warn(
+                f"MPC does not learn in these {int(total_timesteps):,} steps: it acts at random for {self._missing():,} more. "
+                "Let it take more, or lower learning_starts",
+                stacklevel=4,
+            )
         if self._last_obs is not before:
             self._begun = np.ones(self.n_envs, dtype=bool)
+        self.logger.info(f"MPC: takes {self._missing():,} random steps" if self._missing() else "MPC: plans from the start")
         return result
+
+    def _missing(self) -> int:
+        """Random steps that are yet to be taken."""
+        if not self.is_learned or self.ensemble.has_units:
+            return 0
+        assert self.replay_buffer is not None
+        wanted = self.learning_starts
+        if wanted is None:
+            wanted = min(WARM_UP, (self._total_timesteps - self._num_timesteps_at_start) // 2)
+        most = self.replay_buffer.buffer_size * self.n_envs
+        return max(min(max(wanted, SMALLEST_MEMORY), most) - len(self.memory), 0)
+
+    def _next_block(self) -> TrainFreq:
+        """Steps of the vectorised environment until the next fit."""
+        if missing := self._missing():
+            missing = min(missing, max(self._total_timesteps - self.num_timesteps, 1))
+            return TrainFreq(-(-missing // self.n_envs), TrainFrequencyUnit.STEP)
+        if self.train_freq is not None:
+            assert isinstance(self.train_freq, TrainFreq)
+            return self.train_freq
+        left, n = self._steps_to_learn, self.n_envs
+        if left is None:
+            left = self._steps_to_learn = self._total_timesteps - self.num_timesteps
+            if self.is_learned:
+                self.logger.info(describe("MPC", max(shrink(BLOCK, left) // n, 1) * n, "", BLOCK // n * n, left))
+        return TrainFreq(max(shrink(BLOCK, left) // n, 1), TrainFrequencyUnit.STEP)
+
+    def _convert_train_freq(self) -> None:
+        if self.train_freq is not None:
+            super()._convert_train_freq()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators, that of the search included.
+
+        :param seed:
+        """
+        super().set_random_seed(seed)
+        self._rng = np.random.default_rng(as_seed(seed))
 
     def collect_rollouts(
         self,
@@ -218,7 +340,7 @@ class Acting(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
         scaled = actions.astype(np.float32).reshape(-1, *(self.action_space.shape or ()))
         if action_noise is not None:
             scaled = np.clip(scaled + action_noise(), -1.0, 1.0)
-        return self.policy.unscale_action(scaled).astype(self.action_space.dtype), scaled
+        return self._to_env(scaled), scaled
 
     def _store_transition(
         self,

@@ -1,4 +1,4 @@
-"""A known cost in place of a system's rewards."""
+"""What steps of a system earn, where a known cost or a penalty says it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,17 +7,20 @@ import numpy as np
 import torch as th
 
 from sb3_dpi.systems import SimulatorState
-from sb3_dpi.systems.protocols import Rollouts
+from sb3_dpi.systems.protocols import Penalty, Rollouts
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.world_model.known_cost import CostFunction
 
 
 class CostedSystem:
     """
-    A system that earns what a cost says. It takes its rollouts step by step, to see what is observed on the way.
+    A system that earns what a cost says, less a penalty. It takes its rollouts step by step, to see what is observed on the
+    way.
 
     :param system: a ``RewardSystem`` of one particle
-    :param cost_fn: ``cost_fn(obs, action, next_obs) -> cost [n]``, in torch and in the environment's units
+    :param cost_fn: ``cost_fn(obs, action, next_obs) -> cost [n]``, in torch and in the environment's units; None keeps the
+        system's own rewards
+    :param penalty: subtracted from what a step earns; None for none
     :param observe: observations ``[n, do]`` of states ``[n, nx]``
     :param to_units: actions in the environment's units, of those in units of the bounds
     """
@@ -25,11 +28,13 @@ class CostedSystem:
     def __init__(
         self,
         system: Any,
-        cost_fn: CostFunction,
+        cost_fn: CostFunction | None,
+        penalty: Penalty | None,
         observe: Callable[[FloatArray], FloatArray],
         to_units: Callable[[FloatArray], FloatArray],
     ) -> None:
-        self.system, self.cost_fn, self.observe, self.to_units = system, cost_fn, observe, to_units
+        self.system, self.cost_fn, self.penalty = system, cost_fn, penalty
+        self.observe, self.to_units = observe, to_units
         self.begun: tuple[FloatArray, FloatArray] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -43,7 +48,9 @@ class CostedSystem:
         :return: ``[nx]``
         """
         vector: FloatArray = self.system.begin(state)
-        self.begun = vector, np.ravel(self.system.simulator.observe(state)).astype(np.float64)
+        shown = self.system.simulator.observe(state)
+        seen = self.observe(vector[None])[0] if shown is None else np.ravel(shown).astype(np.float64)
+        self.begun = vector, seen
         return vector
 
     def _first(self, states: FloatArray) -> FloatArray:
@@ -64,9 +71,16 @@ class CostedSystem:
         for t in range(T):
             one = self.system.rollout(now, actions[:, t : t + 1], rng)
             following = one.last_observations.mean(1)
-            arguments = (seen, self.to_units(actions[:, t]), following)
-            cost = self.cost_fn(*(th.as_tensor(np.asarray(array, np.float64)) for array in arguments))
-            rewards[:, t] = -alive * cost.detach().double().cpu().numpy().reshape(B)
+            earned = one.rewards[:, 0]
+            if self.cost_fn is not None:
+                arguments = (seen, self.to_units(actions[:, t]), following)
+                cost = self.cost_fn(*(th.as_tensor(np.asarray(array, np.float64)) for array in arguments))
+                if not isinstance(cost, th.Tensor) or cost.numel() != B:
+                    raise ValueError(f"cost_fn must return a tensor of one cost a row, [{B}], got {cost!r}")
+                earned = -cost.detach().double().cpu().numpy().reshape(B)
+            if self.penalty is not None:
+                earned = earned - self.penalty(seen, actions[:, t])
+            rewards[:, t] = alive * earned
             last = np.where(alive[:, None] > 0.0, following, last)
             alive = alive * one.continuation.mean(1)
             now, seen = self.system.step(now, actions[:, t]), following

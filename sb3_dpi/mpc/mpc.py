@@ -1,7 +1,8 @@
 """Model-predictive control: an agent that plans when it acts."""
 
+import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -12,28 +13,29 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import check_bounded, hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
-from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
+from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
+from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
+from sb3_dpi.mpc.arguments import check_arguments, check_observations, check_same_spaces
 from sb3_dpi.mpc.foretelling import Foretelling
-from sb3_dpi.mpc.observed_states import StateFinder, StateFromObs, environment_of
-from sb3_dpi.mpc.planning import Planner, make_planner
+from sb3_dpi.mpc.planning import NAMES, Planner, make_planner
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discount_of
 from sb3_dpi.systems import ContinuousSimulator, EnsembleSystem, RewardSystem, Simulator
+from sb3_dpi.systems.protocols import Penalty
+from sb3_dpi.trajopt.units import outlier_limit
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
 
-SelfMPC = TypeVar("SelfMPC", bound="MPC")
-
-SYSTEMS = ("ensemble", "simulator")
-FIRST_MODEL_STEPS, MODEL_BATCH = 1500, 64
-"""Steps of the model at the first iteration, and rows of each."""
+FIRST_FIT, MODEL_BATCH = 375, 64
+"""Real steps for which the first fit counts, which knows nothing yet, and rows of each of its steps."""
 
 
 class MPC(Acting):
@@ -68,15 +70,16 @@ class MPC(Acting):
     :param n_threads: of MuJoCo, for plans in its simulator
     :param world_model: ``WorldModel`` or a dictionary of its fields: size and learning of the ensemble
     :param buffer_size: size of the replay buffer
-    :param learning_starts: steps before the ensemble learns: actions are random until then
+    :param learning_starts: rows of the replay buffer, those that were loaded included, before the ensemble learns; actions are
+        random until then. None takes 250, at most half the steps of ``learn``
     :param train_freq: Fit the ensemble every ``train_freq`` steps of the vectorised environment, or a tuple like
-        ``(2, "episode")``
+        ``(2, "episode")``. None: 250 over all environments, or fewer where ``learn`` has too few steps for five fits
     :param action_noise: added to actions in units of the bounds while it learns
     :param replay_buffer_class: ``ReplayBuffer``; None: the same
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: not used
+    :param policy_kwargs: not used: leave it out
     :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
         debug messages
     :param seed: Seed for the pseudo random generators; with ``deterministic`` the same observation and state give the same
@@ -86,9 +89,7 @@ class MPC(Acting):
     :raises ValueError: if an argument is out of range or unknown, or plans cannot be made in the environment
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
-        ("iCEM", "CEM", "MPPI", "random", "iLQR"), PlanPolicy
-    )
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(NAMES, PlanPolicy)
     algorithm_version: ClassVar[int] = 1
     stored_as: ClassVar[dict[str, str]] = {"policy": "planner", "system": "system", "terminal_value": "terminal_value"}
 
@@ -109,8 +110,8 @@ class MPC(Acting):
         n_threads: int = 1,
         world_model: WorldModel | Mapping[str, Any] | None = None,
         buffer_size: int = 100_000,
-        learning_starts: int = 250,
-        train_freq: int | tuple[int, str] = 250,
+        learning_starts: int | None = None,
+        train_freq: int | tuple[int, str] | None = None,
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -123,25 +124,28 @@ class MPC(Acting):
         _init_setup_model: bool = True,
     ):
         device = "cpu" if device == "auto" else device
-        super().__init__(
-            **{**arguments_of_base(locals(), OffPolicyAlgorithm), "policy": PlanPolicy},
-            learning_rate=0.0,
-            gradient_steps=-1,
-            support_multi_env=True,
-            sde_support=False,
-            supported_action_spaces=(spaces.Box,),
-        )
+        given = {**arguments_of_base(locals(), OffPolicyAlgorithm), "policy": PlanPolicy, "learning_rate": 0.0}
+        try:
+            super().__init__(
+                **given, gradient_steps=-1, support_multi_env=True, sde_support=False, supported_action_spaces=(spaces.Box,)
+            )
+        except AssertionError as error:
+            if "as action spaces" not in str(error):
+                raise
+            raise AssertionError(f"{error}: for Discrete actions take ExIt, which searches a tree") from None
         # the class of the policy is what ``load`` knows before it knows the planner
-        self.planner = "icem" if isinstance(policy, type) else policy
+        self.planner = "icem" if isinstance(policy, type) and issubclass(policy, PlanPolicy) else policy
         self.horizon, self.replan_every = horizon, replan_every
         self.system, self.terminal_value = system, terminal_value
         self.cost_fn, self.state_from_obs, self.max_plan_seconds = cost_fn, state_from_obs, max_plan_seconds
         self.particles, self.n_particles, self.n_threads = particles, n_particles, n_threads
+        self.penalty: Penalty | None = None
         self.world_model: WorldModel = world_model or {}  # type: ignore[assignment]  # read when the model is set up
         self.format_version = FORMAT_VERSION
         self.algorithm_name = type(self).__name__
         self.objects = self._objects()
         self.n_iterations = self.steps_since_training = 0
+        self.reward_limit = np.inf
         if _init_setup_model:
             self._setup_model()
 
@@ -156,13 +160,8 @@ class MPC(Acting):
         super()._setup_model()
         assert isinstance(self.action_space, spaces.Box) and self.replay_buffer is not None
         check_bounded(self.action_space)
-        if not isinstance(self.observation_space, spaces.Box):
-            raise ValueError(
-                f"MPC plans with one vector as observation, got {self.observation_space}: flatten it with "
-                "gymnasium.wrappers.FlattenObservation"
-            )
+        check_observations(self.observation_space, self.is_learned)
         hold_fractions(self.replay_buffer)
-        self._rng = np.random.default_rng(self.seed)
         if self.is_learned:
             self._make_ensemble()
         self._begin_anew()
@@ -171,16 +170,7 @@ class MPC(Acting):
         missing = [name for name in self.objects if name not in self._objects() and self._is_default(name)]
         if missing:
             raise ValueError(f"The model was saved without its {missing[0]}, an object: MPC.load(path, {missing[0]}=...)")
-        if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {self.horizon}")
-        if not 1 <= self.replan_every <= self.horizon:
-            raise ValueError(f"replan_every must be from 1 to the horizon of {self.horizon}, got {self.replan_every}")
-        if isinstance(self.system, str) and self.system not in SYSTEMS:
-            raise ValueError(f"Unknown system {self.system!r}: choose 'ensemble' or 'simulator', or give an object")
-        if self.max_plan_seconds is not None and not self.max_plan_seconds > 0.0:
-            raise ValueError(f"max_plan_seconds must be above 0, or None for no limit, got {self.max_plan_seconds}")
-        if self.gamma is not None and not 0.0 < self.gamma <= 1.0:
-            raise ValueError(f"gamma must be above 0 and at most 1, got {self.gamma}")
+        check_arguments(vars(self))
 
     def _objects(self) -> list[str]:
         """Arguments that are not saved."""
@@ -208,7 +198,7 @@ class MPC(Acting):
         """The replay buffer, as the world model reads it."""
         assert self.replay_buffer is not None
         size = int(np.prod(self.observation_space.shape or ()))
-        return ReplayMemory(self.replay_buffer, lambda obs: np.asarray(obs, np.float64).reshape(-1, size))
+        return ReplayMemory(self.replay_buffer, lambda obs: np.asarray(obs, np.float64).reshape(-1, size), self.reward_limit)
 
     def _make_ensemble(self) -> None:
         options = self.world_model
@@ -236,7 +226,7 @@ class MPC(Acting):
 
     def _make_system(self) -> RewardSystem:
         if self.is_learned:
-            return EnsembleSystem(self.ensemble, self.n_particles, self.particles)
+            return EnsembleSystem(self.ensemble, self.n_particles, self.particles, self.penalty)
         given: Any = self.system
         if isinstance(given, str):
             if self.env is None:
@@ -245,6 +235,8 @@ class MPC(Acting):
                     "model.set_env(env)"
                 )
             given = environment_of(self.env)
+        if isinstance(given, gym.Env | Simulator):
+            check_same_spaces(given, self)
         if isinstance(given, gym.Env):
             given = Simulator(given, time_limits=False)
         if isinstance(given, Simulator):
@@ -275,9 +267,35 @@ class MPC(Acting):
         super().set_env(env, force_reset)
         self._begin_anew()
 
+    def as_expert(self, env: VecEnv, penalty: Penalty | None = None) -> "MPC":
+        """
+        Plan for whoever acts in other environments.
+
+        :param env: what they are; any number of environments
+        :param penalty: of observations in the environment's units ``[n, do]`` and actions in units of the bounds ``[n, du]``:
+            ``[n]``, subtracted from what each planned step earns; None for none
+        :return: a model beside this one, which stays as it is; what is learned belongs to both
+        """
+        expert = copy.copy(self)
+        expert.n_envs, expert.penalty = env.num_envs, penalty
+        expert.set_env(env)
+        return expert
+
     def _excluded_save_params(self) -> list[str]:
         own = [
-            *("_rng", "_planner", "_planning", "_finder", "_plans", "_begun", "_foretelling", "_statistics", "ensemble"),
+            *(
+                "_rng",
+                "_planner",
+                "_planning",
+                "_finder",
+                "_plans",
+                "_begun",
+                "_foretelling",
+                "_statistics",
+                "_read_from",
+                "ensemble",
+                "penalty",
+            ),
             *self._objects(),
         ]
         return [*super()._excluded_save_params(), *own]
@@ -287,19 +305,6 @@ class MPC(Acting):
         return ["policy", *(learned if self.is_learned else [])], []
 
     # ------------------------------------------------------------------ learning
-
-    @reset_when_interrupted
-    def learn(
-        self: SelfMPC,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "MPC",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfMPC:
-        self._warn_where_nothing_is_learned()
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     @whole_or_undone
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -312,6 +317,9 @@ class MPC(Acting):
         """
         if not self.is_learned or self.steps_since_training == 0:
             return
+        assert self.replay_buffer is not None
+        # one outlier must not decide in what unit all rewards are seen
+        self.reward_limit = outlier_limit(self.replay_buffer.rewards[: self.replay_buffer.size()])
         memory = self.memory
         new = memory.take(memory.newest(self.steps_since_training))
         if self.ensemble.has_units:
@@ -319,8 +327,8 @@ class MPC(Acting):
             self.logger.record("model/r_squared", states)
             self.logger.record("model/reward_r_squared", reward)
         self.ensemble.observe(new)
-        n = FIRST_MODEL_STEPS if self.n_iterations == 0 else self.world_model.gradient_steps * self.steps_since_training
-        n_steps = max(int(n), 1)
+        n_real = FIRST_FIT if self.n_iterations == 0 else self.steps_since_training
+        n_steps = max(int(self.world_model.gradient_steps * n_real), 1)
         self.logger.record("model/loss", self.ensemble.fit(memory, n_steps, MODEL_BATCH, self._rng))
         self._n_updates += n_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

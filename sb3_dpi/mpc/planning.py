@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dpi.common.choices import as_settings, parse_choice
+from sb3_dpi.common.choices import as_settings
 from sb3_dpi.systems import RewardSystem, returns_of
 from sb3_dpi.trajopt.differences import FunctionCost
 from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan
@@ -25,13 +25,15 @@ from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 Planner = Shooter | ILQR
 PLANNERS: dict[str, type[Any]] = {"icem": ICEM, "cem": CEM, "mppi": MPPI, "random": RandomShooting, "ilqr": ILQR}
+NAMES = ("iCEM", "CEM", "MPPI", "random", "iLQR")
+"""As they are written."""
 EDGE = 0.995
 """Up to which iLQR plans, in units of the bounds: the differences that it takes must stay within them."""
 ITERATIONS = 20
 """Of iLQR in a plan, where nothing else is said: the next plan goes on from there."""
 
 
-def make_planner(given: str | Mapping[str, Any] | Planner) -> Planner:
+def make_planner(given: str | Mapping[str, Any] | Planner | type[Any]) -> Planner:
     """
     The planner that is meant.
 
@@ -41,11 +43,18 @@ def make_planner(given: str | Mapping[str, Any] | Planner) -> Planner:
     """
     if isinstance(given, Shooter | ILQR):
         return given
-    options = {"kind": given} if isinstance(given, str) else dict(given)
-    kind, options = parse_choice("planner", {**options, "kind": str(options.get("kind")).lower()}, tuple(PLANNERS))
-    if kind == "ilqr":
+    name = given.get("kind") if isinstance(given, Mapping) else given
+    if not isinstance(name, str) or name.lower() not in PLANNERS:
+        names = ", ".join(map(repr, NAMES))
+        raise ValueError(f"Policy {name} unknown: MPC has {names}: its policy is the planner, or a dictionary with its kind")
+    options = {key: value for key, value in given.items() if key != "kind"} if isinstance(given, Mapping) else {}
+    if name.lower() == "ilqr":
         options = {"max_iterations": ITERATIONS, **options}
-    planner: Planner = as_settings(f"planner {kind!r}", PLANNERS[kind], options)
+    planner: Planner = as_settings(f"planner {name!r}", PLANNERS[name.lower()], options)
+    counts = {key: getattr(planner, key, 1) for key in ("n_samples", "n_elites", "n_rounds")}
+    if isinstance(planner, Shooter) and (min(counts.values()) < 1 or counts["n_elites"] > counts["n_samples"]):
+        said = ", ".join(f"{key}={n}" for key, n in counts.items())
+        raise ValueError(f"planner {name!r} needs a sample and a round at least, and no more elites than samples, got {said}")
     return planner
 
 

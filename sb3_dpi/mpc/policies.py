@@ -20,7 +20,11 @@ class PlanPolicy(AnyBox):
     """
 
     def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, **kwargs: Any
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(observation_space, action_space, **kwargs)
 

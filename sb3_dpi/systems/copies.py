@@ -10,7 +10,9 @@ planner's.
 
 import copy
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -34,6 +36,8 @@ WATCHING = {
 }
 """Wrappers that change nothing of what happens."""
 TIME_LIMIT = "gymnasium.wrappers.common.TimeLimit"
+ZOO_TIME_LIMIT = "rl_zoo3.gym_patches.PatchedTimeLimit"
+"""What RL Zoo puts in its place; it steps alike."""
 _CLASSIC, _TOY, _MUJOCO = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "gymnasium.envs.mujoco"
 MOVING: dict[str, tuple[str, ...]] = {
     TIME_LIMIT: ("_elapsed_steps",),
@@ -69,6 +73,8 @@ FIXED_NAMES = {
 FIXED_TYPES = (gym.Space, EnvSpec, mujoco.MjModel, mujoco.MjData)
 DISPLAYS = {"pygame", "glfw"}
 """Packages whose objects only show something."""
+QUICK = {int, float, bool, str, type(None), np.float32, np.float64, np.int64}
+"""Most of what follows, told apart at once."""
 CONSTANT = (int, float, bool, complex, str, bytes, type(None), np.generic)
 
 
@@ -99,9 +105,17 @@ class ReadableState(gym.Wrapper):
         return save(layers_of(self))
 
 
+@cache
+def _name(cls: Hashable) -> str:
+    assert isinstance(cls, type)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def class_name(layer: gym.Env) -> str:
     """:return: with its module"""
-    return f"{type(layer).__module__}.{type(layer).__qualname__}"
+    cls: Any = type(layer)
+    name = _name(cls)
+    return TIME_LIMIT if name == ZOO_TIME_LIMIT else name
 
 
 def layers_of(env: gym.Env, time_limits: bool = True) -> list[gym.Env]:
@@ -154,7 +168,7 @@ def clone(env: gym.Env, time_limits: bool = True) -> gym.Env:
         except Exception as error:
             raise NotCopyableError(
                 f"{type(layer).__name__} cannot be copied ({type(error).__name__}: {error}), and plans need copies. Give the "
-                "class a __deepcopy__ that copies its state, or plan with system='ensemble'"
+                "class a __deepcopy__ that copies its state, or learn a model instead: MPC with system='ensemble'"
             ) from error
         memo[id(layer)] = inner
     return inner
@@ -207,7 +221,10 @@ def _copied(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
     """:return: copies of what can change; one dictionary at a time, aliases within all layers kept by the memo"""
     copied: dict[str, Any] = {}
     for name, value in attributes.items():
-        if isinstance(value, CONSTANT):
+        if type(value) in QUICK:
+            copied[name] = value
+            continue
+        if isinstance(value, CONSTANT) or (type(value) is tuple and all(isinstance(item, CONSTANT) for item in value)):
             copied[name] = value
         elif type(value) is np.ndarray and value.dtype != object and id(value) not in memo:
             copied[name] = memo[id(value)] = value.copy()
@@ -227,17 +244,18 @@ def _own(layers: list[gym.Env]) -> dict[int, Any]:
     return memo
 
 
-def save(layers: list[gym.Env]) -> SimulatorState:
+def save(layers: list[gym.Env], observation: Any = None) -> SimulatorState:
     """
     Read all that moves.
 
     :param layers: of ``layers_of``
+    :param observation: what was observed there; None where that is not known
     :return: a copy of it
     """
     memo = _own(layers)
-    attributes = tuple((class_name(layer), _copied(_moving(layer), memo)) for layer in layers)
+    attributes = tuple([(class_name(layer), _copied(_moving(layer), memo)) for layer in layers])
     base: Any = layers[-1]
-    return SimulatorState(attributes, pack(base.model, base.data) if has_physics(base) else None)
+    return SimulatorState(attributes, pack(base.model, base.data) if has_physics(base) else None, observation)
 
 
 def load(layers: list[gym.Env], state: SimulatorState, rng: np.random.Generator) -> None:
@@ -250,11 +268,14 @@ def load(layers: list[gym.Env], state: SimulatorState, rng: np.random.Generator)
     """
     memo = _own(layers)
     known = set(memo)
-    for layer, (_, attributes) in zip(layers, state.attributes, strict=True):
-        every = vars(layer)
-        for name in set(_moving(layer)) - set(attributes):  # what came later
-            del every[name]
+    for layer, (name_of_class, attributes) in zip(layers, state.attributes, strict=True):
+        every, names = vars(layer), MOVING.get(name_of_class)
+        if names is None or len(names) != len(attributes):
+            for name in _moving(layer).keys() - attributes.keys():  # what came later
+                del every[name]
         every.update(_copied(attributes, memo))
+        if names is not None:  # it has no generator but the one below, and many attributes
+            continue
         for name, value in every.items():
             if isinstance(value, np.random.Generator):
                 every[name] = rng

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from sb3_dpi.systems.protocols import Rollouts
+from sb3_dpi.systems.protocols import Penalty, Rollouts
 from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianDynamics, QuadraticCost
 from sb3_dpi.world_model.ensemble import Ensemble
 
@@ -38,16 +38,23 @@ class EnsembleSystem(_Vectors):
     :param ensemble: that has seen the system
     :param n_particles: P, a multiple of the members; None gives each member one; usual: 5 to 20
     :param particles: ``"ts1"`` or ``"tsinf"``
+    :param penalty: subtracted from what steps earn; None for none
     :raises ValueError: if the numbers do not fit
     """
 
-    def __init__(self, ensemble: Ensemble, n_particles: int | None = None, particles: str = "tsinf") -> None:
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        n_particles: int | None = None,
+        particles: str = "tsinf",
+        penalty: Penalty | None = None,
+    ) -> None:
         n = ensemble.n_members if n_particles is None else n_particles
         if n < 1 or n % ensemble.n_members:
             raise ValueError(f"n_particles must be a multiple of the {ensemble.n_members} members, got {n}")
         if particles not in PARTICLES:
             raise ValueError(f"particles must be one of {', '.join(PARTICLES)}, got {particles!r}")
-        self.ensemble, self.n_particles, self.particles = ensemble, n, particles
+        self.ensemble, self.n_particles, self.particles, self.penalty = ensemble, n, particles, penalty
 
     @property
     def state_dim(self) -> int:
@@ -86,20 +93,24 @@ class EnsembleSystem(_Vectors):
         begun = self.ensemble.standardize(np.array(np.broadcast_to(states, (B, self.state_dim))))
         now = begun.expand(self.n_particles, B, -1).reshape(E, each * B, -1)
         goes_on = th.ones(E, each * B, device=now.device)
-        rewards = np.empty((B, T))
-        taken = self._tensor(actions)
+        rewards = list[th.Tensor]()
+        taken = self._tensor(actions.swapaxes(0, 1)).contiguous()  # a step's are then read as they lie
         for t in range(T):
             if self.particles == "ts1" and t:
                 now, goes_on = self._deal(now, goes_on, B, rng)
-            chosen = taken[:, t].repeat(each, 1).expand(E, each * B, du)
+            chosen = (taken[t] if each == 1 else taken[t].repeat(each, 1)).expand(E, each * B, du)
             predicted, foretold = self.ensemble.predict(now, chosen)
             following = self.ensemble.clip(predicted)
-            earned = goes_on * self.ensemble.reward(now, chosen, following, foretold)
-            rewards[:, t] = earned.view(self.n_particles, B).mean(0).cpu().numpy()
+            earned = self.ensemble.reward(now, chosen, following, foretold)
+            if self.penalty is not None:
+                seen, given = self.ensemble.restore(now), np.tile(actions[:, t], (self.n_particles, 1))
+                earned = earned - self._tensor(self.penalty(seen.reshape(len(given), -1), given)).view(earned.shape)
+            rewards.append((goes_on * earned).view(self.n_particles, B).mean(0))
             goes_on = goes_on * self.ensemble.continuation(now, chosen, following)
             now = following
         last = self.ensemble.restore(now.view(self.n_particles, B, -1))
-        return Rollouts(rewards, last.swapaxes(0, 1), goes_on.view(self.n_particles, B).T.double().cpu().numpy())
+        earned_by = th.stack(rewards, 1).double().cpu().numpy()
+        return Rollouts(earned_by, last.swapaxes(0, 1), goes_on.view(self.n_particles, B).T.double().cpu().numpy())
 
     def _deal(
         self, now: th.Tensor, goes_on: th.Tensor, n_sequences: int, rng: np.random.Generator

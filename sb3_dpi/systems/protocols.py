@@ -13,6 +13,10 @@ import numpy as np
 from sb3_dpi.trajopt.systems import System
 from sb3_dpi.trajopt.types import FloatArray
 
+Penalty = Callable[[FloatArray, FloatArray], FloatArray]
+"""Of observations in the environment's units ``[n, do]`` and actions in units of the bounds ``[n, du]``: ``[n]``, in units of
+the reward, to be subtracted from it."""
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -76,8 +80,10 @@ def returns_of(
         total = tried.returns(gamma)
         if terminal_value is not None:
             seen = tried.last_observations
-            values = terminal_value(seen.reshape(-1, seen.shape[-1])).reshape(seen.shape[:2])
-            total = total + gamma**T * np.mean(tried.continuation * values, axis=1)
+            values = np.asarray(terminal_value(seen.reshape(-1, seen.shape[-1])))
+            if values.size != seen.shape[0] * seen.shape[1]:
+                raise ValueError(f"terminal_value must return one number a row of observations, got shape {values.shape}")
+            total = total + gamma**T * np.mean(tried.continuation * values.reshape(seen.shape[:2]), axis=1)
         if not np.all(np.isfinite(total)):
             row = int(np.argmin(np.isfinite(total)))
             raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_dpi.systems.copies import (
+    MOVING,
     TIME_LIMIT,
     NotCopyableError,
     SimulatorState,
@@ -61,10 +62,12 @@ class Simulator:
         self.env = clone(env, time_limits)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self._layers = layers_of(self.env, time_limits)
+        self._first_action = int(env.action_space.start) if isinstance(env.action_space, spaces.Discrete) else None
         self.layer_names = tuple(map(class_name, self._layers))
         self.has_physics = has_physics(self._layers[-1])
         self._at: tuple[SimulatorState, np.random.Generator] | None = None
-        self.is_random = self._check(env, n_checked_steps)
+        draws = self._check(env, n_checked_steps)
+        self.is_random = draws and not _is_certain(self._layers)
 
     # ------------------------------------------------------------------ states
 
@@ -118,8 +121,11 @@ class Simulator:
 
     def _reached(self, observation: Any) -> SimulatorState:
         """:return: the present state, with what was observed; an environment may write into the same array again"""
-        is_plain = isinstance(observation, int | float | np.generic)
-        return replace(save(self._layers), observation=observation if is_plain else copy.deepcopy(observation))
+        if isinstance(observation, np.ndarray):
+            observation = observation.copy()
+        elif not isinstance(observation, int | float | np.generic):
+            observation = copy.deepcopy(observation)
+        return save(self._layers, observation)
 
     def observe(self, state: SimulatorState) -> Any:
         """
@@ -200,8 +206,8 @@ class Simulator:
         self._at = None
         if state is not None:
             load(self._layers, state, rng)
-        if isinstance(self.action_space, spaces.Discrete):
-            action = int(self.action_space.start + action)
+        if self._first_action is not None:
+            action = self._first_action + int(action)
         observation, reward, terminated, truncated, _ = self.env.step(action)
         return observation, float(reward), bool(terminated or truncated)
 
@@ -244,6 +250,14 @@ class Simulator:
         return used
 
 
+def _is_certain(layers: list[gym.Env]) -> bool:
+    """:return: whether it is a stock task with a table in which each action has one outcome, which it draws all the same"""
+    base: Any = layers[-1]
+    if len(layers) > 1 or class_name(base) not in MOVING or not hasattr(base, "P") or getattr(base, "fickle_passenger", False):
+        return False
+    return all(len(outcomes) == 1 for actions in base.P.values() for outcomes in actions.values())
+
+
 def _random_steps(env: gym.Env, n_steps: int) -> list[tuple[Any, ...]]:
     """:return: what random actions led to, the same ones each time"""
     space = _fresh(env.action_space)
@@ -270,6 +284,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def _frozen(value: Any) -> Hashable:
     """:return: something of the same content that can be compared and be a key"""
+    if type(value) in (int, str, bool, type(None)):
+        return value  # type: ignore[no-any-return]
     if isinstance(value, np.ndarray):
         return (value.shape, value.tobytes()) if value.dtype != object else tuple(_frozen(item) for item in value.flat)
     if isinstance(value, float | np.floating):

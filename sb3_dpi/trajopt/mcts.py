@@ -24,7 +24,7 @@ Shapes: A actions; values are of states, returns with the reward of the edge tha
 
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -77,9 +77,11 @@ Evaluation = Callable[[State, np.random.Generator], float]
 """Of a state: an estimate of the return from there on, which may be random."""
 Guess = Callable[[State], tuple[FloatArray, float]]
 """Of a state: probabilities of the actions, ``[A]``, and its value."""
+Guesses = Callable[[list[State]], tuple[FloatArray, FloatArray]]
+"""Of states: probabilities of the actions, ``[n, A]``, and values, ``[n]``."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Edge:
     """An action in a state, and what came of it."""
 
@@ -96,7 +98,7 @@ class Edge:
         return self.total / self.visits
 
 
-@dataclass
+@dataclass(slots=True)
 class Node:
     """A state in the tree."""
 
@@ -109,6 +111,42 @@ class Node:
     total: float = 0.0
     """sum of the returns from here on"""
     priors: list[float] = field(default_factory=list)
+
+
+Path = list[tuple[Node, Edge, float]]
+"""Nodes, the edges that were taken from them, and rewards."""
+
+
+def new_node(state: Any, n_actions: int, is_over: bool = False) -> Node:
+    """
+    Begin a tree.
+
+    :param state: its first one
+    :param n_actions: A
+    :param is_over: whether the episode is
+    :return: a node that was not visited yet
+    """
+    return Node(state, is_over, [Edge() for _ in range(n_actions)], list(range(n_actions)))
+
+
+def guessed(root: Node, priors: FloatArray, value: float) -> None:
+    """
+    Tell a first node what a policy makes of its state.
+
+    :param root: it is written into
+    :param priors: probabilities of the actions, ``[A]``
+    :param value: of the state
+    :raises ValueError: if priors are of another number of actions
+    """
+    _tell(root, priors)
+    if not root.visits:  # one at the horizon of an earlier search has some
+        root.visits, root.total = 1, float(value)
+
+
+def _tell(node: Node, priors: FloatArray) -> None:
+    node.priors = [float(prior) for prior in priors]
+    if len(node.priors) != len(node.edges):
+        raise ValueError(f"The priors must be one for each of {len(node.edges)} actions, got {len(node.priors)}")
 
 
 @dataclass(frozen=True)
@@ -196,26 +234,26 @@ class _Search(Generic[State]):
         """:return: the action that the tree policy takes"""
         raise NotImplementedError
 
-    def evaluate(self, node: Node, depth: int) -> float:
-        """:return: an estimate of the return from a new leaf on"""
+    def is_leaf(self, node: Node) -> bool:
+        """:return: whether it waits to be evaluated"""
         raise NotImplementedError
 
-    def new(self, state: State, is_over: bool) -> Node:
-        """:return: a node without children"""
-        return Node(state, is_over, [Edge() for _ in range(self.n_actions)], list(range(self.n_actions)))
-
-    def simulate(self, root: Node) -> None:
-        """Walk, evaluate, update."""
-        node = root
-        path: list[tuple[Node, Edge, float]] = []
-        while not node.is_over and len(path) < self.horizon and (node.visits or not path):
-            self.prepare(node)
+    def walk(self, root: Node) -> tuple[Node, Path]:
+        """:return: where the tree policy leads, and the way"""
+        node, path = root, Path()
+        while not node.is_over and len(path) < self.horizon and (not path or not self.is_leaf(node)):
             action = self.choose(node)
             child, reward = self.follow(node, action)
             path.append((node, node.edges[action], reward))
             node = child
-        left = self.horizon - len(path)
-        value = 0.0 if node.is_over or not left else self.evaluate(node, len(path))
+        return node, path
+
+    def is_settled(self, node: Node, path: Path) -> bool:
+        """:return: whether nothing can come after the end of a walk"""
+        return node.is_over or len(path) >= self.horizon
+
+    def update(self, node: Node, path: Path, value: float) -> None:
+        """Add what the end of a walk is worth to all that led there."""
         node.visits, node.total = node.visits + 1, node.total + value
         for parent, edge, reward in reversed(path):
             value = reward + self.gamma * value
@@ -226,40 +264,35 @@ class _Search(Generic[State]):
             self.range.follow(value)
         self.depth = max(self.depth, len(path))
 
-    def prepare(self, node: Node) -> None:
-        """Make a node ready for a choice that was not evaluated: the first, or one at the horizon of an earlier tree."""
-
     def follow(self, node: Node, action: int) -> tuple[Node, float]:
         """:return: what comes of an action, drawn anew where it is random, and the reward"""
         edge = node.edges[action]
-        if edge.outcomes and not self.is_random:
-            return next(iter(edge.outcomes.values())), edge.reward
+        if not self.is_random and edge.outcomes:
+            return edge.outcomes[0], edge.reward
         state, reward, is_over = self.system.step(node.state, action, self.rng)
         self.n_steps += 1
         key = self.system.key(state) if self.is_random else 0
         child = edge.outcomes.get(key)
         if child is None:
-            child = edge.outcomes[key] = self.new(state, is_over)
+            child = edge.outcomes[key] = new_node(state, self.n_actions, is_over)
         edge.reward = reward
         return child, reward
 
-    def run(self, root: Node, n_simulations: int, max_seconds: float | None) -> SearchResult:
-        """:return: what was found by the simulations for which there was time, at least one"""
-        end = math.inf if max_seconds is None else time.perf_counter() + max_seconds
-        done = 0
-        while done < n_simulations and (not done or time.perf_counter() < end):
-            self.simulate(root)
-            done += 1
+    def result(self, root: Node, n_simulations: int) -> SearchResult:
+        """:return: what was found"""
         visits = np.array([edge.visits for edge in root.edges])
         values = np.array([edge.mean if edge.visits else np.nan for edge in root.edges])
         mean = float(np.nansum(values * visits) / visits.sum())
-        return SearchResult(visits, values, mean, done, self.n_steps, self.depth, root)
+        return SearchResult(visits, values, mean, n_simulations, self.n_steps, self.depth, root)
 
 
 class _UCT(_Search[State]):
     def __init__(self, exploration: float, evaluate: Evaluation[State] | None, *common: Any) -> None:
         super().__init__(*common)
         self.exploration, self.given = exploration, evaluate
+
+    def is_leaf(self, node: Node) -> bool:
+        return not node.visits
 
     def choose(self, node: Node) -> int:
         if node.untried:
@@ -269,6 +302,7 @@ class _UCT(_Search[State]):
         return scores.index(max(scores))
 
     def evaluate(self, node: Node, depth: int) -> float:
+        """:return: an estimate of the return from a new leaf on"""
         if self.given is not None:
             return self.given(node.state, self.rng)
         value, discount, state = 0.0, 1.0, node.state
@@ -283,32 +317,48 @@ class _UCT(_Search[State]):
 
 
 class _PUCT(_Search[State]):
-    def __init__(self, exploration: float, guess: Guess[State], *common: Any) -> None:
+    def __init__(self, exploration: float, *common: Any) -> None:
         super().__init__(*common)
-        self.exploration, self.guess = exploration, guess
+        self.exploration = exploration
 
-    def prepare(self, node: Node) -> None:
-        if not node.priors:
-            value = self.evaluate(node, 0)
-            node.visits, node.total = (node.visits, node.total) if node.visits else (1, value)
+    def is_leaf(self, node: Node) -> bool:
+        return not node.priors
 
     def choose(self, node: Node) -> int:
-        unknown = self.range.scale(node.total / node.visits)
-        bonus = self.exploration * math.sqrt(sum(edge.visits for edge in node.edges))
-        if bonus == 0.0 and not any(edge.visits for edge in node.edges):  # nothing tells them apart but the priors
+        """:return: that of the highest score; written out, for nothing else is done as often"""
+        edges, low, high = node.edges, self.range.low, self.range.high
+        width = high - low if low < high else math.inf
+        base = low if low < high else 0.0
+        n_visits = 0
+        for edge in edges:
+            n_visits += edge.visits
+        if not n_visits:  # nothing tells them apart but the priors
             return node.priors.index(max(node.priors))
-        scores = [
-            (self.range.scale(edge.mean) if edge.visits else unknown) + bonus * prior / (1 + edge.visits)
-            for edge, prior in zip(node.edges, node.priors, strict=True)
-        ]
-        return scores.index(max(scores))
+        bonus = self.exploration * math.sqrt(n_visits)
+        unknown = node.total / node.visits
+        chosen, best = 0, -math.inf
+        for action, prior in enumerate(node.priors):
+            edge = edges[action]
+            visits = edge.visits
+            value = ((edge.total / visits if visits else unknown) - base) / width
+            score = min(max(value, 0.0), 1.0) + bonus * prior / (1 + visits)
+            if score > best:
+                chosen, best = action, score
+        return chosen
 
-    def evaluate(self, node: Node, depth: int) -> float:
-        priors, value = self.guess(node.state)
-        node.priors = [float(prior) for prior in priors]
-        if len(node.priors) != self.n_actions:
-            raise ValueError(f"The priors must be one for each of {self.n_actions} actions, got {len(node.priors)}")
-        return float(value)
+
+def _ask(guess: Guesses[State], nodes: list[Node]) -> list[float]:
+    """:return: values of leaves, which are told the priors"""
+    if not nodes:
+        return []
+    priors, values = guess([node.state for node in nodes])
+    for node, prior in zip(nodes, priors, strict=True):
+        _tell(node, prior)
+    return [float(value) for value in values]
+
+
+def _end(max_seconds: float | None) -> float:
+    return math.inf if max_seconds is None else time.perf_counter() + max_seconds
 
 
 def _check(n_simulations: int, horizon: int, gamma: float, exploration: float) -> None:
@@ -353,7 +403,13 @@ def uct(
     """
     _check(n_simulations, horizon, gamma, exploration)
     search = _UCT(exploration, evaluate, system, gamma, horizon, _Range(return_range), rng)
-    return search.run(search.new(state, False) if root is None else root, n_simulations, max_seconds)
+    first = new_node(state, search.n_actions) if root is None else root
+    n_done, end = 0, _end(max_seconds)
+    while n_done < n_simulations and (not n_done or time.perf_counter() < end):
+        node, path = search.walk(first)
+        search.update(node, path, 0.0 if search.is_settled(node, path) else search.evaluate(node, len(path)))
+        n_done += 1
+    return search.result(first, n_done)
 
 
 def puct(
@@ -389,11 +445,55 @@ def puct(
     :return: what was found
     :raises ValueError: if a number is out of range, or a reward, value or prior does not fit
     """
+
+    def of_each(states: list[State]) -> tuple[FloatArray, FloatArray]:
+        priors, values = zip(*map(guess, states), strict=True)
+        return np.array(priors), np.array(values)
+
+    first = new_node(state, system.n_actions) if root is None else root
+    common = n_simulations, horizon, gamma, exploration, noise, return_range, max_seconds
+    return puct_each(system, [first], of_each, [rng], *common)[0]
+
+
+def puct_each(
+    system: FiniteSystem[State],
+    roots: Sequence[Node],
+    guess: Guesses[State],
+    rngs: Sequence[np.random.Generator],
+    n_simulations: int = 50,
+    horizon: int = 1000,
+    gamma: float = 1.0,
+    exploration: float = PUCT_EXPLORATION,
+    noise: tuple[float, float] | None = None,
+    return_range: tuple[float, float] | None = None,
+    max_seconds: float | None = None,
+) -> list[SearchResult]:
+    """
+    Search from several states side by side, so that a network sees the leaves of all at once. See ``puct``.
+
+    :param system: what is searched
+    :param roots: where to begin: of ``new_node``, told by ``guessed`` or not, or of ``SearchResult.subtree``
+    :param guess: policies and values of states
+    :param rngs: one a root
+    :param n_simulations: walks from each first state; this and all that follows as for ``puct``
+    :return: what each found
+    :raises ValueError: if a number is out of range, or a reward, value or prior does not fit
+    """
     _check(n_simulations, horizon, gamma, exploration)
-    search = _PUCT(exploration, guess, system, gamma, horizon, _Range(return_range), rng)
-    first = search.new(state, False) if root is None else root
-    if noise is not None:
-        search.prepare(first)
-        drawn = rng.dirichlet(np.full(search.n_actions, noise[0]))
-        first.priors = [(1.0 - noise[1]) * p + noise[1] * d for p, d in zip(first.priors, drawn.tolist(), strict=True)]
-    return search.run(first, n_simulations, max_seconds)
+    searches = [_PUCT[State](exploration, system, gamma, horizon, _Range(return_range), rng) for rng in rngs]
+    bare = [root for root in roots if not root.priors]
+    for root, value in zip(bare, _ask(guess, bare), strict=True):
+        guessed(root, np.array(root.priors), value)
+    for search, root in zip(searches, roots, strict=True):
+        if noise is not None:
+            drawn = search.rng.dirichlet(np.full(search.n_actions, noise[0]))
+            root.priors = [(1.0 - noise[1]) * p + noise[1] * d for p, d in zip(root.priors, drawn.tolist(), strict=True)]
+    n_done, end = 0, _end(max_seconds)
+    while n_done < n_simulations and (not n_done or time.perf_counter() < end):
+        walks = [search.walk(root) for search, root in zip(searches, roots, strict=True)]
+        leaves = [not search.is_settled(*walk) for search, walk in zip(searches, walks, strict=True)]
+        values = iter(_ask(guess, [node for (node, _), is_open in zip(walks, leaves, strict=True) if is_open]))
+        for search, (node, path), is_open in zip(searches, walks, leaves, strict=True):
+            search.update(node, path, next(values) if is_open else 0.0)
+        n_done += 1
+    return [search.result(root, n_done) for search, root in zip(searches, roots, strict=True)]

@@ -29,6 +29,8 @@ def coloured(rng: np.random.Generator, shape: tuple[int, ...], exponent: float) 
     :param exponent: 0 is white, 1 pink, 2 red; usual: 0.25 to 4, the more the slower the system
     :return: ``[..., T]``
     """
+    if exponent == 0.0:
+        return rng.standard_normal(shape)
     T = shape[-1]
     amplitude = np.maximum(np.arange(T // 2 + 1), 1) ** (-0.5 * exponent)
     parts = rng.standard_normal((2, *shape[:-1], len(amplitude)))

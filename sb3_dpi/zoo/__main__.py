@@ -21,6 +21,7 @@ from sb3_dpi.zoo.machine import check_packages, check_rendering, packages_of_tra
 from sb3_dpi.zoo.parser import Refused, completed_by
 from sb3_dpi.zoo.plots import check_plot
 from sb3_dpi.zoo.register import ALGORITHMS, register_algorithms, unknown_argument
+from sb3_dpi.zoo.simulators import planning_where_they_act
 from sb3_dpi.zoo.training import one_line_for_setup
 
 AGENTS = ("enjoy", "record_video")
@@ -130,7 +131,7 @@ def _run(command: str, arguments: list[str]) -> None:
             complete_agent(command, given, registry)
 
     ready = one_line_for_setup() if command == "train" else ready_for_hub(command, parsed)
-    with completed_by(complete, None if command == "train" else "logs"), ready:
+    with completed_by(complete, None if command == "train" else "logs"), ready, planning_where_they_act():
         runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
     if command == "train":
         _draw_search(parsed[0])

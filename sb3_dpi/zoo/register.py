@@ -11,7 +11,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dpi.common.saved_models import renamed_arguments
 
-ALGORITHMS = {"aggrevated_oc": "AggreVaTeDOC", "dpi": "DPI", "dual_ac": "DualAC", "mdgps": "MDGPS"}
+ALGORITHMS = {
+    "aggrevated_oc": "AggreVaTeDOC",
+    "dagger": "DAgger",
+    "dpi": "DPI",
+    "dual_ac": "DualAC",
+    "exit": "ExIt",
+    "mdgps": "MDGPS",
+    "mpc": "MPC",
+}
 """From name to class in ``sb3_dpi``; the name is also that of the file in ``zoo/hyperparams``"""
 OTHER_NAMES = {"ppo_lstm": "RecurrentPPO"}
 """Where RL Zoo's name of an algorithm is not that of its class"""

@@ -85,6 +85,20 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
+def dagger(trial: BaseTrial) -> dict[str, Any]:
+    """Search space of DAgger; the expert is not in it."""
+    batch_size = 2 ** trial.suggest_int("batch_size_pow", 5, 8)
+    trial.set_user_attr("batch_size", batch_size)
+    return {
+        "beta": trial.suggest_categorical("beta", [0.0, 0.3, "lin_1.0"]),
+        "train_freq": trial.suggest_int("train_freq", 100, 2000, log=True),
+        "gradient_steps": trial.suggest_int("gradient_steps", 200, 5000, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
+        "batch_size": batch_size,
+        "policy_kwargs": {"net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))])},
+    }
+
+
 def dpi(trial: BaseTrial) -> dict[str, Any]:
     """Search space of DPI."""
     gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0005, 0.03, log=True)
@@ -136,7 +150,54 @@ def dual_ac(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-SEARCH_SPACES: dict[str, SearchSpace] = {"aggrevated_oc": aggrevated_oc, "dpi": dpi, "dual_ac": dual_ac, "mdgps": mdgps}
+def exit_(trial: BaseTrial) -> dict[str, Any]:
+    """Search space of ExIt."""
+    gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.001, 0.05, log=True)
+    trial.set_user_attr("gamma", gamma)
+    return {
+        "gamma": gamma,
+        "n_simulations": trial.suggest_int("n_simulations", 8, 100, log=True),
+        "exploration": trial.suggest_float("exploration", 0.5, 4.0, log=True),
+        "temperature": trial.suggest_float("temperature", 0.25, 1.0),
+        "root_noise": trial.suggest_float("root_noise", 0.0, 0.5),
+        "gae_lambda": trial.suggest_float("gae_lambda", 0.7, 1.0),
+        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 5e-3, log=True),
+        "vf_coef": trial.suggest_float("vf_coef", 0.1, 1.0),
+        "policy_kwargs": {"net_arch": list(NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))])},
+    }
+
+
+def mpc(trial: BaseTrial) -> dict[str, Any]:
+    """Search space of MPC that learns an ensemble and plans in it with iCEM."""
+    n_samples = trial.suggest_int("n_samples", 30, 200, log=True)
+    return {
+        "policy": {
+            "kind": "iCEM",
+            "n_samples": n_samples,
+            "n_elites": max(n_samples // 10, 3),
+            "n_rounds": trial.suggest_int("n_rounds", 2, 5),
+            "exponent": trial.suggest_float("exponent", 0.0, 3.0),
+            "spread": trial.suggest_float("spread", 0.2, 0.8),
+        },
+        "horizon": trial.suggest_int("horizon", 8, 50, log=True),
+        "particles": trial.suggest_categorical("particles", ["tsinf", "ts1"]),
+        "world_model": {
+            "width": 2 ** trial.suggest_int("width_pow", 6, 8),
+            "learning_rate": trial.suggest_float("learning_rate", 5e-4, 3e-3, log=True),
+            "gradient_steps": trial.suggest_float("gradient_steps", 1.0, 8.0, log=True),
+        },
+    }
+
+
+SEARCH_SPACES: dict[str, SearchSpace] = {
+    "aggrevated_oc": aggrevated_oc,
+    "dagger": dagger,
+    "dpi": dpi,
+    "dual_ac": dual_ac,
+    "exit": exit_,
+    "mdgps": mdgps,
+    "mpc": mpc,
+}
 """From the name of an algorithm to its search space"""
 
 

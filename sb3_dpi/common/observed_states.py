@@ -11,17 +11,19 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_dpi.common.asking import ask
+from sb3_dpi.common.original_observations import as_shown
 from sb3_dpi.common.simulator_states import read_states
+from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.systems import Simulator, SimulatorState
 from sb3_dpi.systems.copies import class_name
 from sb3_dpi.systems.tasks import known_task
 from sb3_dpi.trajopt.types import FloatArray
 
-StateFromObs = Callable[[Any, FloatArray], None]
-"""Puts an environment without wrappers into the state that an observation ``[do]`` shows."""
+StateFromObs = Callable[[Any, Any], None]
+"""Puts an environment without wrappers into the state that an observation ``[do]``, or a dictionary of such, shows."""
 TOLERANCE = 1e-5
 """Up to which two observations are the same, absolute and relative: they may have passed through single precision."""
 
@@ -89,10 +91,18 @@ def environment_of(env: VecEnv) -> gym.Env:
     specs = ask(env, "spec") if isinstance(base, SubprocVecEnv) else None
     if not specs or specs[0] is None:
         raise ValueError(
-            f"The environments of a {type(base).__name__} cannot be copied: use a DummyVecEnv, give an environment as system, "
-            "or learn with system='ensemble'"
+            f"The environments of a {type(base).__name__} cannot be copied: use a DummyVecEnv, or with MPC give an "
+            "environment as system or learn with system='ensemble'"
         )
     return gym.make(specs[0].id, **specs[0].kwargs)
+
+
+def _row(observations: Observations, i: int) -> Any:
+    return map_observations(lambda rows: rows[i], observations)
+
+
+def _is_close(seen: Any, observation: Any) -> bool:
+    return bool(np.allclose(np.ravel(seen), np.ravel(observation), rtol=TOLERANCE, atol=TOLERANCE))
 
 
 class StateFinder:
@@ -108,29 +118,28 @@ class StateFinder:
         self.base: Any = simulator.env.unwrapped
         self.state_from_obs = state_from_obs or STATES_FROM_OBS.get(class_name(self.base))
 
-    def find(
-        self, observations: FloatArray, originals: FloatArray, env: VecEnv | None, normalizer: VecNormalize | None
-    ) -> list[SimulatorState]:
+    def find(self, observations: Observations, originals: Observations, env: VecEnv | None) -> list[SimulatorState]:
         """
         Find the states.
 
-        :param observations: as the model is shown them, ``[n, do]``
-        :param originals: as the environments return them, ``[n, do]``
+        :param observations: as the model is shown them, ``[n, ...]`` or a dictionary of such
+        :param originals: as the environments return them, likewise
         :param env: the model's; None where it has none
-        :param normalizer: in it
         :return: of each observation
         :raises ValueError: if one is not found
         """
-        found, problem = self._read(env, len(observations))
+        n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        found, problem = self._read(env, n)
         states = []
-        for i, (observation, original) in enumerate(zip(observations, originals, strict=True)):
-            state = found[i]
-            if state is None or not self._shows(state, observation, normalizer):
+        for i, state in enumerate(found):
+            observation = _row(observations, i)
+            if state is None or not self._shows(state, observation, env):
+                original = _row(originals, i)
                 state = self._deduce(original)
                 # what an environment observes may not be known: then who gave state_from_obs is believed
                 if state is not None and self._observed(state) is None:
                     state = replace(state, observation=original)
-            if state is None or not self._shows(state, observation, normalizer):
+            if state is None or not self._shows(state, observation, env):
                 raise ValueError(self._not_found(i, problem))
             states.append(state)
         return states
@@ -150,28 +159,31 @@ class StateFinder:
         for i, state in enumerate(states):
             # what wrappers with a memory show cannot be computed, but is known
             if isinstance(base, DummyVecEnv) and self._observed(state) is None:
-                states[i] = replace(state, observation=kept[None][i].copy())
+                shown = {key: rows[i].copy() for key, rows in kept.items()}
+                states[i] = replace(state, observation=shown.get(None, shown))
         return list(states), "the environments of get_env() are elsewhere"
 
-    def _shows(self, state: SimulatorState, observation: FloatArray, normalizer: VecNormalize | None) -> bool:
+    def _shows(self, state: SimulatorState, observation: Any, env: VecEnv | None) -> bool:
         shown = self._observed(state)
         if shown is None:
             return False
-        seen: Any = shown if normalizer is None else normalizer.normalize_obs(shown)
-        return bool(np.allclose(np.ravel(seen), np.ravel(observation), rtol=TOLERANCE, atol=TOLERANCE))
+        seen = as_shown(env, map_observations(lambda array: np.asarray(array)[None], shown))
+        if not isinstance(seen, dict):
+            return _is_close(seen, observation)
+        return all(_is_close(seen[key], observation[key]) for key in observation)
 
-    def _observed(self, state: SimulatorState) -> np.ndarray | None:
+    def _observed(self, state: SimulatorState) -> Any:
         try:
-            shown = self.simulator.observe(state)
+            return self.simulator.observe(state)
         except AttributeError:  # an environment that was never reset has no state yet
             return None
-        return None if shown is None else np.asarray(shown)
 
-    def _deduce(self, original: FloatArray) -> SimulatorState | None:
+    def _deduce(self, original: Any) -> SimulatorState | None:
         if self.state_from_obs is None:
             return None
         self.simulator.reset(seed=0)
-        self.state_from_obs(self.base, np.asarray(original, dtype=np.float64))
+        shown: Any = map_observations(lambda array: np.asarray(array, dtype=np.float64), original)
+        self.state_from_obs(self.base, shown)
         return self.simulator.read(self.simulator.env)
 
     def _not_found(self, i: int, problem: str) -> str:

@@ -1,0 +1,176 @@
+"""How DAgger takes steps: expert and policy share the wheel, and the expert says at each step what it would do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage, is_vecenv_wrapped
+
+from sb3_dpi.common.early_resets import LeavesEpisodes
+from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.iteration_size import describe, shrink
+from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_obs, original_rewards
+from sb3_dpi.common.policies import BoundedGaussianPolicy
+from sb3_dpi.dagger.buffers import Labels
+from sb3_dpi.dagger.experts import Advice, Adviser, Expert, check_guided, make_expert
+from sb3_dpi.dagger.imitation import draw_to
+
+USUAL = 500
+"""Steps of an iteration over all environments, where there are enough for five iterations."""
+
+USUAL_EXPERT = "iCEM"
+
+
+class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
+    """What DAgger adds to the way in which SB3's off-policy algorithms take steps. DAgger sets the attributes."""
+
+    policy: BoundedGaussianPolicy
+    expert: Expert | str | Mapping[str, Any] | None
+    beta: FloatSchedule | None
+    imitate: str
+    guidance: float
+    n_iterations: int
+    steps_since_training: int
+    expert_: Expert | None
+    """who is asked: what was given, or what was made of its name"""
+    expert_is_object: bool
+    is_open: bool
+    _steps_by_expert: int
+    _rng: np.random.Generator
+    _adviser: Adviser | None
+    _advice: Advice
+    _begun: np.ndarray
+    _statistics: KeptStatistics
+
+    def _make_adviser(self) -> Adviser:
+        assert self.env is not None
+        if self.expert_ is None:
+            if self.expert is None and self.expert_is_object:
+                raise ValueError(
+                    f"The model was saved without its expert, an object: {type(self).__name__}.load(path, env=env, expert=...)"
+                )
+            if self.expert is None and not isinstance(self.action_space, spaces.Box):
+                raise ValueError(f"No planner is known for {self.action_space}: give a model or a function as expert")
+            self.expert_ = make_expert(USUAL_EXPERT if self.expert is None else self.expert, self.env, self.seed)
+        penalty = None
+        if self.guidance > 0.0:
+            check_guided(self.expert_)
+            if self.n_iterations > 0:  # before, the policy has nothing to say
+                penalty = draw_to(self.policy, self._vec_normalize_env, self.guidance)
+        adviser = Adviser(self.expert_, self.env, self.imitate == "distribution", penalty)
+        if self._adviser is not None:
+            adviser.state = self._adviser.state
+        self._adviser = adviser
+        return adviser
+
+    def share_of_expert(self) -> float:
+        """
+        Tell how often the expert acts.
+
+        :return: beta of this step
+        """
+        if self.beta is None:
+            return 1.0 if self.n_iterations == 0 else 0.0
+        return self.beta(self._current_progress_remaining)
+
+    # ------------------------------------------------------------------ steps
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if self._vec_normalize_env is not None and is_vecenv_wrapped(self._vec_normalize_env, VecTransposeImage) != (
+            is_vecenv_wrapped(self.env, VecTransposeImage)  # type: ignore[arg-type]
+        ):
+            raise ValueError(
+                "Images are transposed above VecNormalize, beneath which observations are kept: write "
+                "VecNormalize(VecTransposeImage(env))"
+            )
+        if self._last_obs is not before:
+            self._begun = np.ones(self.n_envs, dtype=bool)
+        self._choose_size()
+        return result
+
+    def _choose_size(self) -> None:
+        """Choose how long an iteration is, if that was left open, and say it."""
+        left, n = self._total_timesteps - self.num_timesteps, self.n_envs
+        if self.is_open:
+            chosen: Any = TrainFreq(max(shrink(USUAL, left) // n, 1), TrainFrequencyUnit.STEP)
+            self.train_freq = chosen
+        assert isinstance(self.train_freq, TrainFreq)
+        if self.train_freq.unit == TrainFrequencyUnit.STEP:
+            steps = self.train_freq.frequency * n
+            wanted = max(USUAL // n, 1) * n if self.is_open else steps
+            self.logger.info(describe(type(self).__name__, steps, "", wanted, left))
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """See ``OffPolicyAlgorithm``."""
+        if self._adviser is None or self.guidance > 0.0:
+            self._make_adviser()
+        self._statistics = KeptStatistics(self.get_vec_normalize_env())
+        if self._vec_normalize_env is not None:
+            env = UnclippedTerminals(env, self._vec_normalize_env)
+        return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert self._adviser is not None and self.env is not None
+        shown: Any = self._last_obs
+        # now, while the environments are in the states that are asked about
+        originals = original_obs(self.env, self.get_vec_normalize_env(), shown)
+        self._advice = self._adviser.advise(shown, originals, self._begun)
+        self._begun = np.zeros(n_envs, dtype=bool)
+        share = self.share_of_expert()
+        is_expert = self._rng.random(n_envs) < share
+        actions = self._advice.actions
+        if share < 1.0:
+            with th.no_grad():
+                chosen = self.policy._predict(self.policy.obs_to_tensor(shown)[0], deterministic=True)
+            own = chosen.cpu().numpy().reshape(actions.shape)
+            actions = np.where(is_expert.reshape(-1, *(1,) * (actions.ndim - 1)), actions, own)
+        self._steps_by_expert += int(is_expert.sum())
+        if isinstance(self.action_space, spaces.Discrete):
+            return actions, actions
+        scaled = actions.astype(np.float32)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1.0, 1.0)
+        return self.policy.unscale_action(scaled).astype(self.action_space.dtype), scaled
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        try:
+            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
+        except ValueError:
+            self._statistics.restore()
+            self._last_obs = None  # start from a reset
+            raise
+        assert isinstance(replay_buffer, Labels)
+        place = replay_buffer.pos
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        replay_buffer.label(place, self._advice.labels, self._advice.spreads)
+        self._begun = self._begun | np.asarray(dones, dtype=bool)
+        self.steps_since_training += self.n_envs

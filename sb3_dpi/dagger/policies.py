@@ -1,0 +1,9 @@
+from sb3_dpi.common.policies import (
+    BoundedGaussianCnnPolicy,
+    BoundedGaussianMultiInputPolicy,
+    BoundedGaussianPolicy,
+)
+
+MlpPolicy = BoundedGaussianPolicy
+CnnPolicy = BoundedGaussianCnnPolicy
+MultiInputPolicy = BoundedGaussianMultiInputPolicy

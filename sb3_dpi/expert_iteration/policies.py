@@ -1,0 +1,120 @@
+"""Policy and value network, as PPO has them, and how a search asks them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+
+from sb3_dpi.common.critic import ReturnScale
+from sb3_dpi.common.numpy_networks import Weights, forward
+from sb3_dpi.systems import SimulatorState
+from sb3_dpi.trajopt.types import FloatArray
+
+MlpPolicy = ActorCriticPolicy
+CnnPolicy = ActorCriticCnnPolicy
+MultiInputPolicy = MultiInputActorCriticPolicy
+
+
+def judge(policy: ActorCriticPolicy, observations: Any) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Ask both networks at once.
+
+    :param policy: of ``Discrete`` actions
+    :param observations: tensors as the policy sees them, ``[n, ...]`` or a dictionary of such
+    :return: unnormalised log-probabilities ``[n, A]``, and values in units of the value network ``[n]``
+    """
+    features: Any = policy.extract_features(observations)
+    if policy.share_features_extractor:
+        latent_pi, latent_vf = policy.mlp_extractor(features)
+    else:
+        latent_pi, latent_vf = (
+            policy.mlp_extractor.forward_actor(features[0]),
+            policy.mlp_extractor.forward_critic(features[1]),
+        )
+    return policy.action_net(latent_pi), policy.value_net(latent_vf).flatten()
+
+
+class Judge:
+    """
+    What the networks say of states, as a search asks: one state at a time, many thousand times a second.
+
+    :param policy: as it is now; what it learns later is not followed
+    :param scale: units of the value network
+    :param present: from observations of the environments, ``[n, ...]`` or a dictionary of such, to what the policy sees
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, scale: ReturnScale, present: Callable[[Any], Any]) -> None:
+        self.policy, self.scale, self.present = policy, scale, present
+        self.dtype = None if isinstance(policy.observation_space, spaces.Dict) else policy.observation_space.dtype
+        self.arrays = _as_arrays(policy)
+
+    def __call__(self, states: list[SimulatorState]) -> tuple[FloatArray, FloatArray]:
+        """
+        Judge states of a simulator.
+
+        :param states: with their observations
+        :return: probabilities of the actions ``[n, A]`` and values ``[n]``
+        """
+        first = states[0].observation
+        shown: Any
+        if isinstance(first, dict):
+            shown = {key: np.stack([np.asarray(state.observation[key]) for state in states]) for key in first}
+        else:
+            shown = np.array([state.observation for state in states], dtype=self.dtype)
+        return self.judge(self.present(shown))
+
+    def judge(self, observations: Any) -> tuple[FloatArray, FloatArray]:
+        """
+        Judge what the policy sees.
+
+        :param observations: ``[n, ...]`` or a dictionary of such
+        :return: probabilities of the actions ``[n, A]`` and values ``[n]``
+        """
+        if self.arrays is not None:
+            logits, values = (forward(self._flat(observations), layers) for layers in self.arrays)
+            logits -= logits.max(1, keepdims=True)
+            probabilities = np.exp(logits, out=logits)
+            probabilities /= probabilities.sum(1, keepdims=True)
+            return probabilities, values[:, 0] * self.scale.std + self.scale.mean
+        with th.inference_mode():
+            logit, value = judge(self.policy, obs_as_tensor(observations, self.policy.device))
+            found: FloatArray = value.double().cpu().numpy()
+            return th.softmax(logit, 1).double().cpu().numpy(), found * self.scale.std + self.scale.mean
+
+    def _flat(self, observations: np.ndarray) -> np.ndarray:
+        space = self.policy.observation_space
+        if isinstance(space, spaces.Discrete):
+            shown = np.zeros((len(observations), int(space.n)), dtype=np.float32)
+            shown[np.arange(len(observations)), np.asarray(observations).reshape(-1)] = 1.0
+            return shown
+        return observations.reshape(len(observations), -1).astype(np.float32)
+
+
+def _as_arrays(policy: ActorCriticPolicy) -> tuple[Weights, Weights] | None:
+    """:return: layers of both networks, for numpy takes a fraction of torch's time for one state; None of other networks"""
+    space, extractor = policy.observation_space, policy.mlp_extractor
+    is_vector = isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and space.dtype != np.uint8)
+    if not is_vector or type(policy.features_extractor) is not FlattenExtractor or type(extractor) is not MlpExtractor:
+        return None
+    if policy.device.type != "cpu":
+        return None
+    both = [nn.Sequential(*extractor.policy_net, policy.action_net), nn.Sequential(*extractor.value_net, policy.value_net)]
+    found = []
+    for modules in both:
+        layers: Weights = []
+        for module in modules:
+            if isinstance(module, nn.Linear):
+                weight, bias = module.weight.detach().numpy(), module.bias.detach().numpy()
+                layers.append((np.ascontiguousarray(weight.T), bias.copy(), None))
+            elif type(module) in (nn.Tanh, nn.ReLU) and layers and layers[-1][2] is None:
+                layers[-1] = (*layers[-1][:2], type(module))
+            else:
+                return None
+        found.append(layers)
+    return found[0], found[1]

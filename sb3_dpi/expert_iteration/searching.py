@@ -1,0 +1,244 @@
+"""How ExIt searches: trees in copies of the environments, steps while it learns, and predictions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, RolloutReturn, TrainFreq
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_dpi.common.critic import ReturnScale
+from sb3_dpi.common.finite import KeptStatistics, check_finite, check_observation
+from sb3_dpi.common.observed_states import StateFinder, StateFromObs
+from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, as_shown, original_rewards
+from sb3_dpi.common.saved_models import SavedModel
+from sb3_dpi.common.simulator_states import read_states
+from sb3_dpi.common.trajectories import map_observations
+from sb3_dpi.expert_iteration.buffers import SearchReplayBuffer
+from sb3_dpi.expert_iteration.policies import Judge
+from sb3_dpi.expert_iteration.targets import reach
+from sb3_dpi.systems import Simulator, SimulatorState
+from sb3_dpi.trajopt.mcts import Node, SearchResult, guessed, new_node, puct_each
+from sb3_dpi.trajopt.types import FloatArray
+
+NOISE_CONCENTRATION = 10.0
+"""Of the Dirichlet noise, over all actions (Silver et al. 2017 had 10 / 250 to 10 / 35 an action)."""
+
+
+def _as_arrays(tensor: PyTorchObs) -> tuple[Any, int]:
+    """:return: the same in numpy, and how many there are"""
+    if isinstance(tensor, dict):
+        return {key: rows.cpu().numpy() for key, rows in tensor.items()}, len(next(iter(tensor.values())))
+    return tensor.cpu().numpy(), len(tensor)
+
+
+class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
+    """What ExIt adds to the way in which SB3's off-policy algorithms act. ExIt sets the attributes."""
+
+    policy: ActorCriticPolicy
+    replay_buffer: SearchReplayBuffer
+    n_simulations: int
+    horizon: int
+    exploration: float
+    temperature: float
+    root_noise: float
+    gae_lambda: float
+    search_in_predict: bool
+    state_from_obs: StateFromObs | None
+    return_scale: ReturnScale
+    simulator_steps: int
+    _simulator: Simulator | None
+    _finder: StateFinder | None
+    _judge: Judge | None
+    _kept: np.ndarray
+    _found: list[SearchResult]
+    _rng: np.random.Generator
+    _statistics: KeptStatistics
+
+    def _make_simulator(self) -> Simulator:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ searching
+
+    def search(
+        self, states: Sequence[SimulatorState], observations: Any, kept: np.ndarray, explores: bool, rngs: Any
+    ) -> list[SearchResult]:
+        """
+        Improve on the policy in some states.
+
+        :param states: of the simulator, ``n``
+        :param observations: what the policy sees there, ``[n, ...]`` or a dictionary of such
+        :param kept: last search of each and the action that was taken, or None, ``[n]``: its tree grows on
+        :param explores: whether there is noise in the first priors
+        :param rngs: what searches draw from, ``n``
+        :return: of each state
+        """
+        judge = self._judge or Judge(self.policy, self.return_scale, self._present)
+        roots = [self._tree(state, last) for state, last in zip(states, kept, strict=True)]
+        bare = np.array([not root.priors for root in roots])
+        if bare.any():  # the policy sees what it was shown, whatever the simulator would show
+            priors, values = judge.judge(map_observations(lambda rows: rows[bare], observations))
+            for root, prior, value in zip([root for root in roots if not root.priors], priors, values, strict=True):
+                guessed(root, prior, value)
+        noise = (NOISE_CONCENTRATION / self._n_actions, self.root_noise) if explores and self.root_noise > 0.0 else None
+        numbers = self.n_simulations, self.horizon, self.gamma, self.exploration, noise
+        return puct_each(self._make_simulator(), roots, judge, rngs, *numbers)
+
+    @property
+    def _n_actions(self) -> int:
+        assert isinstance(self.action_space, spaces.Discrete)
+        return int(self.action_space.n)
+
+    def _present(self, observations: Any) -> Any:
+        return as_shown(self.env, observations)
+
+    def _tree(self, state: SimulatorState, last: tuple[SearchResult, int] | None) -> Node:
+        """What an earlier search knows of a state, or a new tree."""
+        simulator = self._make_simulator()
+        if last is not None:
+            found, action = last
+            key = simulator.key(state)
+            node = found.subtree(action, key if simulator.is_random else 0)
+            if node is not None and not node.is_over and simulator.key(node.state) == key:
+                return node
+        return new_node(state, self._n_actions)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        search: bool | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """
+        Get the policy's action, or that of a search which it leads.
+
+        :param observation: one, or one of each environment
+        :param state: what the last call with ``search`` returned: its trees grow on. None begins new ones
+        :param episode_start: where episodes begin, and trees anew, ``[n]``
+        :param deterministic: whether to take the likeliest action, with ``search`` the one that was tried most
+        :param search: whether to search, in copies of the environments of ``get_env()``; None: as ``search_in_predict`` says
+        :return: actions, and with ``search`` its trees, an array of objects ``[n]``
+        :raises ValueError: if an observation is not finite, or its state in the simulator is not known
+        """
+        tensor, is_batch = self.policy.obs_to_tensor(observation)
+        check_observation(tensor)
+        if not (self.search_in_predict if search is None else search):
+            return self.policy.predict(observation, state, episode_start, deterministic)
+        seen: Any = (
+            {key: rows.cpu().numpy() for key, rows in tensor.items()} if isinstance(tensor, dict) else tensor.cpu().numpy()
+        )
+        n = len(next(iter(seen.values())) if isinstance(seen, dict) else seen)
+        kept = np.full(n, None, dtype=object)
+        if state is not None:
+            if not isinstance(state, np.ndarray) or state.shape != (n,) or state.dtype.kind != "O":
+                raise ValueError(f"state must be what the last predict of this model returned for {n} environments, or None")
+            kept = state.copy()
+        if episode_start is not None:
+            kept[np.asarray(episode_start, dtype=bool)] = None
+        self._make_simulator()
+        assert self._finder is not None
+        normalizer = None if self.env is None else unwrap_vec_normalize(self.env)
+        originals = seen if normalizer is None else normalizer.unnormalize_obs(seen)
+        states = self._finder.find(seen, originals, self.env)
+        fixed = [np.random.default_rng([self.seed or 0, i]) for i in range(n)]
+        results = self.search(states, seen, kept, False, fixed if deterministic else [self._rng] * n)
+        chosen = [self._choose(result, 0.0 if deterministic else 1.0) for result in results]
+        after = np.full(n, None, dtype=object)
+        after[:] = list(zip(results, chosen, strict=True))
+        actions = np.array(chosen, dtype=self.action_space.dtype)
+        return actions if is_batch else actions[0], after
+
+    def _choose(self, result: SearchResult, temperature: float) -> int:
+        return int(self._rng.choice(self._n_actions, p=result.policy(temperature))) if temperature > 0.0 else result.action
+
+    # ------------------------------------------------------------------ steps
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """See ``OffPolicyAlgorithm``."""
+        self._statistics = KeptStatistics(self.get_vec_normalize_env())
+        self._judge = Judge(self.policy, self.return_scale, self._present)
+        if self._vec_normalize_env is not None:
+            env = UnclippedTerminals(env, self._vec_normalize_env)
+        try:
+            rollout = super().collect_rollouts(
+                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+            )
+            self._settle_values()
+        finally:
+            self._judge = None
+        return rollout
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Search from the first step on: what learns later imitates it."""
+        assert self.env is not None
+        states = read_states(self._make_simulator(), self.env)
+        self._found = self.search(states, self._last_obs, self._kept, True, [self._rng] * n_envs)
+        self.simulator_steps += sum(result.n_steps for result in self._found)
+        chosen = [self._choose(result, self.temperature) for result in self._found]
+        self._kept = np.full(n_envs, None, dtype=object)
+        self._kept[:] = list(zip(self._found, chosen, strict=True))
+        actions = np.array(chosen, dtype=self.action_space.dtype)
+        return actions, actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        try:
+            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
+        except ValueError:
+            self._statistics.restore()
+            self._last_obs = None  # start from a reset
+            raise
+        assert isinstance(replay_buffer, SearchReplayBuffer)
+        visits = np.stack([result.visits for result in self._found])
+        replay_buffer.note(visits, np.array([result.value for result in self._found]))
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _settle_values(self) -> None:
+        """Write the targets of new rows, and again of those before them that new rows tell more about."""
+        buffer = self.replay_buffer
+        if buffer.n_new == 0:
+            return
+        places = buffer.latest(buffer.n_new + reach(self.gamma, self.gae_lambda, buffer.buffer_size))
+        asked = buffer.timeouts[places] > 0
+        asked[-1] = True
+        kept: Any = buffer.next_observations
+        judge = self._judge
+        assert judge is not None
+        rows_of = map_observations(lambda rows: rows[places][asked], kept)  # images are kept transposed
+        seen: Any = rows_of if self._vec_normalize_env is None else self._vec_normalize_env.normalize_obs(rows_of)
+        after: FloatArray = np.zeros(asked.shape)
+        after[asked] = judge.judge(seen)[1]
+        buffer.settle(places, after, self.gamma, self.gae_lambda)
+
+    def dump_logs(self) -> None:
+        """Write log data, with what searches took and found."""
+        self.logger.record("time/simulator_steps", self.simulator_steps, exclude="tensorboard")
+        if self._found:
+            self.logger.record("search/depth", float(np.mean([result.depth for result in self._found])))
+        super().dump_logs()
