@@ -74,7 +74,9 @@ def test_no_reward_is_clipped() -> None:
 
 def test_a_first_reward_after_long_is_foretold_in_its_own_size() -> None:
     memory = walk(2000, WIDTH)
-    before = Transitions(memory.data.states, memory.data.actions, np.zeros(2000), memory.data.next_states, np.zeros(2000, bool))
+    before = Transitions(
+        memory.data.states, memory.data.actions, np.zeros(2000), memory.data.next_states, np.zeros(2000, bool)
+    )
     ensemble = Ensemble(1, 1, n_members=2, width=32)
     for _ in range(3):
         ensemble.observe(before)

@@ -26,6 +26,7 @@ from torch.nn import functional
 from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
 from sb3_dpi.trajopt.units import spread_or_one, varies
 from sb3_dpi.world_model.backends import adam_of, array_of, fit_classifier, fit_ensemble
+from sb3_dpi.world_model.minibatches import Drawing, chunks
 from sb3_dpi.world_model.mlp import StackedMLP
 from sb3_dpi.world_model.types import Memory, Transitions
 
@@ -41,10 +42,6 @@ FASTEST_RESCALE = 1.5
 SMALLEST_CHANGE, SMALLEST_REWARD = 1e-6, 1e-3
 """Smallest standard deviations that targets are expressed in: of a state's change, in that of the state; of rewards, in the
 largest of them."""
-RARE = 0.1
-"""Share of steps below which those that pay otherwise than most are rare."""
-RARE_ROWS = 0.25
-"""Share of a minibatch that is drawn from them."""
 RATES = np.linspace(1.0, 0.1, 6)
 """Learning rates of the sixths of a fit, in the given one: large ones follow new data, small ones settle."""
 TERMINATION_BATCH = 48, 16
@@ -53,8 +50,6 @@ ROWS_IN_CACHE = 1024
 """Of each member, that are predicted at a time: a third of the time of all at once."""
 SMALLEST_DISAGREEMENT = 1e-4
 """Standard deviations of what is predicted."""
-LONGEST_DRAW = 256
-"""Steps whose minibatches are drawn at once: memory stays flat."""
 
 
 class DivergedError(RuntimeError):
@@ -338,16 +333,11 @@ class Ensemble(nn.Module):
     ) -> float:
         group, (E, B) = self.optimizer.param_groups[0], (self.n_members, batch_size)
         rate, total = group["lr"], 0.0
-        rare = _rare(memory, rows)
-        n_rare = round(RARE_ROWS * B) if len(rare) else 0
+        drawing = Drawing(memory, rows)
         for share, part in zip(RATES, np.array_split(np.arange(n_steps), len(RATES)), strict=True):
             group["lr"] = share * rate
-            for k in _chunks(len(part)):
-                drawn = rng.integers(len(memory) if rows is None else len(rows), size=k * E * B)
-                taken = drawn if rows is None else rows[drawn]
-                if n_rare:
-                    taken.reshape(k * E, B)[:, :n_rare] = rare[rng.integers(len(rare), size=(k * E, n_rare))]
-                data = memory.take(taken)
+            for k in chunks(len(part)):
+                data = memory.take(drawing.draw(k * E, B, rng))
                 inputs, targets = self._inputs(data).view(k, E, B, -1), self._targets(data).view(k, E, B, -1)
                 total += self._descend_on(inputs, targets)
         group["lr"] = rate
@@ -375,7 +365,7 @@ class Ensemble(nn.Module):
         if not len(deaths):
             return
         n_any, n_deaths = TERMINATION_BATCH
-        for k in _chunks(n_steps):
+        for k in chunks(n_steps):
             some = rng.integers(len(memory), size=(k, n_any))
             rows = np.concatenate([some, deaths[rng.integers(len(deaths), size=(k, n_deaths))]], axis=1)
             data = memory.take(rows.reshape(-1))
@@ -498,16 +488,3 @@ class Ensemble(nn.Module):
         errors = (targets - self.networks(self._inputs(data)).mean(0)).square().mean(0)
         shares = 1.0 - errors / targets.var(0, correction=0).clamp_min(1e-9)
         return float(shares[:-1].median()), float(shares[-1])
-
-
-def _rare(memory: Memory, rows: IntArray | None) -> IntArray:
-    """Rows that pay otherwise than most, where these pay all the same; none where they are many."""
-    rewards = memory.rewards() if rows is None else memory.rewards()[rows]
-    found = np.flatnonzero(rewards != np.median(rewards))
-    few: IntArray = found if len(found) < RARE * len(rewards) else found[:0]
-    return few if rows is None else rows[few]
-
-
-def _chunks(n: int) -> list[int]:
-    """Parts of ``LONGEST_DRAW`` at most that add up to n."""
-    return [LONGEST_DRAW] * (n // LONGEST_DRAW) + [n % LONGEST_DRAW] * (n % LONGEST_DRAW > 0)
