@@ -29,3 +29,6 @@ class ListMemory:
 
     def terminated_rows(self) -> np.ndarray:
         return np.flatnonzero(self.data.terminated)
+
+    def rewards(self) -> np.ndarray:
+        return self.data.rewards

@@ -46,7 +46,7 @@ class ReplayMemory:
         return Transitions(
             self._join(self._at(buffer.observations, time, env)),
             buffer.actions[time, env].reshape(-1, buffer.action_dim).astype(np.float64),
-            np.clip(buffer.rewards[time, env].astype(np.float64), -self._limit, self._limit),
+            self._cut(buffer.rewards[time, env]),
             self._join(self._at(buffer.next_observations, time, env)),
             done & ~cut,
         )
@@ -85,6 +85,18 @@ class ReplayMemory:
         """
         n = self.buffer.size()
         return np.flatnonzero((self.buffer.dones[:n] > 0) & (self.buffer.timeouts[:n] == 0))
+
+    def rewards(self) -> FloatArray:
+        """
+        Read all rewards.
+
+        :return: those of every row, ``[n]``
+        """
+        return self._cut(self.buffer.rewards[: self.buffer.size()]).reshape(-1)
+
+    def _cut(self, rewards: np.ndarray) -> FloatArray:
+        limited: FloatArray = np.clip(rewards.astype(np.float64), -self._limit, self._limit)
+        return limited
 
 
 def check_buffer(buffer_class: type[ReplayBuffer] | None, options: dict[str, Any]) -> None:

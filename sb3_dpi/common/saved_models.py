@@ -22,7 +22,7 @@ from sb3_dpi.common.conventions import Conventions, plain
 
 SelfSavedModel = TypeVar("SelfSavedModel", bound="SavedModel")
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of saved files; raised when older code could not read them, or newer code the older ones."""
 ALWAYS_LOADABLE = ("clip_range", "learning_rate", "lr_schedule", "n_envs", "seed", "tensorboard_log", "verbose")
 """What Stable-Baselines3 and RL Zoo hand to ``load``, whether an algorithm has it or not"""

@@ -255,6 +255,14 @@ class EpisodeMemory:
         """
         return np.flatnonzero(self._steps.terminated)
 
+    def rewards(self) -> FloatArray:
+        """
+        Read all rewards.
+
+        :return: those of every row
+        """
+        return self._steps.rewards
+
 
 def _copy_first(array: np.ndarray) -> np.ndarray:
     return np.array(array[0])

@@ -132,7 +132,7 @@ class DPI(SavedModel, OfflineLearner):
         "MlpPolicy": MlpPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    algorithm_version: ClassVar[int] = 3
+    algorithm_version: ClassVar[int] = 4
     renamed_arguments: ClassVar[dict[str, str]] = FORMER_ARGUMENTS
     stored_as: ClassVar[dict[str, str]] = {"critic": "critic_options"}
     policy: MlpPolicy

@@ -26,6 +26,7 @@ from torch.nn import functional
 from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
 from sb3_dpi.trajopt.units import spread_or_one, varies
 from sb3_dpi.world_model.backends import adam_of, array_of, fit_classifier, fit_ensemble
+from sb3_dpi.world_model.minibatches import Drawing, chunks
 from sb3_dpi.world_model.mlp import StackedMLP
 from sb3_dpi.world_model.types import Memory, Transitions
 
@@ -49,8 +50,6 @@ ROWS_IN_CACHE = 1024
 """Of each member, that are predicted at a time: a third of the time of all at once."""
 SMALLEST_DISAGREEMENT = 1e-4
 """Standard deviations of what is predicted."""
-LONGEST_DRAW = 256
-"""Steps whose minibatches are drawn at once: memory stays flat."""
 
 
 class DivergedError(RuntimeError):
@@ -134,6 +133,7 @@ class Ensemble(nn.Module):
     moments: th.Tensor
     n_seen: th.Tensor
     n_deaths: th.Tensor
+    least_reward: th.Tensor
     largest_reward: th.Tensor
 
     def __init__(
@@ -155,8 +155,8 @@ class Ensemble(nn.Module):
             ("moments", 2 * state_dim + 1, 0.0),  # sums of squares around the means, of states, then of changes
         ):
             self.register_buffer(name, th.full((size,), value, dtype=th.float64))
-        for name in ("n_seen", "n_deaths", "largest_reward"):
-            self.register_buffer(name, th.zeros((), dtype=th.float64))
+        for name, value in (("n_seen", 0.0), ("n_deaths", 0.0), ("least_reward", np.inf), ("largest_reward", -np.inf)):
+            self.register_buffer(name, th.tensor(value, dtype=th.float64))
         self.known_reward: SystemFunction | None = None
         self.known_end: SystemFunction | None = None
         self.pessimism = 0.0
@@ -220,16 +220,18 @@ class Ensemble(nn.Module):
         mean, spread = self._follow_moments(np.concatenate([new.states, changes], axis=1))
         self.n_seen += len(new)
         self.n_deaths += int(new.terminated.sum())
-        self.largest_reward.clamp_(min=float(np.abs(new.rewards).max()))
+        self.least_reward.clamp_(max=float(new.rewards.min()))
+        self.largest_reward.clamp_(min=float(new.rewards.max()))
         self._copy("state_min", np.minimum(self.state_min.cpu().numpy(), new.states.min(0)))
         self._copy("state_max", np.maximum(self.state_max.cpu().numpy(), new.states.max(0)))
         state_std = spread_or_one(spread[:dx], mean[:dx])
-        least = np.append(SMALLEST_CHANGE * state_std, SMALLEST_REWARD * float(self.largest_reward))
+        least = np.append(SMALLEST_CHANGE * state_std, self._smallest_reward_std(mean[-1]))
         change_std = np.maximum(spread[dx:], np.where(least > 0.0, least, 1.0))
         old = [array.clone() for array in (self.state_mean, self.state_std, self.change_mean, self.change_std)]
         for std, before, is_known in ((state_std, old[1], known[0]), (change_std, old[3], known[1])):
             limits = before.cpu().numpy() / FASTEST_RESCALE, before.cpu().numpy() * FASTEST_RESCALE
             np.copyto(std, np.clip(std, *limits), where=is_known)
+        change_std[-1] = max(change_std[-1], least[-1])  # until then the model could not foretell what it has seen
         for name, values in (("state_mean", mean[:dx]), ("change_mean", mean[dx:])):
             self._copy(name, values)
         self._copy("state_std", state_std)
@@ -255,13 +257,18 @@ class Ensemble(nn.Module):
         scale = th.where(known, std / old_std, th.ones_like(std))
         return scale.float(), th.where(known, (mean - old_mean) / old_std, th.zeros_like(mean)).float()
 
+    def _smallest_reward_std(self, mean: float) -> float:
+        """So large that no reward is clipped: one that is paid on a step of a thousand is 30 standard deviations away."""
+        low, high = float(self.least_reward), float(self.largest_reward)
+        return max(SMALLEST_REWARD * max(abs(low), abs(high)), max(high - mean, mean - low) / CHANGE_LIMIT)
+
     def _varied(self) -> tuple[BoolArray, BoolArray]:
         """Which dimensions of the state, and which of the changes and the reward, have done more than round until now."""
         if not self.has_units:
             return np.zeros(self.state_dim, dtype=bool), np.zeros(self.state_dim + 1, dtype=bool)
         spread = np.sqrt(self.moments.cpu().numpy() / float(self.n_seen))
         states = varies(spread[: self.state_dim], self.state_mean.cpu().numpy())
-        return states, np.append(states, float(self.largest_reward) > 0.0)
+        return states, np.append(states, float(self.largest_reward) > float(self.least_reward))
 
     def _follow_moments(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation of all that was seen, the new rows included (Chan et al. 1979)."""
@@ -326,11 +333,11 @@ class Ensemble(nn.Module):
     ) -> float:
         group, (E, B) = self.optimizer.param_groups[0], (self.n_members, batch_size)
         rate, total = group["lr"], 0.0
+        drawing = Drawing(memory, rows)
         for share, part in zip(RATES, np.array_split(np.arange(n_steps), len(RATES)), strict=True):
             group["lr"] = share * rate
-            for k in _chunks(len(part)):
-                drawn = rng.integers(len(memory) if rows is None else len(rows), size=k * E * B)
-                data = memory.take(drawn if rows is None else rows[drawn])
+            for k in chunks(len(part)):
+                data = memory.take(drawing.draw(k * E, B, rng))
                 inputs, targets = self._inputs(data).view(k, E, B, -1), self._targets(data).view(k, E, B, -1)
                 total += self._descend_on(inputs, targets)
         group["lr"] = rate
@@ -358,7 +365,7 @@ class Ensemble(nn.Module):
         if not len(deaths):
             return
         n_any, n_deaths = TERMINATION_BATCH
-        for k in _chunks(n_steps):
+        for k in chunks(n_steps):
             some = rng.integers(len(memory), size=(k, n_any))
             rows = np.concatenate([some, deaths[rng.integers(len(deaths), size=(k, n_deaths))]], axis=1)
             data = memory.take(rows.reshape(-1))
@@ -481,8 +488,3 @@ class Ensemble(nn.Module):
         errors = (targets - self.networks(self._inputs(data)).mean(0)).square().mean(0)
         shares = 1.0 - errors / targets.var(0, correction=0).clamp_min(1e-9)
         return float(shares[:-1].median()), float(shares[-1])
-
-
-def _chunks(n: int) -> list[int]:
-    """Parts of ``LONGEST_DRAW`` at most that add up to n."""
-    return [LONGEST_DRAW] * (n // LONGEST_DRAW) + [n % LONGEST_DRAW] * (n % LONGEST_DRAW > 0)

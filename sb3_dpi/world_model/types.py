@@ -78,6 +78,14 @@ class Memory(Protocol):
         """
         ...
 
+    def rewards(self) -> FloatArray:
+        """
+        Read all rewards.
+
+        :return: those of every row, ``[n]``
+        """
+        ...
+
 
 def successors(memory: Memory, rows: IntArray, horizon: int) -> tuple[IntArray, BoolArray]:
     """
