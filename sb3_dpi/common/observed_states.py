@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecTransposeImage
 
 from sb3_dpi.common.asking import ask
 from sb3_dpi.common.original_observations import as_shown
@@ -98,8 +98,16 @@ def environment_of(env: VecEnv) -> gym.Env:
 
     :param env: with its wrappers
     :return: the first, or where these are in other processes one of the same kind
-    :raises ValueError: if there is none
+    :raises ValueError: if there is none, or a wrapper of all of them shows something else than it does
     """
+    base: Any = env
+    while isinstance(base, VecEnvWrapper):
+        above, base = base, base.venv
+        if not isinstance(above, VecTransposeImage) and above.observation_space.shape != base.observation_space.shape:
+            raise ValueError(
+                f"What {type(above).__name__} shows in a state of the simulator is not known: wrap each environment instead, "
+                "as gymnasium.wrappers.FrameStackObservation does in place of VecFrameStack"
+            )
     base = beneath(env)
     if isinstance(base, DummyVecEnv):
         return base.envs[0]
