@@ -298,7 +298,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"expert": {"policy": "iCEM"}}, "expert has no key 'algo'"),
     ({"expert": {"algo": "mcp"}}, "Unknown algorithm 'mcp' of the expert"),
     ({"expert": "sac.zip"}, "Say whose model this is"),
-    ({"expert": "iCME"}, "Unknown planner 'icme'"),
+    ({"expert": "iCME"}, "Policy iCME unknown: MPC has 'iCEM'"),
     ({"expert": lambda obs: obs[0, :1]}, r"float32 of shape \(1,\) where actions of shape \(1, 1\) are needed"),
     ({"expert": lambda obs: np.full((1, 1), np.nan)}, "action in environment 0 is not finite"),
     ({"expert": pull, "guidance": 1.0}, "does not plan: set guidance=0, or take MPC as expert"),

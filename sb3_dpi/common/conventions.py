@@ -82,6 +82,8 @@ class Conventions(BaseAlgorithm):
     def _seed_own(self, seed: int | None) -> None:
         """Begin the algorithm's own draws."""
         self._rng = np.random.default_rng(seed)
+        if hasattr(self, "_reset_rng"):  # whoever draws resets apart from the rest
+            self._reset_rng = self._rng.spawn(1)[0]
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name in self.policy_aliases:

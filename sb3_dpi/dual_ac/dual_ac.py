@@ -209,10 +209,7 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
         self.target_kl = None if self.target_kl is None else as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         hold_fractions(self.rollout_buffer)
-        self._seed_own(self.seed)
-
-    def _seed_own(self, seed: int | None) -> None:
-        super()._seed_own(seed)
+        self._rng = np.random.default_rng(self.seed)
         self._reset_rng = self._rng.spawn(1)[0]
 
     def _excluded_save_params(self) -> list[str]:
