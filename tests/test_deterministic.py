@@ -110,6 +110,18 @@ def test_set_random_seed_after_construction(make: Make) -> None:
 
 
 @every_algorithm
+def test_own_draws_follow_a_new_seed(make: Make) -> None:
+    """Those of learning too, which do not come from numpy's and torch's global generators."""
+    model = make()
+
+    def drawn(seed: int | None) -> list[float]:
+        model.set_random_seed(seed)
+        return [float(own.random()) for name, own in sorted(vars(model).items()) if isinstance(own, np.random.Generator)]
+
+    assert drawn(5) == drawn(5) != drawn(6) != drawn(None)
+
+
+@every_algorithm
 def test_seeds_of_other_libraries(make: Make, tmp_path: Path) -> None:
     """They are the numbers that they are, also on loading and afterwards."""
 

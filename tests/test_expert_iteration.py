@@ -203,6 +203,39 @@ def test_observations_of_all_kinds(kind: str) -> None:
         assert np.abs(model.replay_buffer.observations[:20]).max() < 4.0, "what is kept is not normalised"
 
 
+def test_an_episode_that_was_left_goes_on_with_values(tmp_path: Path) -> None:
+    """A reset between two calls of learn, or a buffer that was loaded: the row before says nothing of what comes next."""
+    model = small_exit(pushed(limited(100)), learning_starts=10**6).learn(7)
+    n = model.replay_buffer.size()
+    model.learn(7)
+    buffer = model.replay_buffer
+    assert buffer.dones[n - 1, 0] == buffer.timeouts[n - 1, 0] == 1.0 and buffer.dones[: n - 1].sum() == 0.0
+    after = Judge(model.policy, model.return_scale, model._present).judge(buffer.next_observations[n - 1])[1]
+    assert buffer.values[n - 1, 0] == pytest.approx(buffer.rewards[n - 1, 0] + model.gamma * after[0], abs=1e-5)
+    model.save_replay_buffer(tmp_path / "buffer")
+    three = small_exit(vec_env(3, lambda: pushed(limited(12))), learning_starts=10**6)
+    three.load_replay_buffer(tmp_path / "buffer")
+    assert three.replay_buffer.dones[: three.replay_buffer.size()].all()
+    size, values = three.replay_buffer.size(), np.sort(buffer.values[: buffer.size(), 0])
+    assert size == buffer.size() // 3 and set(three.replay_buffer.values[:size].ravel()) <= set(values)
+    three.learn(9)
+
+
+@pytest.mark.parametrize(
+    "task", ["CartPole-v1", "MountainCar-v0", "Acrobot-v1", "FrozenLake-v1", "CliffWalking-v1", "Taxi-v4"]
+)
+def test_stock_tasks_say_where_they_are(task: str) -> None:
+    """So an evaluation elsewhere can search, also by a model whose own environment was never reset."""
+    model, other = small_exit(task), gym.make(task)
+    obs, _ = other.reset(seed=7)
+    for action in (0, 1, 1):
+        assert np.shape(model.predict(obs, search=True)[0]) == ()
+        assert model._finder is not None
+        found = model._finder.find(*(np.asarray(obs)[None],) * 2, model.env)[0]
+        np.testing.assert_allclose(model._finder.simulator.observe(found), obs, atol=1e-5)
+        obs = other.step(action)[0]
+
+
 def test_where_the_simulator_is() -> None:
     """An observation of another environment says it on some tasks; else ``set_env`` is named."""
     model, other = small_exit(), Monitor(pushed(limited(6)))
@@ -256,8 +289,11 @@ class Shared(PointMass):
         (lambda: small_exit(Shared()), "cannot be copied.*socket"),
         (lambda: small_exit(Box()), "began two different episodes"),
         (lambda: small_exit(VecFrameStack(vec_env(2), 2)), "VecFrameStack.*FrameStackObservation"),
-        (lambda: small_exit(n_simulations=0), "n_simulations must be at least 1, got 0"),
-        (lambda: small_exit(horizon=0), "horizon must be at least 1, got 0"),
+        (lambda: small_exit().predict((np.zeros(2, np.float32), {})), "given a tuple.*obs, info = env.reset"),
+        (lambda: small_exit().predict(np.zeros(2, np.float32), search=True), "get_env.. were not reset yet.*set_env"),
+        (lambda: small_exit(n_simulations=2.5), "n_simulations must be a whole number of at least 1, got 2.5"),
+        (lambda: small_exit(n_simulations=0), "n_simulations must be a whole number of at least 1, got 0"),
+        (lambda: small_exit(horizon=0), "horizon must be a whole number of at least 1, got 0"),
         (lambda: small_exit(gamma=1.01), "gamma must be from 0 to 1, got 1.01"),
         (lambda: small_exit(gae_lambda=-0.1), "gae_lambda must be from 0 to 1"),
         (lambda: small_exit(root_noise=2.0), "root_noise must be from 0 to 1"),

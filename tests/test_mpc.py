@@ -9,12 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import small_dpi, small_ppo, small_sac
+from algorithms import small_dpi, small_mpc, small_ppo, small_sac
 from dummy_envs import ImagePointMass, PointMass, limited, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_dpi import MPC
 from sb3_dpi.compare.evaluation import run_episodes
@@ -82,6 +82,17 @@ def test_ilqr_finds_the_least_squares_plan_and_its_feedback_acts_in_between() ->
     moved = np.array([0.25, -0.05])
     between, state = model.predict(moved.astype(np.float32), state)
     assert state["n_plans"] == 1 and between[0] == pytest.approx(force(moved, 5), abs=1e-5)
+
+
+def test_rows_of_another_number_of_environments(tmp_path: Path) -> None:
+    model = small_mpc(limited(LIMIT)).learn(7)
+    model.save_replay_buffer(tmp_path / "rows.pkl")
+    other = small_mpc(vec_env(3, lambda: limited(LIMIT)))
+    other.load_replay_buffer(tmp_path / "rows.pkl")
+    kept = other.replay_buffer.size()
+    assert other.replay_buffer.n_envs == 3 and kept == model.replay_buffer.size() // 3
+    other.learn(6)
+    assert other.replay_buffer.size() == kept + 2
 
 
 def test_names_are_known_in_any_case() -> None:
@@ -179,6 +190,7 @@ class Unbounded(PointMass):
         ({"cost_fn": 3}, ValueError, "cost_fn must be a function"),
         ({"gamma": 2.0}, ValueError, "gamma must be above 0"),
         ({"env": Unbounded()}, AssertionError, "finite lower and upper bound"),
+        ({"env": VecFrameStack(vec_env(2), 2)}, ValueError, "VecFrameStack.*wrap each environment instead"),
         ({"env": Locked()}, NotCopyableError, "cannot be copied"),
         ({"planner": "iLQR", "system": "ensemble"}, ValueError, "plan in the simulator"),
         ({"max_plan_seconds": 0}, ValueError, "max_plan_seconds"),

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from dummy_envs import DictPointMass, PointMass
 from gymnasium import spaces
-from gymnasium.wrappers import ClipReward, FrameStackObservation
+from gymnasium.wrappers import ClipReward, FlattenObservation, FrameStackObservation, NormalizeObservation
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
@@ -232,6 +233,33 @@ def test_planning_leaves_the_environment_alone() -> None:
             state, *_ = simulator.step(state, action, np.random.default_rng(action))
         action = env.action_space.sample()
         assert action == twin.action_space.sample() and env.step(action)[:3] == twin.step(action)[:3]
+
+
+class Held(PointMass):
+    """Keeps its state in an object, which knows the environment."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.held = SimpleNamespace(count=0.0, owner=self)
+        return super().reset(**kwargs)
+
+
+def test_states_in_objects_have_names_of_their_own() -> None:
+    simulator = Simulator(Held())
+    state = simulator.reset(seed=0)
+    simulator.env.unwrapped.held.count = 1.0  # type: ignore[attr-defined]
+    moved = simulator.key(simulator.read(simulator.env))
+    assert moved == simulator.key(simulator.read(simulator.env)) != simulator.key(state)
+
+
+def test_wrappers_with_a_memory_are_not_asked() -> None:
+    """What they would say is not what they said."""
+    env = NormalizeObservation(gym.make("Pendulum-v1"))
+    simulator = Simulator(env)
+    env.reset(seed=0)
+    assert simulator.observe(simulator.read(env)) is None
+    plain = FlattenObservation(env.env)
+    asked = Simulator(plain)
+    assert asked.observe(asked.read(plain)) is not None
 
 
 def test_states_of_another_kind_are_refused() -> None:

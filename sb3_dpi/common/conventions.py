@@ -45,8 +45,24 @@ def as_seed(seed: Any) -> int | None:
     return number
 
 
+def refuse_tuple(observation: Any) -> None:
+    """
+    Refuse what ``env.reset()`` of Gymnasium returns where an observation is meant.
+
+    :param observation: what ``predict`` was given
+    :raises ValueError: if it is a tuple
+    """
+    if isinstance(observation, tuple):
+        raise ValueError(
+            "predict was given a tuple: that is mixing Gym API and SB3's VecEnv API. Write obs, info = env.reset(), and "
+            "give it obs"
+        )
+
+
 class Conventions(BaseAlgorithm):
     """Seeds, names of policies, environments that are missing, and progress bars, alike for every algorithm."""
+
+    _rng: np.random.Generator
 
     def _setup_model(self) -> None:
         self.seed = as_seed(self.seed)
@@ -54,11 +70,20 @@ class Conventions(BaseAlgorithm):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
-        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space)
+        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space, and the algorithm's own)
 
         :param seed: from 0 to 2**32 - 1; None changes nothing
         """
-        super().set_random_seed(as_seed(seed))
+        seed = as_seed(seed)
+        super().set_random_seed(seed)
+        if seed is not None and hasattr(self, "_rng"):  # before, ``_setup_model`` has yet to make it
+            self._seed_own(seed)
+
+    def _seed_own(self, seed: int | None) -> None:
+        """Begin the algorithm's own draws."""
+        self._rng = np.random.default_rng(seed)
+        if hasattr(self, "_reset_rng"):  # whoever draws resets apart from the rest
+            self._reset_rng = self._rng.spawn(1)[0]
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name in self.policy_aliases:

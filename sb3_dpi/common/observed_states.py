@@ -11,7 +11,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecTransposeImage
 
 from sb3_dpi.common.asking import ask
 from sb3_dpi.common.original_observations import as_shown
@@ -32,8 +33,16 @@ def _pendulum(base: Any, obs: FloatArray) -> None:
     base.state, base.last_u = np.array([np.arctan2(obs[1], obs[0]), obs[2]]), None
 
 
-def _mountain_car(base: Any, obs: FloatArray) -> None:
+def _whole_state(base: Any, obs: FloatArray) -> None:
     base.state = obs.astype(base.state.dtype)
+
+
+def _acrobot(base: Any, obs: FloatArray) -> None:
+    base.state = np.array([np.arctan2(obs[1], obs[0]), np.arctan2(obs[3], obs[2]), *obs[4:6]]).astype(base.state.dtype)
+
+
+def _numbered(base: Any, obs: FloatArray) -> None:
+    base.s = int(obs)
 
 
 def _joints(base: Any, obs: FloatArray) -> None:
@@ -53,10 +62,16 @@ def _reacher(base: Any, obs: FloatArray) -> None:
     base.set_state(np.concatenate([np.arctan2(obs[2:4], obs[:2]), obs[4:6]]), np.concatenate([obs[6:8], np.zeros(2)]))
 
 
-_MUJOCO = "gymnasium.envs.mujoco"
+_CLASSIC, _TOY, _MUJOCO = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "gymnasium.envs.mujoco"
 STATES_FROM_OBS: dict[str, StateFromObs] = {
-    "gymnasium.envs.classic_control.pendulum.PendulumEnv": _pendulum,
-    "gymnasium.envs.classic_control.continuous_mountain_car.Continuous_MountainCarEnv": _mountain_car,
+    f"{_CLASSIC}.pendulum.PendulumEnv": _pendulum,
+    f"{_CLASSIC}.continuous_mountain_car.Continuous_MountainCarEnv": _whole_state,
+    f"{_CLASSIC}.mountain_car.MountainCarEnv": _whole_state,
+    f"{_CLASSIC}.cartpole.CartPoleEnv": _whole_state,
+    f"{_CLASSIC}.acrobot.AcrobotEnv": _acrobot,
+    f"{_TOY}.frozen_lake.FrozenLakeEnv": _numbered,
+    f"{_TOY}.cliffwalking.CliffWalkingEnv": _numbered,
+    f"{_TOY}.taxi.TaxiEnv": _numbered,
     f"{_MUJOCO}.half_cheetah_v5.HalfCheetahEnv": _joints,
     f"{_MUJOCO}.hopper_v5.HopperEnv": _joints,
     f"{_MUJOCO}.walker2d_v5.Walker2dEnv": _joints,
@@ -83,8 +98,16 @@ def environment_of(env: VecEnv) -> gym.Env:
 
     :param env: with its wrappers
     :return: the first, or where these are in other processes one of the same kind
-    :raises ValueError: if there is none
+    :raises ValueError: if there is none, or a wrapper of all of them shows something else than it does
     """
+    base: Any = env
+    while isinstance(base, VecEnvWrapper):
+        above, base = base, base.venv
+        if not isinstance(above, VecTransposeImage) and above.observation_space.shape != base.observation_space.shape:
+            raise ValueError(
+                f"What {type(above).__name__} shows in a state of the simulator is not known: wrap each environment instead, "
+                "as gymnasium.wrappers.FrameStackObservation does in place of VecFrameStack"
+            )
     base = beneath(env)
     if isinstance(base, DummyVecEnv):
         return base.envs[0]
@@ -95,6 +118,16 @@ def environment_of(env: VecEnv) -> gym.Env:
             "environment as system or learn with system='ensemble'"
         )
     return gym.make(specs[0].id, **specs[0].kwargs)
+
+
+def _was_reset(env: gym.Env) -> bool:
+    """Whether it has a state, as far as wrappers tell."""
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper):
+        if vars(layer).get("_has_reset") is False or (isinstance(layer, Monitor) and layer.needs_reset):
+            return False
+        layer = layer.env
+    return True
 
 
 def _row(observations: Observations, i: int) -> Any:
@@ -157,6 +190,8 @@ class StateFinder:
         base = beneath(env)
         kept: Any = getattr(base, "buf_obs", None)
         for i, state in enumerate(states):
+            if isinstance(base, DummyVecEnv) and not _was_reset(base.envs[i]):
+                return nothing, "the environments of get_env() were not reset yet"
             # what wrappers with a memory show cannot be computed, but is known
             if isinstance(base, DummyVecEnv) and self._observed(state) is None:
                 shown = {key: rows[i].copy() for key, rows in kept.items()}
@@ -175,7 +210,7 @@ class StateFinder:
     def _observed(self, state: SimulatorState) -> Any:
         try:
             return self.simulator.observe(state)
-        except AttributeError:  # an environment that was never reset has no state yet
+        except (AttributeError, AssertionError, TypeError):  # an environment that was never reset has no state yet
             return None
 
     def _deduce(self, original: Any) -> SimulatorState | None:

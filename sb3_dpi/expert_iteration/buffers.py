@@ -1,6 +1,6 @@
 """Replay buffers that keep what searches found, beside the steps that were taken."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -33,6 +33,8 @@ class SearchReplayBuffer(ReplayBuffer):
     :param kwargs: as for ``ReplayBuffer``
     """
 
+    more_arrays: ClassVar[tuple[str, ...]] = ("visits", "search_values", "values")
+
     def __init__(self, buffer_size: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], **kwargs: Any):
         super().__init__(buffer_size, observation_space, action_space, **kwargs)
         assert isinstance(action_space, spaces.Discrete)
@@ -51,6 +53,17 @@ class SearchReplayBuffer(ReplayBuffer):
         """
         self.visits[self.pos], self.search_values[self.pos] = visits, search_values
         self.n_new = min(self.n_new + 1, self.buffer_size)
+
+    def cut(self, everywhere: bool = False) -> None:
+        """
+        Let the episodes that go on end as those behind a time limit do.
+
+        :param everywhere: whether no row is followed by the next one of its episode; otherwise the latest ones alone are not
+        """
+        rows = np.arange(self.size()) if everywhere else self.latest(1)
+        going_on = self.dones[rows] == 0
+        self.timeouts[rows] = np.where(going_on, 1.0, self.timeouts[rows])
+        self.dones[rows] = 1.0
 
     def latest(self, n: int) -> IntArray:
         """:return: places of the latest ``n`` rows of each environment, in the order of time; fewer where there are fewer"""

@@ -19,6 +19,7 @@ from sb3_dpi.common.critic import ReturnScale, rescale_values
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.common.original_observations import SHOWING_THE_SAME
+from sb3_dpi.common.replay_memory import deal_out
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.expert_iteration.buffers import SearchDictReplayBuffer, SearchReplayBuffer
 from sb3_dpi.expert_iteration.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, judge
@@ -165,8 +166,9 @@ class ExIt(Searching):
                 f"{self.action_space}: for a Box take MPC, or DAgger for a network that imitates it"
             )
         for name in AT_LEAST_ONE:
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            number = getattr(self, name)
+            if not isinstance(number, int | np.integer) or number < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {number}")
         for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be from {low:g} to {high:g}, got {getattr(self, name)}")
@@ -218,10 +220,10 @@ class ExIt(Searching):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        Load a replay buffer from a pickle file.
+        Load a replay buffer from a pickle file, also of another number of environments.
 
         :param path: Path to the pickled replay buffer
-        :param truncate_last_traj: without effect, as there are no trajectories
+        :param truncate_last_traj: not used: the last episode is always left as if behind a time limit
         :raises ValueError: if it holds no searches
         """
         own = self.replay_buffer
@@ -229,6 +231,10 @@ class ExIt(Searching):
         if not isinstance(self.replay_buffer, SearchReplayBuffer):
             found, self.replay_buffer = type(self.replay_buffer).__name__, own
             raise ValueError(f"A {found} holds no searches to imitate: load what save_replay_buffer of an ExIt wrote")
+        self.replay_buffer.cut()
+        if self.replay_buffer.n_envs != self.n_envs:
+            self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)  # type: ignore[assignment]
+            self.replay_buffer.cut(everywhere=True)
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_statistics"]

@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_dpi.common.conventions import refuse_tuple
 from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.common.finite import KeptStatistics, check_finite, check_observation
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs
@@ -128,6 +129,7 @@ class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
         :return: actions, and with ``search`` its trees, an array of objects ``[n]``
         :raises ValueError: if an observation is not finite, or its state in the simulator is not known
         """
+        refuse_tuple(observation)
         tensor, is_batch = self.policy.obs_to_tensor(observation)
         check_observation(tensor)
         if not (self.search_in_predict if search is None else search):
@@ -155,6 +157,13 @@ class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
         after[:] = list(zip(results, chosen, strict=True))
         actions = np.array(chosen, dtype=self.action_space.dtype)
         return actions if is_batch else actions[0], after
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # a reset: what comes next is no part of the episode that was left
+            self.replay_buffer.cut()
+        return result
 
     def _choose(self, result: SearchResult, temperature: float) -> int:
         return int(self._rng.choice(self._n_actions, p=result.policy(temperature))) if temperature > 0.0 else result.action

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, 
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds
-from sb3_dpi.common.conventions import as_seed
+from sb3_dpi.common.conventions import refuse_tuple
 from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes
 from sb3_dpi.common.finite import KeptStatistics, check_finite, check_observation
 from sb3_dpi.common.interruption import reset_when_interrupted
@@ -168,11 +168,7 @@ class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
 
     def _rows(self, observation: Any) -> tuple[np.ndarray, bool]:
         """:return: observations as a batch, and whether there was one alone"""
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "predict was given a tuple: that is mixing Gym API and SB3's VecEnv API. Write obs, info = env.reset(), and "
-                "give it obs"
-            )
+        refuse_tuple(observation)
         _, is_batch = self.policy.obs_to_tensor(observation)  # which refuses other shapes
         rows = np.asarray(observation).reshape(-1, *(self.observation_space.shape or ()))
         check_observation(th.as_tensor(rows.astype(np.float64)))
@@ -296,15 +292,6 @@ class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     def _convert_train_freq(self) -> None:
         if self.train_freq is not None:
             super()._convert_train_freq()
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """
-        Set the seed of the pseudo-random generators, that of the search included.
-
-        :param seed:
-        """
-        super().set_random_seed(seed)
-        self._rng = np.random.default_rng(as_seed(seed))
 
     def collect_rollouts(
         self,

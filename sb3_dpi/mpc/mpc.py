@@ -1,6 +1,8 @@
 """Model-predictive control: an agent that plans when it acts."""
 
 import copy
+import io
+import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,7 +23,7 @@ from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
-from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
+from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer, deal_out
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
 from sb3_dpi.mpc.arguments import check_arguments, check_observations, check_same_spaces
@@ -158,6 +160,7 @@ class MPC(Acting):
         check_buffer(self.replay_buffer_class, self.replay_buffer_kwargs)
         self._planner = make_planner(self.planner)
         super()._setup_model()
+        self._seed_own(self.seed)
         assert isinstance(self.action_space, spaces.Box) and self.replay_buffer is not None
         check_bounded(self.action_space)
         check_observations(self.observation_space, self.is_learned)
@@ -266,6 +269,19 @@ class MPC(Acting):
         """
         super().set_env(env, force_reset)
         self._begin_anew()
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file, also one of another number of environments.
+
+        :param path: Path to the pickled replay buffer
+        :param truncate_last_traj: not used: each row stands for itself
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        assert self.replay_buffer is not None
+        check_buffer(type(self.replay_buffer), {"optimize_memory_usage": self.replay_buffer.optimize_memory_usage})
+        if self.replay_buffer.n_envs != self.n_envs:
+            self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)
 
     def as_expert(self, env: VecEnv, penalty: Penalty | None = None) -> "MPC":
         """

@@ -204,8 +204,13 @@ def has_physics(base: gym.Env) -> bool:
     return isinstance(getattr(base, "model", None), mujoco.MjModel) and isinstance(getattr(base, "data", None), mujoco.MjData)
 
 
-def _moving(layer: gym.Env) -> dict[str, Any]:
-    """:return: attributes of a layer that may move, generators left out"""
+def moving(layer: gym.Env) -> dict[str, Any]:
+    """
+    Find what may move.
+
+    :param layer: an environment or wrapper, for itself
+    :return: its attributes that may, generators left out
+    """
     names = MOVING.get(class_name(layer))
     every = vars(layer)
     if names is not None:
@@ -253,7 +258,7 @@ def save(layers: list[gym.Env], observation: Any = None) -> SimulatorState:
     :return: a copy of it
     """
     memo = _own(layers)
-    attributes = tuple([(class_name(layer), _copied(_moving(layer), memo)) for layer in layers])
+    attributes = tuple([(class_name(layer), _copied(moving(layer), memo)) for layer in layers])
     base: Any = layers[-1]
     return SimulatorState(attributes, pack(base.model, base.data) if has_physics(base) else None, observation)
 
@@ -271,7 +276,7 @@ def load(layers: list[gym.Env], state: SimulatorState, rng: np.random.Generator)
     for layer, (name_of_class, attributes) in zip(layers, state.attributes, strict=True):
         every, names = vars(layer), MOVING.get(name_of_class)
         if names is None or len(names) != len(attributes):
-            for name in _moving(layer).keys() - attributes.keys():  # what came later
+            for name in moving(layer).keys() - attributes.keys():  # what came later
                 del every[name]
         every.update(_copied(attributes, memo))
         if names is not None:  # it has no generator but the one below, and many attributes

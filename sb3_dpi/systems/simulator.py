@@ -19,6 +19,7 @@ from sb3_dpi.systems.copies import (
     has_physics,
     layers_of,
     load,
+    moving,
     save,
 )
 
@@ -149,7 +150,10 @@ class Simulator:
             return None
         for layer in reversed(self._layers[:-1]):
             if isinstance(layer, gym.ObservationWrapper):
+                before = _frozen(moving(layer))
                 observation = layer.observation(observation)
+                if _frozen(moving(layer)) != before:  # a memory, as of NormalizeObservation: asked again it says another thing
+                    return None
             elif not isinstance(layer, gym.ActionWrapper | gym.RewardWrapper) and class_name(layer) != TIME_LIMIT:
                 return None
         return observation
@@ -282,22 +286,28 @@ def _same(a: Any, b: Any) -> bool:
     return _frozen(a) == _frozen(b)
 
 
-def _frozen(value: Any) -> Hashable:
-    """:return: something of the same content that can be compared and be a key"""
+def _frozen(value: Any, above: tuple[int, ...] = ()) -> Hashable:
+    """
+    Make something of the same content that can be compared and be a key.
+
+    :param value: arrays, numbers, and objects that hold such
+    :param above: objects that hold it, by their ids: some hold one another
+    :return: it
+    """
     if type(value) in (int, str, bool, type(None)):
         return value  # type: ignore[no-any-return]
     if isinstance(value, np.ndarray):
-        return (value.shape, value.tobytes()) if value.dtype != object else tuple(_frozen(item) for item in value.flat)
+        return (value.shape, value.tobytes()) if value.dtype != object else tuple(_frozen(item, above) for item in value.flat)
     if isinstance(value, float | np.floating):
         return np.float64(value).tobytes()  # NaN is itself
     if isinstance(value, dict):
-        return tuple((repr(key), _frozen(item)) for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])))
+        return tuple((repr(key), _frozen(item, above)) for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])))
     if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
+        return tuple(_frozen(item, above) for item in value)
     if isinstance(value, set | frozenset):
         return tuple(sorted(map(repr, value)))
     if isinstance(value, Hashable) and type(value).__hash__ is not object.__hash__:
         return value
-    if callable(value) or not hasattr(value, "__dict__"):
+    if callable(value) or not hasattr(value, "__dict__") or id(value) in above:
         return repr(type(value))
-    return type(value).__qualname__, tuple(vars(value))
+    return type(value).__qualname__, _frozen(vars(value), (*above, id(value)))
