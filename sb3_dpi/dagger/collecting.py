@@ -9,15 +9,14 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrapped
 
 from sb3_dpi.common.early_resets import LeavesEpisodes
-from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.iteration_size import describe, shrink
-from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_obs, original_rewards
+from sb3_dpi.common.kept_originals import KeepsOriginals
+from sb3_dpi.common.original_observations import original_obs
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.dagger.buffers import Labels
 from sb3_dpi.dagger.experts import Advice, Adviser, Expert, check_guided, make_expert
@@ -29,7 +28,7 @@ USUAL = 500
 USUAL_EXPERT = "iCEM"
 
 
-class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
+class Collecting(LeavesEpisodes, KeepsOriginals):
     """What DAgger adds to the way in which SB3's off-policy algorithms take steps. DAgger sets the attributes."""
 
     policy: BoundedGaussianPolicy
@@ -48,7 +47,6 @@ class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     _adviser: Adviser | None
     _advice: Advice
     _begun: np.ndarray
-    _statistics: KeptStatistics
 
     def _make_adviser(self) -> Adviser:
         assert self.env is not None
@@ -110,23 +108,11 @@ class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
             wanted = max(USUAL // n, 1) * n if self.is_open else steps
             self.logger.info(describe(type(self).__name__, steps, "", wanted, left))
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """See ``OffPolicyAlgorithm``."""
         if self._adviser is None or self.guidance > 0.0:
             self._make_adviser()
-        self._statistics = KeptStatistics(self.get_vec_normalize_env())
-        if self._vec_normalize_env is not None:
-            env = UnclippedTerminals(env, self._vec_normalize_env)
-        return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)
+        return super().collect_rollouts(*args, **kwargs)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -162,12 +148,6 @@ class Collecting(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        try:
-            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
-        except ValueError:
-            self._statistics.restore()
-            self._last_obs = None  # start from a reset
-            raise
         assert isinstance(replay_buffer, Labels)
         place = replay_buffer.pos
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)

@@ -10,16 +10,13 @@ from scipy.special import ndtr
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, as_early_reset
-from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
-from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
+from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import PRESETS, Preset, choose_preset, parse_preset
@@ -41,7 +38,7 @@ WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
 knows no fine movements, and a model must know both."""
 
 
-class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
+class BlockCollector(LeavesEpisodes, KeepsOriginals):
     """What DPI adds to the way in which SB3's off-policy algorithms take steps. DPI sets the attributes."""
 
     policy: MlpPolicy
@@ -63,7 +60,6 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     _episode_steps: np.ndarray
     _steps_to_learn: int | None
     _act: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    _statistics: KeptStatistics
 
     @property
     def numbers(self) -> Preset:
@@ -196,34 +192,10 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
             n = at_first if self.n_iterations == 0 else self.steps_since_training
         return max(int(self.update_to_data * n), 1) if n > 0 else 0
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
-        """
-        Collect experiences and store them into a ``ReplayBuffer``.
-
-        :param env: The training environment
-        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
-        :param train_freq: How much experience to collect
-        :param replay_buffer: where it is stored, in the environment's units
-        :param action_noise: Action noise that will be used for exploration, beside the policy's own
-        :param learning_starts: not used: the policy acts once it has learned
-        :param log_interval: Log data every ``log_interval`` episodes
-        :return: what was collected
-        :raises ValueError: if an observation or reward is not finite, naming environment and step
-        """
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """See ``OffPolicyAlgorithm``; the policy acts once it has learned, whatever ``learning_starts`` says."""
         self._act = self.policy.export(self.ensemble.state_mean, self.ensemble.state_std)
-        self._statistics = KeptStatistics(self.get_vec_normalize_env())
-        if self._vec_normalize_env is not None:
-            env = UnclippedTerminals(env, self._vec_normalize_env)
-        return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)
+        return super().collect_rollouts(*args, **kwargs)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -260,12 +232,6 @@ class BlockCollector(ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        try:
-            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
-        except ValueError:
-            self._statistics.restore()
-            self._last_obs = None  # start from a reset
-            raise
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._episode_steps += 1
         for i in np.flatnonzero(dones):

@@ -8,16 +8,16 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs, RolloutReturn, TrainFreq
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.type_aliases import PyTorchObs, RolloutReturn
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_dpi.common.conventions import refuse_tuple
 from sb3_dpi.common.critic import ReturnScale
-from sb3_dpi.common.finite import KeptStatistics, check_finite, check_observation
+from sb3_dpi.common.finite import check_observation
+from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs
-from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, as_shown, original_rewards
+from sb3_dpi.common.original_observations import as_shown
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.simulator_states import read_states
 from sb3_dpi.common.trajectories import map_observations
@@ -39,7 +39,7 @@ def _as_arrays(tensor: PyTorchObs) -> tuple[Any, int]:
     return tensor.cpu().numpy(), len(tensor)
 
 
-class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
+class Searching(SavedModel, KeepsOriginals):
     """What ExIt adds to the way in which SB3's off-policy algorithms act. ExIt sets the attributes."""
 
     policy: ActorCriticPolicy
@@ -60,7 +60,6 @@ class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
     _kept: np.ndarray
     _found: list[SearchResult]
     _rng: np.random.Generator
-    _statistics: KeptStatistics
 
     def _make_simulator(self) -> Simulator:
         raise NotImplementedError
@@ -170,25 +169,11 @@ class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
 
     # ------------------------------------------------------------------ steps
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """See ``OffPolicyAlgorithm``."""
-        self._statistics = KeptStatistics(self.get_vec_normalize_env())
         self._judge = Judge(self.policy, self.return_scale, self._present)
-        if self._vec_normalize_env is not None:
-            env = UnclippedTerminals(env, self._vec_normalize_env)
         try:
-            rollout = super().collect_rollouts(
-                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-            )
+            rollout = super().collect_rollouts(*args, **kwargs)
             self._settle_values()
         finally:
             self._judge = None
@@ -217,12 +202,6 @@ class Searching(SavedModel, ReadsOriginals, OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        try:
-            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
-        except ValueError:
-            self._statistics.restore()
-            self._last_obs = None  # start from a reset
-            raise
         assert isinstance(replay_buffer, SearchReplayBuffer)
         visits = np.stack([result.visits for result in self._found])
         replay_buffer.note(visits, np.array([result.value for result in self._found]))

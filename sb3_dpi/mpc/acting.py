@@ -11,18 +11,18 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.conventions import refuse_tuple
 from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes
-from sb3_dpi.common.finite import KeptStatistics, check_finite, check_observation
+from sb3_dpi.common.finite import check_observation
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
+from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.observed_states import StateFinder
-from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards, readable_normalizer
+from sb3_dpi.common.original_observations import original_rewards, readable_normalizer
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.mpc.foretelling import Foretelling
@@ -43,7 +43,7 @@ BLOCK = 250
 """Steps of all environments between two fits."""
 
 
-class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
+class Acting(SavedModel, LeavesEpisodes, KeepsOriginals):
     """What MPC adds to the way in which SB3's off-policy algorithms act. MPC sets the attributes."""
 
     horizon: int
@@ -63,7 +63,6 @@ class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
     _steps_to_learn: int | None
     _read_from: VecEnv | None = None
     _foretelling: Foretelling
-    _statistics: KeptStatistics
 
     @property
     def is_learned(self) -> bool:
@@ -293,22 +292,6 @@ class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         if self.train_freq is not None:
             super()._convert_train_freq()
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        train_freq: TrainFreq,
-        replay_buffer: ReplayBuffer,
-        action_noise: ActionNoise | None = None,
-        learning_starts: int = 0,
-        log_interval: int | None = None,
-    ) -> RolloutReturn:
-        """See ``OffPolicyAlgorithm``."""
-        self._statistics = KeptStatistics(self.get_vec_normalize_env())
-        if self._vec_normalize_env is not None:
-            env = UnclippedTerminals(env, self._vec_normalize_env)
-        return super().collect_rollouts(env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval)
-
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -339,12 +322,6 @@ class Acting(SavedModel, ReadsOriginals, LeavesEpisodes, OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         rewards = original_rewards(self._vec_normalize_env, reward)
-        try:
-            check_finite(new_obs, rewards, self.num_timesteps)
-        except ValueError:
-            self._statistics.restore()
-            self._last_obs = None  # start from a reset
-            raise
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._begun = self._begun | np.asarray(dones, dtype=bool)
         self.steps_since_training += self.n_envs
