@@ -20,6 +20,7 @@ from sb3_dpi.common.choices import as_settings
 from sb3_dpi.systems import RewardSystem, returns_of
 from sb3_dpi.trajopt.differences import FunctionCost
 from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan
+from sb3_dpi.trajopt.noise import coloured
 from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, ShootingPlan
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -29,6 +30,9 @@ NAMES = ("iCEM", "CEM", "MPPI", "random", "iLQR")
 """As they are written."""
 EDGE = 0.995
 """Up to which iLQR plans, in units of the bounds: the differences that it takes must stay within them."""
+DRAWN, DRAWN_SPREAD, DRAWN_EXPONENT = 30, 0.5, 2.0
+"""Slow sequences of actions beside the last plan, from the best of which iLQR begins: from rest alone it ends in the nearest
+optimum, as a pendulum that hangs."""
 ITERATIONS = 20
 """Of iLQR in a plan, where nothing else is said: the next plan goes on from there."""
 
@@ -165,6 +169,11 @@ class Planning:
                 ended="time",
             )
             start = kept.shifted(int(row["age"]))
+        known = start.actions if isinstance(start, ILQRPlan) else start
+        drawn = DRAWN_SPREAD * np.swapaxes(coloured(rng, (DRAWN, du, T), DRAWN_EXPONENT), 1, 2)
+        tried = np.concatenate([known[None], np.clip(drawn, -EDGE, EDGE)])
+        best = int(returns_of(self.system, state[None], rng, self.gamma, self.terminal_value)(tried[None])[0].argmax())
+        start = start if best == 0 else tried[best]
         plan = planner.plan(self.system, self._cost(rng), state, start, low=-EDGE, high=EDGE, max_seconds=self.max_seconds)
         row["actions"], row["states"], row["gains"], row["foretold"] = plan.actions, plan.states, plan.gains, -plan.cost
 
