@@ -92,7 +92,7 @@ class MPC(Acting):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(NAMES, PlanPolicy)
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
     stored_as: ClassVar[dict[str, str]] = {"policy": "planner", "system": "system", "terminal_value": "terminal_value"}
 
     def __init__(
