@@ -6,9 +6,9 @@ from numbers import Integral
 from typing import Any, TypeVar
 
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import (
+from stable_baselines3.common.callbacks import (  # type: ignore[attr-defined]
     BaseCallback,
-    tqdm,  # type: ignore[attr-defined]  # None where tqdm or rich is missing
+    tqdm,  # None where tqdm or rich is missing
 )
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
