@@ -158,7 +158,7 @@ def multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
         _one_row(left, i, right, out, right.shape[1])
 
 
-@inner_loop
+@loop
 def multiply_symmetric(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
     """Write a product that is known to be symmetric: half of it is computed."""
     even = left.shape[0] - left.shape[0] % 2
