@@ -93,15 +93,13 @@ def complete_agent(command: str, given: Namespace, registry: dict[str, Any]) -> 
         importlib.import_module(package)
     given.env = type(given.env)(import_environment(given.env.gym_id))
     (given.algo,) = register_algorithms(registry, given.algo)
-    if command in AGENTS:
+    if command in AGENTS and "rl-trained-agents" not in given.folder:  # where RL Zoo downloads what is not there
         _check_agent(given)
     if command == "record_video" or not getattr(given, "no_render", True):
         check_rendering(given.env.gym_id, window=command == "enjoy")
 
 
 def _check_agent(given: Namespace) -> None:
-    if "rl-trained-agents" in given.folder:  # RL Zoo downloads what is not there
-        return
     which = given.exp_id, given.folder, given.algo, given.env, given.load_best, given.load_checkpoint
     try:
         with redirect_stdout(None):
