@@ -286,6 +286,12 @@ def test_an_expert_that_searches() -> None:
     model = small_dagger(own, expert=expert.as_expert(own), train_freq=8).learn(24)
     expert.search_in_predict = True
     assert expert.n_envs == 1 and expert.env.num_envs == 1, "it stays where it is"
+    others = normalized(three(), [-3.0, 0.5], [4.0, 9.0])
+    searching, asked = expert.as_expert(others), []
+    searching.search = lambda _, seen, *rest: asked.append(seen) or expert.search(_, seen, *rest)  # type: ignore[method-assign]
+    shown = others.reset()
+    searching.predict(shown)
+    np.testing.assert_allclose(asked[0], expert.env.normalize_obs(others.unnormalize_obs(shown)), rtol=1e-5)
     with pytest.raises(ValueError, match="set imitate='action'"):
         small_dagger(three(), expert=expert, imitate="distribution")
     with pytest.raises(ValueError, match="knows no penalty"):
