@@ -55,7 +55,7 @@ class Size:
 SIZES = {
     "CartPole-v1": Size(60_000, 20, 3, 200, 30),
     "FrozenLake-v1": Size(60_000, 200, 50, 100, 50),
-    "Taxi-v4": Size(100_000, 50, 5, 50, 50),
+    "Taxi-v4": Size(500_000, 50, 5, 50, 50),
     "Acrobot-v1": Size(60_000, 20, 3, 200, 50),
 }
 N_EVALUATIONS = 6

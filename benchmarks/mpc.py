@@ -7,7 +7,8 @@
     python benchmarks/mpc.py learned       # an ensemble, fitted as it goes
     python benchmarks/mpc.py report        # tables, and the figure docs/images/mpc_simulator.png
 
-Rows go to results/mpc/PART.csv; what has its rows of this ``algorithm_version`` there is not done again. ``--only TEXT``
+Rows go to results/mpc/PART.csv; what has its rows of this ``algorithm_version``, or of one alike, is not done
+again. ``--only TEXT``
 takes the jobs whose names begin with the text, ``--seeds`` others than those that are reported. Seconds are processor time of
 one thread.
 """
@@ -212,6 +213,10 @@ PARTS: dict[str, Callable[[list[int] | None], Jobs]] = {"swing_up": swing_ups, "
 # ---------------------------------------------------------------------- rows
 
 
+ALIKE = {"1", str(MPC.algorithm_version)}
+"""Versions between which iCEM and iLQR, of which all jobs are, did not change."""
+
+
 def rows(part: str) -> list[dict[str, str]]:
     """:return: what is done"""
     path = RESULTS / f"{part}.csv"
@@ -223,7 +228,7 @@ def rows(part: str) -> list[dict[str, str]]:
 
 def do(part: str, only: str, seeds: list[int] | None) -> None:
     """Each job of a part, unless its rows are there."""
-    done = {(row["job"], row["seed"]) for row in rows(part) if row["version"] == str(MPC.algorithm_version)}
+    done = {(row["job"], row["seed"]) for row in rows(part) if row["version"] in ALIKE}
     for name, seed, job in PARTS[part](seeds):
         if not name.startswith(only) or (name, str(seed)) in done:
             continue
@@ -239,7 +244,7 @@ def do(part: str, only: str, seeds: list[int] | None) -> None:
 
 
 def _each(part: str) -> dict[str, list[dict[str, str]]]:
-    done = [row for row in rows(part) if row["version"] == str(MPC.algorithm_version)]
+    done = [row for row in rows(part) if row["version"] in ALIKE]
     return {name: [row for row in done if row["job"] == name] for name in dict.fromkeys(row["job"] for row in done)}
 
 

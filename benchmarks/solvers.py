@@ -7,8 +7,9 @@
 ENV is a virtual environment with this package's dependencies and, as far as they are to be compared, crocoddyl, tau-ctrl and
 pytorch-mppi; what is missing is left out. Milliseconds of processor time, least of some runs. All solvers call the same
 models, in numpy; for iLQR time within them is taken off, but not that of calling Python. All begin with the same actions. The
-cost is that of the actions found, from one and the same rollout. tau-ctrl knows no cost of the last state, and steps its
-environment one state at a time.
+cost is that of the actions found, from one and the same rollout. tau-ctrl steps its environment one state at a time, and gets
+the cost of the last state as the last reward. It runs for the five iterations that it takes where nothing is said, and until
+nothing improves. Planners that sample take turns.
 """
 
 import importlib.util
@@ -19,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from sb3_dpi.trajopt import CEM, ILQR, MPPI, FunctionSystem, TrackingCost
+from sb3_dpi.trajopt import CEM, ICEM, ILQR, MPPI, FunctionSystem, TrackingCost
 
-RUNS, ITERATIONS, FEW = 5, 300, 3
+RUNS, ITERATIONS, DEFAULT = 3, 300, 5
+"""ITERATIONS are most; DEFAULT, those of tau-ctrl where nothing is said, which end by themselves where nothing improves"""
 WIDTH = 1e-5
 """Of central differences"""
 
@@ -172,16 +174,27 @@ def of_crocoddyl(task: Task, clock: Clock) -> Solved:
 
 
 def of_tau_ctrl(task: Task, clock: Clock) -> Solved:
-    """:return: of its iLQR, for few iterations: one takes as long as a search of others"""
+    """:return: of its iLQR, as long as it improves"""
+    return _tau_ctrl(task, clock, ITERATIONS)
+
+
+def of_tau_ctrl_by_default(task: Task, clock: Clock) -> Solved:
+    """:return: of its iLQR, for as many iterations as it takes where nothing is said"""
+    return _tau_ctrl(task, clock, DEFAULT)
+
+
+def _tau_ctrl(task: Task, clock: Clock, most: int) -> Solved:
     import tau_ctrl
     from gymnasium import spaces
 
+    begin = np.append(task.start, 0.0)
+
     class Env:
-        """What it asks of an environment."""
+        """What it asks of an environment. The state counts the steps: it knows the cost of the last as a reward only."""
 
         def __init__(self) -> None:
-            self.state, (Q, R, _) = task.start.copy(), task.weights
-            self.observation_space = spaces.Box(-np.inf, np.inf, (len(Q),))
+            self.state, (_, R, _) = begin.copy(), task.weights
+            self.observation_space = spaces.Box(-np.inf, np.inf, begin.shape)
             self.action_space = spaces.Box(-task.limit, task.limit, (len(R),), np.float64)
             self.unwrapped = self
 
@@ -192,25 +205,40 @@ def of_tau_ctrl(task: Task, clock: Clock) -> Solved:
             self.state = np.array(state)
 
         def reset(self, **_: Any) -> Any:
-            self.state = task.start.copy()
+            self.state = begin.copy()
             return self.state, {}
 
         def step(self, action: np.ndarray) -> Any:
-            begun, (Q, R, _) = time.thread_time(), task.weights
-            reward = -0.5 * float(Q @ self.state**2 + R @ np.asarray(action) ** 2)
-            self.state = task.step(self.state[None], np.asarray(action)[None])[0]
+            begun, (Q, R, last) = time.thread_time(), task.weights
+            x, t = self.state[:-1], self.state[-1]
+            following = task.step(x[None], np.asarray(action)[None])[0]
+            reward = -0.5 * float(Q @ x**2 + R @ np.asarray(action) ** 2)
+            if t > task.horizon - 1.5:
+                reward -= 0.5 * float(last @ following**2)
+            self.state = np.append(following, t + 1.0)
             clock.spent += time.thread_time() - begun
             return self.state, reward, False, False, {}
 
-    planner = tau_ctrl.ILQR(Env(), horizon=task.horizon, iterations=FEW)
+    class Counting(tau_ctrl.ILQR):  # type: ignore[misc]
+        """It tells neither how many iterations it took nor why it ended."""
+
+        passes = 0
+
+        def _backward_pass(self, *args: Any) -> Any:
+            self.passes += 1
+            return super()._backward_pass(*args)
+
+    planner = Counting(Env(), horizon=task.horizon, iterations=most)
     planner._u_nom[:] = task.first
-    action, _ = planner.predict(task.start)
-    return np.concatenate([action[None], planner._u_nom[:-1]]), FEW, "at most"
+    action, _ = planner.predict(begin)
+    ended = "iterations" if planner.passes == most else "nothing improves"
+    return np.concatenate([action[None], planner._u_nom[:-1]]), planner.passes, ended
 
 
 SOLVERS: dict[str, tuple[str | None, Callable[[Task, Clock], Solved], int]] = {
     "ours": (None, ours, RUNS),
     "crocoddyl": ("crocoddyl", of_crocoddyl, RUNS),
+    "tau-ctrl, default": ("tau_ctrl", of_tau_ctrl_by_default, 1),
     "tau-ctrl": ("tau_ctrl", of_tau_ctrl, 1),
 }
 """Package, search, and runs"""
@@ -218,24 +246,27 @@ SOLVERS: dict[str, tuple[str | None, Callable[[Task, Clock], Solved], int]] = {
 
 def compare_solvers() -> None:
     """Print a table."""
-    print(f"{'iLQR':12s}{'solver':12s}{'ms without models':>18s}{'with':>10s}{'iterations':>12s}{'cost':>16s}  ended")
+    print(f"{'iLQR':12s}{'solver':20s}{'ms without models':>18s}{'with':>10s}{'iterations':>12s}{'cost':>16s}  ended")
     for name, task in TASKS.items():
         for solver, (package, solve, runs) in SOLVERS.items():
             if package is not None and importlib.util.find_spec(package) is None:
                 continue
+            if package is not None:
+                importlib.import_module(package)  # takes seconds
             times = []
-            for _ in range(runs + (solver == "ours")):  # the first compiles
+            for _ in range(runs + 1):  # the first compiles and imports
                 clock, begun = Clock(), time.thread_time()
                 actions, n, ended = solve(task, clock)
                 total = time.thread_time() - begun
                 times.append((1e3 * (total - clock.spent), 1e3 * total))
             own, whole = min(times)
-            print(f"{name:12s}{solver:12s}{own:18.1f}{whole:10.1f}{n:12d}{task.cost(actions):16.8f}  {ended}", flush=True)
+            print(f"{name:12s}{solver:20s}{own:18.1f}{whole:10.1f}{n:12d}{task.cost(actions):16.8f}  {ended}", flush=True)
 
 
 # ---------------------------------------------------------------------- planners that sample
 
 SAMPLES, STEPS, STATE, ACTION = 1000, 30, 17, 6
+SAMPLER_RUNS = 100
 
 
 def compare_samplers() -> None:
@@ -244,6 +275,7 @@ def compare_samplers() -> None:
 
     from sb3_dpi.systems import EnsembleSystem, returns_of
     from sb3_dpi.world_model.ensemble import Ensemble
+    from sb3_dpi.world_model.frozen import FrozenEnsemble
     from sb3_dpi.world_model.types import Transitions
 
     th.set_num_threads(1)
@@ -255,26 +287,24 @@ def compare_samplers() -> None:
     jobs: dict[str, Callable[[], Any]] = {
         "MPPI, ours": lambda: MPPI(n_samples=SAMPLES).plan(returns, low, high, STEPS, rng),
         "CEM of one round, ours": lambda: CEM(n_samples=SAMPLES, n_elites=50, n_rounds=1).plan(returns, low, high, STEPS, rng),
+        "iCEM of one round, ours": lambda: ICEM(n_samples=SAMPLES, n_rounds=1).plan(returns, low, high, STEPS, rng),
     }
     if importlib.util.find_spec("pytorch_mppi") is not None:
         jobs["MPPI, pytorch-mppi"] = _theirs(ensemble, x[0])
-    predict, in_model = ensemble.predict, [0.0]
-
-    def timed(*inputs: th.Tensor) -> Any:
-        begun = time.thread_time()
-        outputs = predict(*inputs)
-        in_model[0] += time.thread_time() - begun
-        return outputs
-
-    ensemble.predict = timed  # type: ignore[method-assign]
-    for name, job in jobs.items():
-        spent, beside = [], []
-        for _ in range(RUNS):
-            begun, in_model[0] = time.thread_time(), 0.0
+    clock = Clock()
+    predict = FrozenEnsemble.predict
+    FrozenEnsemble.predict = clock.around(predict)  # type: ignore[method-assign]
+    spent: dict[str, list[float]] = {name: [] for name in jobs}
+    beside: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(SAMPLER_RUNS):
+        for name, job in jobs.items():  # in turn: what else the machine does falls on all
+            begun, clock.spent = time.thread_time(), 0.0
             job()
-            spent.append(1e3 * (time.thread_time() - begun))
-            beside.append(spent[-1] - 1e3 * in_model[0])
-        print(f"{name:24s}{min(spent):10.1f} ms, {min(beside):5.1f} ms without the model", flush=True)
+            spent[name].append(1e3 * (time.thread_time() - begun))
+            beside[name].append(spent[name][-1] - 1e3 * clock.spent)
+    FrozenEnsemble.predict = predict  # type: ignore[method-assign]
+    for name in jobs:
+        print(f"{name:24s}{min(spent[name]):10.1f} ms, {min(beside[name]):5.1f} ms without the model", flush=True)
 
 
 def _theirs(ensemble: Any, state: np.ndarray) -> Callable[[], Any]:
@@ -282,12 +312,14 @@ def _theirs(ensemble: Any, state: np.ndarray) -> Callable[[], Any]:
     import pytorch_mppi
     import torch as th
 
-    foretold = [th.zeros(SAMPLES)]
+    from sb3_dpi.world_model.frozen import FrozenEnsemble
+
+    foretold, model = [th.zeros(SAMPLES)], FrozenEnsemble(ensemble)
 
     def dynamics(states: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        following, rewards = ensemble.predict(states, actions)
+        following, rewards = model.predict(states, actions)
         foretold[0] = rewards[0]
-        return ensemble.clip(following)[0]
+        return model.clip(following)[0]
 
     def cost(states: th.Tensor, actions: th.Tensor) -> th.Tensor:
         return -foretold[0]

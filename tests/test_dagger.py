@@ -7,8 +7,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Model, parameters, small_dagger, small_sac
-from dummy_envs import ITERATION, POINT_MASS_ID, DictPointMass, PointMass, limited, normalized, vec_env
+from algorithms import Model, parameters, small_dagger, small_exit, small_sac
+from dummy_envs import ITERATION, POINT_MASS_ID, DictPointMass, PointMass, limited, normalized, pushed, vec_env
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
@@ -265,6 +265,39 @@ def test_what_a_model_as_expert_is_shown() -> None:
     np.testing.assert_allclose(labels, expert.predict(ours.normalize_obs(seen), deterministic=True)[0], atol=1e-3)
 
 
+def test_an_expert_that_searches() -> None:
+    """In the environments that are learned in; its networks see what they have learned from, whatever the policy is shown."""
+
+    def three() -> Any:
+        return pushed(vec_env(3, Shown))
+
+    expert = small_exit(normalized(pushed(vec_env(1, Shown)), [1.0, 2.0], [0.25, 0.5]), n_simulations=6)
+    with th.no_grad():
+        expert.policy.action_net.weight.mul_(50.0)
+    said = {}
+    for searches in (True, False):
+        expert.search_in_predict = searches
+        for name, env in (("plain", three()), ("other units", normalized(three(), [-3.0, 0.5], [4.0, 9.0]))):
+            model = small_dagger(env, expert=expert, train_freq=8).learn(24)
+            said[searches, name] = rows(model, "labels").argmax(-1)
+        np.testing.assert_array_equal(said[searches, "plain"], said[searches, "other units"])
+    assert np.mean(said[True, "plain"] == said[False, "plain"]) < 1.0
+    own = normalized(three(), [1.0, 2.0], [0.25, 0.5])
+    model = small_dagger(own, expert=expert.as_expert(own), train_freq=8).learn(24)
+    expert.search_in_predict = True
+    assert expert.n_envs == 1 and expert.env.num_envs == 1, "it stays where it is"
+    others = normalized(three(), [-3.0, 0.5], [4.0, 9.0])
+    searching, asked = expert.as_expert(others), []
+    searching.search = lambda _, seen, *rest: asked.append(seen) or expert.search(_, seen, *rest)  # type: ignore[method-assign]
+    shown = others.reset()
+    searching.predict(shown)
+    np.testing.assert_allclose(asked[0], expert.env.normalize_obs(others.unnormalize_obs(shown)), rtol=1e-5)
+    with pytest.raises(ValueError, match="set imitate='action'"):
+        small_dagger(three(), expert=expert, imitate="distribution")
+    with pytest.raises(ValueError, match="knows no penalty"):
+        expert.as_expert(own, lambda obs, actions: obs[:, 0])
+
+
 def test_experts_that_a_file_can_say(tmp_path: Path) -> None:
     small_sac(POINT_MASS_ID).save(tmp_path / "sac")
     saved = small_dagger(POINT_MASS_ID, expert={"algo": "sac", "path": str(tmp_path / "sac.zip")})
@@ -308,6 +341,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"imitate": "mean"}, "Unknown imitate 'mean': choose one of 'action', 'distribution'"),
     ({"beta": 1.5}, "beta is a share from 0 to 1"),
     ({"beta": "falling"}, "beta='falling' is no schedule"),
+    ({"beta": lambda left: 1.0 if left > 0.9 else 2.0}, r"beta is a share .* the given function says 2\.0 where 0\.5 of"),
+    ({"beta": lambda left: 1.0 if left > 0.9 else np.nan}, "the given function says nan"),
     ({"batch_size": 0}, "batch_size must be at least 1"),
     ({"early_reset": -1}, "early_reset must be at least 0"),
     ({"replay_buffer_class": type("Own", (DictReplayBuffer,), {})}, "Own keeps no labels"),

@@ -25,6 +25,7 @@ from algorithms import (
 from dummy_envs import POINT_MASS_ID, POINT_MASS_LIMIT, DictPointMass, limited, vec_env
 from small_tasks import MassSpringChain
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import DPI
@@ -338,6 +339,22 @@ def test_offline_needs_no_environment(tmp_path: Path, capsys: pytest.CaptureFixt
     model.save(tmp_path / "model")
     again = DPI.load(tmp_path / "model")
     np.testing.assert_array_equal(*(each.predict(np.ones(2, np.float32), deterministic=True)[0] for each in (again, model)))
+    heard: list[str] = []
+
+    class Listener(BaseCallback):
+        def _on_training_start(self) -> None:
+            heard.append(f"{self.locals['n_updates']} updates")
+
+        def _on_step(self) -> bool:
+            heard.append(f"{self.model._n_updates - before}, {self.locals['done']}")
+            return self.n_calls < 2
+
+        def _on_training_end(self) -> None:
+            heard.append("end")
+
+    before, block = model._n_updates, model.preset_.train_freq
+    model.learn_offline(9 * block, [Listener()], log_interval=1)
+    assert heard == [f"{9 * block} updates", f"{block}, {block}", f"{2 * block}, {2 * block}", "end"]
     model.set_env(limited(POINT_MASS_LIMIT))
     model.learn(40)
     assert model.num_timesteps == 40 and len(model.memory) == 184

@@ -13,6 +13,7 @@ from sb3_dpi.world_model import critic as critic_module
 from sb3_dpi.world_model.actor import SquashedGaussian, gaussian_kl
 from sb3_dpi.world_model.critic import CriticData, Learner, RealSteps, SoftTwinQ
 from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.frozen import FrozenEnsemble
 from sb3_dpi.world_model.imagination import make_windows, real_batch, roll_out, rollouts
 from sb3_dpi.world_model.mlp import StackedMLP
 from sb3_dpi.world_model.returns_critic import lambda_returns
@@ -177,6 +178,22 @@ def test_units_of_predictions(fitted: tuple[Ensemble, ListMemory]) -> None:
     assert np.all(error < 0.1 * np.abs(data.next_states - data.states).mean(0))
     assert np.abs(rewards.mean(0).numpy() - data.rewards).mean() < 0.2 * data.rewards.std()
     np.testing.assert_allclose(ensemble.restore(states), data.states, atol=1e-3)
+
+
+@th.no_grad()
+def test_frozen_it_foretells_the_same(fitted: tuple[Ensemble, ListMemory]) -> None:
+    ensemble, memory = fitted
+    frozen = FrozenEnsemble(ensemble)
+    states, actions = ensemble.standardize(5.0 * memory.data.states), th.as_tensor(memory.data.actions, dtype=th.float32)
+    for rows in (states, actions), (states.expand(3, -1, -1), actions.expand(3, -1, -1)):
+        following, rewards = ensemble.predict(*rows)
+        foretold, earned = frozen.predict(*rows)
+        th.testing.assert_close((foretold, earned), (following, rewards))
+        limited = ensemble.clip(following)
+        assert not th.equal(limited, following)
+        th.testing.assert_close(frozen.clip(foretold), limited)
+    assert not frozen.never_ends  # it has seen ends
+    assert FrozenEnsemble(Ensemble(2, 1)).never_ends
 
 
 def test_residuals_make_predictions_exact(fitted: tuple[Ensemble, ListMemory]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
-from algorithms import small_aggrevated_oc, small_dagger, small_dpi, small_dual_ac, small_mdgps
+from algorithms import small_aggrevated_oc, small_dagger, small_dpi, small_dual_ac, small_exit, small_mdgps
 from dummy_envs import limited
 from forks import forked
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -36,6 +36,7 @@ MOVES_ON = {
     "saw_failure",
     "time_limit",
     "initial_observations",
+    "simulator_steps",
 }
 """Attributes that follow the steps taken, not the iterations"""
 
@@ -48,8 +49,9 @@ every_algorithm = pytest.mark.parametrize(
         lambda env: small_dpi(env, critic={"kind": "returns"}, expert="lqr"),
         lambda env: small_dual_ac(env, early_reset=4),
         lambda env: small_dagger(env, beta=0.5),
+        small_exit,
     ],
-    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC", "DAgger"],
+    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC", "DAgger", "ExIt"],
 )
 
 

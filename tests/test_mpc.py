@@ -219,6 +219,10 @@ def test_costs_that_are_not_finite_and_unknown_planners() -> None:
     for counts in ({"n_samples": 0}, {"n_samples": 5}, {"n_rounds": 0}):
         with pytest.raises(ValueError, match="needs a sample and a round at least, and no more elites than samples"):
             MPC({"kind": "iCEM", **counts}, limited(LIMIT))
+    with pytest.raises(ValueError, match="n_samples=5, n_elites=10, n_rounds=3: give n_elites too, up to 5"):
+        MPC({"kind": "iCEM", "n_samples": 5}, limited(LIMIT))
+    with pytest.raises(ValueError, match=r"MPC needs an environment .* MPC\('iCEM', 'Pendulum-v1'\)"):
+        MPC("iCEM", None)
     with pytest.raises(ValueError, match="state must be"):
         model.predict(np.zeros(2), state=np.zeros(1))
 
@@ -294,7 +298,7 @@ def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_objects_are_not_saved(tmp_path: Path) -> None:
     model = small(terminal_value=small_ppo())
     model.save(tmp_path / "mpc")
-    with pytest.raises(ValueError, match=r"MPC\.load\(path, terminal_value="):
+    with pytest.raises(ValueError, match=r"make or load it, and hand it over with MPC\.load\(path, terminal_value=\.\.\.\)"):
         MPC.load(tmp_path / "mpc")
     loaded = MPC.load(tmp_path / "mpc", terminal_value=small_ppo())
     with pytest.raises(ValueError, match="set_env"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from problems import random_pd
 
-from sb3_dpi.trajopt.noise import coloured
+from sb3_dpi.trajopt.noise import IN_CACHE, coloured, white
 from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, cross_entropy, elites, tempered_weights
 
 B, T, DU = 3, 4, 2
@@ -188,6 +188,18 @@ def test_the_spectrum_of_noise(exponent: float, length: int) -> None:
     power = np.mean(np.abs(np.fft.rfft(noise)) ** 2, 0)
     wanted = np.maximum(np.arange(length // 2 + 1), 1.0) ** -exponent
     np.testing.assert_allclose(power / power[0], wanted, rtol=0.08)
+
+
+def test_white_noise_is_normal() -> None:
+    drawn = white(np.random.default_rng(0), (IN_CACHE + 101, 3)).astype(np.float64)
+    np.testing.assert_allclose([np.mean(drawn**k) for k in range(1, 5)], [0.0, 1.0, 0.0, 3.0], atol=0.05)
+    shares = [np.mean(np.abs(drawn) < z) for z in (0.1, 1.0, 2.0, 3.0)]
+    np.testing.assert_allclose(shares, [0.0797, 0.6827, 0.9545, 0.9973], atol=4e-3)
+    # neither neighbours nor the two numbers of a pair know of each other
+    np.testing.assert_allclose(np.corrcoef(drawn.T), np.eye(3), atol=0.02)
+    half = drawn.ravel()[: IN_CACHE // 2], drawn.ravel()[IN_CACHE // 2 : IN_CACHE]
+    assert abs(np.mean((half[0] ** 2 - 1.0) * (half[1] ** 2 - 1.0))) < 0.05
+    assert len(np.unique(white(np.random.default_rng(1), (2 * IN_CACHE,)))) > IN_CACHE
 
 
 def test_time_is_up() -> None:

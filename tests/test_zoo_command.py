@@ -370,7 +370,7 @@ def test_enjoy_runs_what_compare_wrote(tmp_path: Path) -> None:
     assert "Loading lab/mdgps/sb3_dpi_tests-PointMass-v0_3/sb3_dpi_tests-PointMass-v0.zip" in output
     assert "2 Episodes" in output
     output = _zoo("enjoy", *task, *arguments, "--exp-id", "1", folder=tmp_path, code=1)
-    assert "RL Zoo's enjoy stopped: " in output and "lab/mdgps/sb3_dpi_tests-PointMass-v0_1 folder was not found" in output
+    assert "There is no agent to run: " in output and "lab/mdgps/sb3_dpi_tests-PointMass-v0_1 folder was not found" in output
 
 
 ZOO_MODULE = """
@@ -404,7 +404,8 @@ def test_bad_input_gets_one_line(tmp_path: Path) -> None:
         "train --algo ppo --env Pendulum-v1 -params policy_kwargs:dict(net_arhc=3)": "unexpected keyword argument 'net_arhc'",
         "train --algo dpi --env CartPole-v1": "The algorithm only supports",
         "train --algo dpi --env CartPole-v1 -optimize -n 10": "The algorithm only supports",
-        "enjoy --algo mdgps --env Pendulum-v1 --no-render": "RL Zoo's enjoy stopped: AssertionError: The logs/mdgps",
+        "enjoy --algo mdgps --env Pendulum-v1 --no-render": "There is no agent to run: The logs/mdgps folder was not found. "
+        "Train one with python -m sb3_dpi.zoo train --algo mdgps --env Pendulum-v1, or say",
         "all_plots -a mdgps -e Pendulum-v1": "There are no runs of mdgps in logs, only nothing",
         "all_plots -a ppo -e A-v1 -f lab other": "RL Zoo's all_plots stopped: IndexError",
     }

@@ -74,10 +74,17 @@ class Collecting(LeavesEpisodes, KeepsOriginals):
         Tell how often the expert acts.
 
         :return: beta of this step
+        :raises ValueError: if the given function says no share
         """
         if self.beta is None:
             return 1.0 if self.n_iterations == 0 else 0.0
-        return self.beta(self._current_progress_remaining)
+        share = self.beta(self._current_progress_remaining)
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(
+                f"beta is a share from 0 to 1, and the given function says {share} where "
+                f"{self._current_progress_remaining:.3g} of the steps remain"
+            )
+        return share
 
     # ------------------------------------------------------------------ steps
 

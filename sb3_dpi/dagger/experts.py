@@ -102,6 +102,11 @@ def check_spaces(expert: Expert, observation_space: spaces.Space[Any], action_sp
             raise ValueError(f"The expert's {name} is {own}, that of the environment {space}: take an expert of this task")
 
 
+def plans(expert: Expert) -> bool:
+    """:return: whether it plans or searches in the environments when it is asked"""
+    return hasattr(expert, "as_expert") and getattr(expert, "search_in_predict", True)
+
+
 def check_guided(expert: Expert) -> None:
     """
     Refuse an expert that cannot be drawn to a policy.
@@ -109,7 +114,7 @@ def check_guided(expert: Expert) -> None:
     :param expert: of ``make_expert``
     :raises ValueError: if it does not plan
     """
-    if not hasattr(expert, "as_expert"):
+    if not plans(expert):
         raise ValueError(
             f"guidance draws plans to the policy, and {_name(expert)} does not plan: set guidance=0, or take MPC as expert"
         )
@@ -118,7 +123,7 @@ def check_guided(expert: Expert) -> None:
 def distribution_of(expert: Expert) -> ActorCriticPolicy | None:
     """:return: the policy of an expert that tells a Gaussian or the probabilities of actions; None where it does not"""
     policy = getattr(expert, "policy", expert)
-    if not isinstance(policy, ActorCriticPolicy) or hasattr(policy, "lstm_actor"):
+    if plans(expert) or not isinstance(policy, ActorCriticPolicy) or hasattr(policy, "lstm_actor"):
         return None
     known = isinstance(policy.action_dist, DiagGaussianDistribution | CategoricalDistribution)
     return policy if known and not isinstance(policy.action_dist, SquashedDiagGaussianDistribution) else None
@@ -154,7 +159,7 @@ class Adviser:
             raise ValueError(
                 f"{_name(expert)} tells no Gaussian and no probabilities of actions, as PPO does: set imitate='action'"
             )
-        self.plans = hasattr(expert, "as_expert")
+        self.plans = plans(expert)
         self.expert = expert.as_expert(env, penalty) if self.plans else expert
         self.space: Any = env.action_space
         self.state: Any = None

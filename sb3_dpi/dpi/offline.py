@@ -6,7 +6,11 @@ from numbers import Integral
 from typing import Any, TypeVar
 
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import tqdm  # type: ignore[attr-defined]  # None where tqdm or rich is missing
+from stable_baselines3.common.callbacks import (  # type: ignore[attr-defined]
+    BaseCallback,
+    tqdm,  # None where tqdm or rich is missing
+)
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_dpi.common.progress_bars import in_words
@@ -67,6 +71,7 @@ class OfflineLearner(BlockCollector):
     def learn_offline(
         self: SelfOffline,
         n_updates: int,
+        callback: MaybeCallback = None,
         log_interval: int | None = 10,
         tb_log_name: str = "DPI",
         reset_num_timesteps: bool = True,
@@ -79,6 +84,8 @@ class OfflineLearner(BlockCollector):
         model flatters: ``world_model={"pessimism": 1.0}`` keeps it near the data.
 
         :param n_updates: steps of the policy; as a rule as many as steps that ``learn`` would take
+        :param callback: callback(s) called after every block as after a step of ``learn``; where it returns False, learning
+            ends. Its ``num_timesteps`` stand still: ``n_calls`` counts blocks
         :param log_interval: blocks between logs, None for none; their step is the number of updates
         :param tb_log_name: the name of the run for tensorboard
         :param reset_num_timesteps: whether to begin a new run for tensorboard
@@ -99,11 +106,14 @@ class OfflineLearner(BlockCollector):
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         block = (self.preset_ or self._choose_preset()).train_freq
+        called = self._init_callback(callback)
+        called.on_training_start(locals(), globals())
         with tqdm(total=n_updates) if progress_bar else nullcontext() as bar:
-            self._learn_blocks(int(n_updates), block, log_interval, bar)
+            self._learn_blocks(int(n_updates), block, called, log_interval, bar)
+        called.on_training_end()
         return self
 
-    def _learn_blocks(self, n_updates: int, block: int, log_interval: int | None, bar: Any) -> None:
+    def _learn_blocks(self, n_updates: int, block: int, callback: BaseCallback, log_interval: int | None, bar: Any) -> None:
         begun = time.monotonic() - ONCE.seconds
         done = n_blocks = 0
         while done < n_updates:
@@ -123,6 +133,10 @@ class OfflineLearner(BlockCollector):
                 self.logger.info(
                     f"{type(self).__name__}: {done:,} updates are done; the other {n_updates - done:,} take some {rest}"
                 )
+            callback.update_locals(locals())
+            goes_on = callback.on_step()
             if log_interval is not None and n_blocks % log_interval == 0:
                 self.logger.record("time/n_updates", self._n_updates, exclude="tensorboard")
                 self.logger.dump(step=self._n_updates)
+            if not goes_on:
+                return

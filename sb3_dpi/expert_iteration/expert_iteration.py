@@ -1,5 +1,6 @@
 """Expert iteration: a tree search improves on a network, and the network imitates it (Anthony et al., 2017)."""
 
+import copy
 import io
 import pathlib
 from typing import Any, ClassVar, TypeVar
@@ -11,7 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch.nn import functional as F
 
 from sb3_dpi.common.choices import arguments_of_base
@@ -25,6 +26,7 @@ from sb3_dpi.expert_iteration.buffers import SearchDictReplayBuffer, SearchRepla
 from sb3_dpi.expert_iteration.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, judge
 from sb3_dpi.expert_iteration.searching import Searching
 from sb3_dpi.systems import Simulator
+from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.mcts import PUCT_EXPLORATION
 
 SelfExIt = TypeVar("SelfExIt", bound="ExIt")
@@ -186,7 +188,7 @@ class ExIt(Searching):
 
     def _begin_anew(self) -> None:
         """Make what is searched, and forget trees."""
-        self._simulator, self._finder = None, None
+        self._simulator, self._finder, self._seen_through = None, None, None
         self._kept = np.full(self.n_envs, None, dtype=object)
         if self.env is not None:
             self._make_simulator()
@@ -218,6 +220,23 @@ class ExIt(Searching):
         super().set_env(env, force_reset)
         self._begin_anew()
 
+    def as_expert(self, env: VecEnv, penalty: Penalty | None = None) -> "ExIt":
+        """
+        Search for whoever acts in other environments.
+
+        :param env: what they are; any number of environments
+        :param penalty: not known to a search: None
+        :return: a model beside this one, which stays as it is; what is learned belongs to both
+        :raises ValueError: if there is a penalty
+        """
+        if penalty is not None:
+            raise ValueError("A search of ExIt knows no penalty: set guidance=0")
+        expert = copy.copy(self)
+        expert.n_envs = env.num_envs
+        expert.set_env(env)
+        expert._seen_through = self.env
+        return expert
+
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer from a pickle file, also of another number of environments.
@@ -237,7 +256,7 @@ class ExIt(Searching):
             self.replay_buffer.cut(everywhere=True)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_statistics"]
+        own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_seen_through", "_statistics"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

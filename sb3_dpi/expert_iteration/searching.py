@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutReturn
-from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dpi.common.conventions import refuse_tuple
 from sb3_dpi.common.critic import ReturnScale
@@ -58,6 +58,8 @@ class Searching(SavedModel, KeepsOriginals):
     _finder: StateFinder | None
     _judge: Judge | None
     _kept: np.ndarray
+    _seen_through: VecEnv | None
+    """as whose wrappers show it the networks see what is observed; None: those of the environments it searches in"""
     _found: list[SearchResult]
     _rng: np.random.Generator
 
@@ -96,7 +98,7 @@ class Searching(SavedModel, KeepsOriginals):
         return int(self.action_space.n)
 
     def _present(self, observations: Any) -> Any:
-        return as_shown(self.env, observations)
+        return as_shown(self.env if self._seen_through is None else self._seen_through, observations)
 
     def _tree(self, state: SimulatorState, last: tuple[SearchResult, int] | None) -> Node:
         """What an earlier search knows of a state, or a new tree."""
@@ -149,6 +151,9 @@ class Searching(SavedModel, KeepsOriginals):
         normalizer = None if self.env is None else unwrap_vec_normalize(self.env)
         originals = seen if normalizer is None else normalizer.unnormalize_obs(seen)
         states = self._finder.find(seen, originals, self.env)
+        if self._seen_through is not None:
+            own = unwrap_vec_normalize(self._seen_through)
+            seen = originals if own is None else own.normalize_obs(originals)
         fixed = [np.random.default_rng([self.seed or 0, i]) for i in range(n)]
         results = self.search(states, seen, kept, False, fixed if deterministic else [self._rng] * n)
         chosen = [self._choose(result, 0.0 if deterministic else 1.0) for result in results]

@@ -92,7 +92,7 @@ class MPC(Acting):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(NAMES, PlanPolicy)
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
     stored_as: ClassVar[dict[str, str]] = {"policy": "planner", "system": "system", "terminal_value": "terminal_value"}
 
     def __init__(
@@ -125,6 +125,8 @@ class MPC(Acting):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        if env is None and _init_setup_model:
+            raise ValueError("MPC needs an environment to act in, or its id: MPC('iCEM', 'Pendulum-v1')")
         device = "cpu" if device == "auto" else device
         given = {**arguments_of_base(locals(), OffPolicyAlgorithm), "policy": PlanPolicy, "learning_rate": 0.0}
         try:
@@ -172,7 +174,10 @@ class MPC(Acting):
     def _check_arguments(self) -> None:
         missing = [name for name in self.objects if name not in self._objects() and self._is_default(name)]
         if missing:
-            raise ValueError(f"The model was saved without its {missing[0]}, an object: MPC.load(path, {missing[0]}=...)")
+            raise ValueError(
+                f"The model was saved without its {missing[0]}, an object that is no part of the file: make or load it, and "
+                f"hand it over with MPC.load(path, {missing[0]}=...)"
+            )
         check_arguments(vars(self))
 
     def _objects(self) -> list[str]:

@@ -58,7 +58,12 @@ def make_planner(given: str | Mapping[str, Any] | Planner | type[Any]) -> Planne
     counts = {key: getattr(planner, key, 1) for key in ("n_samples", "n_elites", "n_rounds")}
     if isinstance(planner, Shooter) and (min(counts.values()) < 1 or counts["n_elites"] > counts["n_samples"]):
         said = ", ".join(f"{key}={n}" for key, n in counts.items())
-        raise ValueError(f"planner {name!r} needs a sample and a round at least, and no more elites than samples, got {said}")
+        advice = (
+            "" if "n_elites" in options or counts["n_samples"] < 1 else f": give n_elites too, up to {counts['n_samples']}"
+        )
+        raise ValueError(
+            f"planner {name!r} needs a sample and a round at least, and no more elites than samples, got {said}{advice}"
+        )
     return planner
 
 

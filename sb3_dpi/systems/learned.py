@@ -11,6 +11,7 @@ import torch as th
 from sb3_dpi.systems.protocols import Penalty, Rollouts
 from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianDynamics, QuadraticCost
 from sb3_dpi.world_model.ensemble import Ensemble
+from sb3_dpi.world_model.frozen import FrozenEnsemble
 
 PARTICLES = ("ts1", "tsinf")
 
@@ -89,27 +90,28 @@ class EnsembleSystem(_Vectors):
     def rollout(self, states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Rollouts:
         """See ``protocols.RewardSystem``: rewards count by the probability that the episode comes so far."""
         E, (B, T, du) = self.ensemble.n_members, actions.shape
-        each = self.n_particles // E
-        begun = self.ensemble.standardize(np.array(np.broadcast_to(states, (B, self.state_dim))))
+        model, each = FrozenEnsemble(self.ensemble), self.n_particles // E
+        begun = self.ensemble.standardize(states)
         now = begun.expand(self.n_particles, B, -1).reshape(E, each * B, -1)
         goes_on = th.ones(E, each * B, device=now.device)
         rewards = list[th.Tensor]()
         taken = self._tensor(actions.swapaxes(0, 1)).contiguous()  # a step's are then read as they lie
-        for t in range(T):
+        taken = taken if each == 1 else taken.repeat(1, each, 1)
+        for t, chosen in enumerate(taken[:, None].expand(T, E, each * B, du).unbind()):
             if self.particles == "ts1" and t:
                 now, goes_on = self._deal(now, goes_on, B, rng)
-            chosen = (taken[t] if each == 1 else taken[t].repeat(each, 1)).expand(E, each * B, du)
-            predicted, foretold = self.ensemble.predict(now, chosen)
-            following = self.ensemble.clip(predicted)
+            predicted, foretold = model.predict(now, chosen)
+            following = model.clip(predicted)
             earned = self.ensemble.reward(now, chosen, following, foretold)
             if self.penalty is not None:
                 seen, given = self.ensemble.restore(now), np.tile(actions[:, t], (self.n_particles, 1))
                 earned = earned - self._tensor(self.penalty(seen.reshape(len(given), -1), given)).view(earned.shape)
-            rewards.append((goes_on * earned).view(self.n_particles, B).mean(0))
-            goes_on = goes_on * self.ensemble.continuation(now, chosen, following)
+            rewards.append(earned if model.never_ends else goes_on * earned)
+            if not model.never_ends:
+                goes_on = goes_on * self.ensemble.continuation(now, chosen, following)
             now = following
         last = self.ensemble.restore(now.view(self.n_particles, B, -1))
-        earned_by = th.stack(rewards, 1).double().cpu().numpy()
+        earned_by = th.stack(rewards).view(T, self.n_particles, B).mean(1).T.double().cpu().numpy()
         return Rollouts(earned_by, last.swapaxes(0, 1), goes_on.view(self.n_particles, B).T.double().cpu().numpy())
 
     def _deal(

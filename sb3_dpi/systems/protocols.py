@@ -76,7 +76,8 @@ def returns_of(
 
     def evaluate(actions: FloatArray) -> FloatArray:
         B, N, T, du = actions.shape
-        tried = system.rollout(np.repeat(states, N, axis=0), actions.reshape(B * N, T, du), rng)
+        begun = states if B == 1 else np.repeat(states, N, axis=0)
+        tried = system.rollout(begun, actions.reshape(B * N, T, du), rng)
         total = tried.returns(gamma)
         if terminal_value is not None:
             seen = tried.last_observations

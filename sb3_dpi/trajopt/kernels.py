@@ -158,8 +158,8 @@ def multiply(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
         _one_row(left, i, right, out, right.shape[1])
 
 
-@inner_loop
-def _multiply_symmetric(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
+@loop
+def multiply_symmetric(left: FloatArray, right: FloatArray, out: FloatArray) -> None:
     """Write a product that is known to be symmetric: half of it is computed."""
     even = left.shape[0] - left.shape[0] % 2
     for i in range(0, even, 2):
@@ -237,7 +237,7 @@ def _gains(
             k[i] -= inverse[i, r] * q[dx + r]
             for j in range(dx):
                 K[i, j] -= inverse[i, r] * Q[dx + r, j]
-    _multiply_symmetric(Q[:dx, dx:], K, V)
+    multiply_symmetric(Q[:dx, dx:], K, V)
     for i in range(dx):
         v[i] = q[i]
         for r in range(du):
@@ -279,7 +279,7 @@ def _backward_loops(
                 q[i] += weight * F[t, row, i]
         multiply(V, F[t], W)
         _transpose(F[t], Ft)
-        _multiply_symmetric(Ft, W, Q)
+        multiply_symmetric(Ft, W, Q)
         for i in range(dz):
             for j in range(dz):
                 Q[i, j] = discount * Q[i, j] + C[t, i, j]
@@ -339,9 +339,9 @@ def _forward_loops(
             mu[i] = next_mu[i]
         _transpose(A, At)
         multiply(A, sigma, G)
-        _multiply_symmetric(G, At, sigma)
+        multiply_symmetric(G, At, sigma)
         multiply(B, S[t], H)
-        _multiply_symmetric(H, Bt, spread)
+        multiply_symmetric(H, Bt, spread)
         for i in range(dx):
             for j in range(dx):
                 sigma[i, j] += spread[i, j] + noise[t, i, j]

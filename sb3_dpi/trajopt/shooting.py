@@ -18,11 +18,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.special import softmax
 
-from sb3_dpi.trajopt.noise import coloured
+from sb3_dpi.trajopt.noise import coloured, white
 from sb3_dpi.trajopt.types import FloatArray
 
 Returns = Callable[[FloatArray], FloatArray]
@@ -105,9 +106,15 @@ class _Box:
 
     def around(self, mean: FloatArray, variance: FloatArray, n: int, exponent: float, rng: np.random.Generator) -> FloatArray:
         """Draw n sequences around the mean, cut at the bounds."""
-        fresh = coloured(rng, (self.n_states, n, len(self.low), self.horizon), exponent)
-        drawn = mean[:, None] + np.sqrt(variance)[:, None] * np.swapaxes(fresh, -1, -2)
-        return self.clip(drawn)
+        shape = (self.n_states, n, self.horizon, len(self.low))
+        fresh = np.swapaxes(coloured(rng, (*shape[:2], *shape[:1:-1]), exponent), -1, -2) if exponent else white(rng, shape)
+        drawn = np.empty(shape)
+        np.multiply(np.sqrt(variance)[:, None], fresh, out=drawn)
+        drawn += mean[:, None]
+        # bounds of whole sequences: of single actions, numpy would loop over no more than these
+        low, high = (np.broadcast_to(bound, mean.shape[1:]).copy() for bound in (self.low, self.high))
+        np.maximum(drawn, low, out=drawn)
+        return np.minimum(drawn, high, out=drawn)
 
 
 class _Trials:
@@ -223,16 +230,18 @@ def tempered_weights(returns: FloatArray, bound: float) -> tuple[FloatArray, flo
     from scipy.optimize import brentq  # a tenth of a second, that only this needs
 
     centred = returns - returns.max(1, keepdims=True)
-    spread = max(float(returns.std(1).mean()), 1e-12)
+    spread, log_n = max(float(returns.std(1).mean()), 1e-12), float(np.log(returns.shape[1]))
 
-    def tempered(beta: float) -> tuple[FloatArray, float]:
+    def tempered(beta: float) -> tuple[FloatArray, FloatArray, float]:
         log_weights = centred / beta  # at most 0: nothing overflows
-        log_weights = log_weights - np.log(np.exp(log_weights).sum(1, keepdims=True))
         weights = np.exp(log_weights)
-        return weights, float((weights * log_weights).sum(1).mean() + np.log(returns.shape[1]))
+        totals = weights.sum(1)
+        weighed = np.einsum("ij,ij->i", weights, log_weights) / totals
+        return weights, totals, float((weighed - np.log(totals)).mean()) + log_n
 
+    @cache  # the ends are asked for twice
     def excess(log_beta: float) -> float:
-        return tempered(float(np.exp(log_beta)))[1] - bound
+        return tempered(float(np.exp(log_beta)))[2] - bound
 
     ends = [float(np.log(factor * spread)) for factor in BETA_RANGE]
     if excess(ends[0]) <= 0.0:
@@ -241,8 +250,8 @@ def tempered_weights(returns: FloatArray, bound: float) -> tuple[FloatArray, flo
         beta = float(np.exp(ends[1]))
     else:
         beta = float(np.exp(brentq(excess, *ends, xtol=LOG_BETA_TOLERANCE)))
-    weights, divergence = tempered(beta)
-    return weights, beta, divergence
+    weights, totals, divergence = tempered(beta)
+    return weights / totals[:, None], beta, divergence
 
 
 class Shooter(ABC):
@@ -410,10 +419,10 @@ class MPPI(Shooter):
             drawn[:, 0] = mean
             found = trials(drawn)
             weights = self._weights(found)
-            mean = np.einsum("bn,bntu->btu", weights, drawn)
+            mean = (weights[:, None] @ drawn.reshape(*found.shape, -1)).reshape(mean.shape)
             if time.monotonic() > deadline:
                 break
-        best, _ = elites(drawn, found, 1, 1)
+        best = drawn[np.arange(len(found)), found.argmax(1)][:, None]
         return ShootingPlan(mean, (weights * found).sum(1), mean, best, trials.n_rollouts)
 
     def _weights(self, returns: FloatArray) -> FloatArray:

@@ -42,6 +42,7 @@ def _whiten_step(
     lower: FloatArray,
     rows: FloatArray,
     columns: FloatArray,
+    even: FloatArray,
     W: FloatArray,
     new_F: FloatArray,
     new_C: FloatArray,
@@ -53,21 +54,22 @@ def _whiten_step(
             rows[r, j] = columns[j, r] = K[r, j]
         for j in range(dx, dz):
             rows[r, j] = columns[j, r] = lower[r, j - dx]
+    for i in range(dz):
+        for j in range(i + 1):
+            even[i, j] = even[j, i] = 0.5 * (C[i, j] + C[j, i])
     kernels.multiply(F[:, dx:], rows, new_F)
-    kernels.multiply(C[:, dx:], rows, W)
+    kernels.multiply(even[:, dx:], rows, W)
     for i in range(dx):
         for j in range(dx):
             new_F[i, j] += F[i, j]
     for i in range(dz):
         for j in range(dx):
-            W[i, j] += C[i, j]
-    kernels.multiply(columns, W[dx:], new_C)
+            W[i, j] += even[i, j]
+    kernels.multiply_symmetric(columns, W[dx:], new_C)  # their sum with what follows is symmetric
     for i in range(dx):
-        for j in range(dz):
+        for j in range(i + 1):
             new_C[i, j] += W[i, j]
-    for i in range(dz):
-        for j in range(i):
-            new_C[i, j] = new_C[j, i] = 0.5 * (new_C[i, j] + new_C[j, i])
+            new_C[j, i] = new_C[i, j]
 
 
 @loop
@@ -84,6 +86,7 @@ def _whiten(
     new_c: FloatArray,
     rows: FloatArray,
     columns: FloatArray,
+    even: FloatArray,
     W: FloatArray,
     h: FloatArray,
 ) -> None:
@@ -92,7 +95,7 @@ def _whiten(
     du = dz - dx
     for m in range(M):
         for t in range(T):
-            _whiten_step(F[m, t], C[m, t], K[m, t], lower[m, t], rows, columns, W, new_F[m, t], new_C[m, t])
+            _whiten_step(F[m, t], C[m, t], K[m, t], lower[m, t], rows, columns, even, W, new_F[m, t], new_C[m, t])
             for i in range(dz):
                 h[i] = c[m, t, i]
                 for r in range(du):
@@ -110,9 +113,12 @@ def _whiten(
 def whiten_loops(F: FloatArray, C: FloatArray, c: FloatArray, K: FloatArray, k: FloatArray, lower: FloatArray) -> WhitenResult:
     """The same as ``whiten_numpy`` in plain loops: G is the unit matrix but for the rows of actions."""
     M, T, dx, dz = F.shape
-    new_F, offset, new_C, new_c = np.empty(F.shape), np.zeros((M, T, dx)), np.empty(C.shape), np.empty(c.shape)
-    rows, columns, W, h = np.zeros((dz - dx, dz)), np.zeros((dz, dz - dx)), np.zeros((dz, dz)), np.zeros(dz)
-    _whiten(F, C, c, K, k, lower, new_F, offset, new_C, new_c, rows, columns, W, h)
+    # one block: numpy asks for large pages for it, and the kernel clears few of them
+    block = np.empty(F.size + C.size)
+    new_F, new_C = block[: F.size].reshape(F.shape), block[F.size :].reshape(C.shape)
+    offset, new_c = np.zeros((M, T, dx)), np.empty(c.shape)
+    rows, columns, even, W = np.zeros((dz - dx, dz)), np.zeros((dz, dz - dx)), np.zeros((dz, dz)), np.zeros((dz, dz))
+    _whiten(F, C, c, K, k, lower, new_F, offset, new_C, new_c, rows, columns, even, W, np.zeros(dz))
     return new_F, offset, new_C, new_c
 
 

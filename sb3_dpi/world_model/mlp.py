@@ -8,7 +8,8 @@ Shapes: ``E`` members, ``n`` rows, ``sizes = (n_in, hidden, ..., n_out)``.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch as th
@@ -113,13 +114,25 @@ class StackedMLP(nn.Module):
         :param inputs: the same for all ``[n, n_in]``, or rows for each ``[E, n, n_in]``
         :return: ``[E, n, n_out]``
         """
-        layers = self.layers()
+        return self._through(self.layers(), self.activation, inputs)
+
+    def frozen(self) -> Callable[[th.Tensor], th.Tensor]:
+        """
+        Prepare for many evaluations between two changes, without derivatives.
+
+        :return: the same function of the parameters as they lie now: layers are found once, hidden ones are overwritten
+        """
+        layers = [(weight.detach(), bias.detach()) for weight, bias in self.layers()]
+        activation = nn.Hardswish(inplace=True) if isinstance(self.activation, nn.Hardswish) else self.activation
+        return partial(self._through, layers, activation)
+
+    def _through(self, layers: Sequence[tuple[th.Tensor, th.Tensor]], activation: nn.Module, inputs: th.Tensor) -> th.Tensor:
         hidden = inputs if inputs.ndim == 3 else inputs.expand(self.n_members, *inputs.shape)
         for weight, bias in layers[:-1]:
             hidden = th.baddbmm(bias, hidden, weight)
             if self.layer_norm:
                 hidden = functional.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
-            hidden = self.activation(hidden)
+            hidden = activation(hidden)
         weight, bias = layers[-1]
         return th.baddbmm(bias, hidden, weight)
 

@@ -8,6 +8,7 @@ import importlib
 import runpy
 import sys
 from argparse import Namespace
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,22 @@ def complete_agent(command: str, given: Namespace, registry: dict[str, Any]) -> 
         importlib.import_module(package)
     given.env = type(given.env)(import_environment(given.env.gym_id))
     (given.algo,) = register_algorithms(registry, given.algo)
+    if command in AGENTS and "rl-trained-agents" not in given.folder:  # where RL Zoo downloads what is not there
+        _check_agent(given)
     if command == "record_video" or not getattr(given, "no_render", True):
         check_rendering(given.env.gym_id, window=command == "enjoy")
+
+
+def _check_agent(given: Namespace) -> None:
+    which = given.exp_id, given.folder, given.algo, given.env, given.load_best, given.load_checkpoint
+    try:
+        with redirect_stdout(None):
+            importlib.import_module("rl_zoo3.utils").get_model_path(*which, given.load_last_checkpoint)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"There is no agent to run: {error}. Train one with python -m sb3_dpi.zoo train --algo {given.algo} --env "
+            f"{given.env.gym_id}, or say with --algo, --env, --folder and --exp-id which one"
+        ) from error
 
 
 def _register(registry: dict[str, Any]) -> None:
