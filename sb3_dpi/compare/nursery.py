@@ -27,8 +27,13 @@ ENOUGH = 100
 IMPORTED = ("torch._dynamo", "stable_baselines3", "sb3_contrib")
 
 
-def _has_threads() -> bool:
-    return len(os.listdir("/proc/self/task")) > 1
+def _can_fork() -> bool:
+    """Tell whether this system can wait for processes beside a socket, and a fork would lack no thread."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
 
 
 class _Nursery:
@@ -97,8 +102,8 @@ def main() -> int:
     """Serve the process at the other end of standard input."""
     for name in IMPORTED:
         import_module(name)
-    if _has_threads():
-        return 1  # a fork would lack them: workers are then started one by one
+    if not _can_fork():
+        return 1  # workers are then started one by one
     orders = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # What stays for ever is neither looked at nor copied by each worker's collector
