@@ -1,10 +1,13 @@
 """The hot jobs of a world model: loops against torch, from the cache and without one, and where numba is not there."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,9 +282,61 @@ np.save(sys.argv[1], np.concatenate([*(network.detach().ravel() for network in n
 """
 
 
+SERVER = """
+import json, os, sys, traceback
+import numpy, torch
+for line in sys.stdin:
+    job = json.loads(line)
+    if not (pid := os.fork()):
+        code = 1
+        try:
+            os.dup2(os.open(job["said"], os.O_WRONLY | os.O_CREAT), 2)
+            os.chdir(job["folder"])
+            os.environ.clear()
+            os.environ.update(job["env"])
+            sys.argv, sys.path[:0] = ["-c", job["out"]], [job["folder"]]
+            exec(job["code"], {"__name__": "__main__"})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""Forks processes that have torch, which takes seconds, and nothing of numba, which reads its variables when it is imported"""
+
+
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """:return: a folder with the loops alone"""
+def server() -> Iterator[subprocess.Popen[str]]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", SERVER], text=True, env=env, **pipes) as process:
+        yield process
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A folder with the loops alone, and what forks processes that use it."""
+
+    folder: Path
+    server: subprocess.Popen[str]
+
+    def run(
+        self, out: Path, before: str = "", compiled: bool = True, names: tuple[str, ...] = JOBS, **variables: str
+    ) -> tuple[np.ndarray, str]:
+        """:return: all that the jobs gave in a process of their own, and what that said"""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")} | variables
+        code, said = RUN.format(before=before, compiled=compiled, names=names), out.with_suffix(".txt")
+        job = {"code": code, "env": env, "folder": str(self.folder), "out": str(out), "said": str(said)}
+        assert self.server.stdin is not None and self.server.stdout is not None
+        print(json.dumps(job), file=self.server.stdin, flush=True)
+        assert int(self.server.stdout.readline()) == 0, said.read_text()
+        return np.load(out), said.read_text()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory, server: subprocess.Popen[str]) -> Installed:
     folder = tmp_path_factory.mktemp("installation")
     source = Path(backends.__file__).parent
     package = folder / "sb3_dpi" / "world_model"
@@ -292,19 +347,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in (package, trajopt, package.parent):
         (part / "__init__.py").touch()
     shutil.copy(BENCHMARKS / "backends.py", folder)
-    return folder
-
-
-def run(
-    installation: Path, out: Path, before: str = "", compiled: bool = True, names: tuple[str, ...] = JOBS, **variables: str
-) -> tuple[np.ndarray, str]:
-    """:return: all that the jobs gave in a process of their own, and what that said"""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
-    env |= {"PYTHONPATH": str(installation), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **variables}
-    command = [sys.executable, "-c", RUN.format(before=before, compiled=compiled, names=names), str(out)]
-    done = subprocess.run(command, env=env, cwd=installation, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return np.load(out), done.stderr
+    return Installed(folder, server)
 
 
 def expected_of(*names: str) -> np.ndarray:
@@ -317,33 +360,33 @@ def expected_of(*names: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def fresh(installation: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str, Path]:
+def fresh(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, str, Path]:
     """:return: what the jobs gave in the process that compiled them, what it said, and its cache"""
     folder = tmp_path_factory.mktemp("cache")
-    return *run(installation, folder / "fresh.npy", NUMBA_CACHE_DIR=str(folder / "cache")), folder / "cache"
+    return *installed.run(folder / "fresh.npy", NUMBA_CACHE_DIR=str(folder / "cache")), folder / "cache"
 
 
 needs_numba = pytest.mark.skipif(not compilation.COMPILED, reason="numba is not there to compile")
 
 
 @needs_numba
-def test_the_cache_gives_the_same_bits(fresh: tuple[np.ndarray, str, Path], installation: Path, tmp_path: Path) -> None:
+def test_the_cache_gives_the_same_bits(fresh: tuple[np.ndarray, str, Path], installed: Installed, tmp_path: Path) -> None:
     numbers, said, cache = fresh
     assert said.count(compilation.ANNOUNCEMENT) == 1 and compilation.WITHOUT_CACHE not in said
-    again, said_again = run(installation, tmp_path / "again.npy", NUMBA_CACHE_DIR=str(cache))
+    again, said_again = installed.run(tmp_path / "again.npy", NUMBA_CACHE_DIR=str(cache))
     assert compilation.ANNOUNCEMENT not in said_again
     np.testing.assert_array_equal(numbers, again)
     assert len(numbers) > 1000 and np.isfinite(numbers).all()
 
 
 @needs_numba
-def test_a_read_only_installation(installation: Path, tmp_path: Path) -> None:
+def test_a_read_only_installation(installed: Installed, tmp_path: Path) -> None:
     """Nothing can be kept anywhere, as root could in a folder that is merely protected."""
     blocked = tmp_path / "installation"
-    shutil.copytree(installation, blocked, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(installed.folder, blocked, ignore=shutil.ignore_patterns("__pycache__"))
     (blocked / "sb3_dpi" / "world_model" / "backends" / "__pycache__").write_text("no folder")
     nowhere = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null/cache"}
-    numbers, said = run(blocked, tmp_path / "out.npy", names=("fit_classifier",), **nowhere)
+    numbers, said = replace(installed, folder=blocked).run(tmp_path / "out.npy", names=("fit_classifier",), **nowhere)
     assert said.count(compilation.ANNOUNCEMENT) == said.count(compilation.WITHOUT_CACHE) == 1
     np.testing.assert_allclose(numbers, expected_of("fit_classifier"), atol=1e-5, rtol=1e-3)
 
@@ -356,9 +399,9 @@ def test_a_read_only_installation(installation: Path, tmp_path: Path) -> None:
     ],
     ids=["missing", "disabled"],
 )
-def test_without_compilation(before: str, variables: dict[str, str], words: str, installation: Path, tmp_path: Path) -> None:
+def test_without_compilation(before: str, variables: dict[str, str], words: str, installed: Installed, tmp_path: Path) -> None:
     """Nothing is supported, so that callers take torch; what is called gives the same, and what is lost is said."""
-    numbers, said = run(installation, tmp_path / "out.npy", before, compiled=False, **variables)
+    numbers, said = installed.run(tmp_path / "out.npy", before, compiled=False, **variables)
     assert said.count("sb3_dpi:") == said.count(words or "sb3_dpi:") == bool(words)
     np.testing.assert_allclose(numbers, expected_of(*JOBS), atol=1e-5, rtol=1e-3)
 

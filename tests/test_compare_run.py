@@ -459,7 +459,7 @@ def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
     assert process.stdin is not None
     process.stdin.write(json.dumps({"config": config.to_dict(), "out": str(tmp_path), "key": run_key(config)}) + "\n")
     process.stdin.flush()
-    deadline = time.perf_counter() + 60
+    deadline = time.perf_counter() + 200  # of a machine that does much else
     while not store.unfinished(config).exists():
         assert process.poll() is None and time.perf_counter() < deadline
         time.sleep(0.05)

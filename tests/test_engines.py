@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import pytest
 from forks import forked
 from rich.console import Console
 
+from sb3_dpi.compare import processes
 from sb3_dpi.compare.display import Display
 from sb3_dpi.compare.engines import Ended, LocalEngine, Progress, RayEngine, RunFailed, execute
-from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.run import run_one
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store
@@ -40,7 +41,8 @@ HYPERPARAMS = {
 MARK = "SB3_DPI_TEST_MARK"
 ENDLESS = 10_000_000
 
-linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+LINUX = Path("/proc/self/environ").exists()
+linux = pytest.mark.skipif(not LINUX, reason="looks for processes in /proc")
 
 
 def make_config(**changes: Any) -> RunConfig:
@@ -50,6 +52,9 @@ def make_config(**changes: Any) -> RunConfig:
 
 BAD = make_config(label="bad", hyperparams={**HYPERPARAMS, "no_such_argument": 1})
 GOOD = [make_config(), make_config(seed=2)]
+VICTIM = make_config(label="victim", n_timesteps=ENDLESS)
+VICTIMS = [VICTIM] if LINUX else []
+REPEATED: list[Ended] = []
 
 
 @pytest.fixture
@@ -71,15 +76,23 @@ def node_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def workers_alive(mark: str) -> list[int]:
+    """And what forks them."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
             marked = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
-            if marked and b"sb3_dpi.compare.worker" in (folder / "cmdline").read_bytes():
+            words = (folder / "cmdline").read_bytes()
+            if marked and (b"sb3_dpi.compare.worker" in words or b"sb3_dpi.compare.nursery" in words):
                 found.append(int(folder.name))
         except OSError:
             continue
     return found
+
+
+def worker_of(log: Path) -> int:
+    """The only process whose errors go there."""
+    (pid,) = (int(path.parts[2]) for path in Path("/proc").glob("[0-9]*/fd/2") if path.resolve() == log)
+    return pid
 
 
 def parent(pid: int) -> int:
@@ -106,22 +119,56 @@ def assert_same(results: Sequence[RunResult], expected: Sequence[RunResult]) -> 
         np.testing.assert_array_equal(result.curve.lengths, other.curve.lengths)
 
 
+@dataclass(frozen=True)
+class Local:
+    """A comparison in processes of this machine."""
+
+    results: list[RunResult]
+    failures: dict[str, RunFailed]
+    """By their labels"""
+    repeated: Ended
+    """The second end of the first good run"""
+    out: Path
+    printed: str
+
+
+class Eventful(LocalEngine):
+    """Kills the worker of one run once it trains, and does another one twice, as two comparisons may."""
+
+    def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+        killed: list[int] = []
+
+        def kill(config: RunConfig, timesteps: int, mean_return: float | None) -> None:
+            if config == VICTIM and timesteps > 0 and not killed:
+                killed.append(worker_of(store.log(VICTIM)))
+                os.kill(killed[0], signal.SIGKILL)
+            report(config, timesteps, mean_return)
+
+        seen: list[RunConfig] = []
+        for ended in super().run([*configs, GOOD[0]], store, kill):
+            if ended.config in seen:
+                REPEATED.append(ended)
+            else:
+                seen.append(ended.config)
+                yield ended
+        assert len(killed) == (VICTIM in configs)
+
+
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RunResult], list[RunFailed], Path, str]:
+def local(tmp_path_factory: pytest.TempPathFactory) -> Local:
     out, console = tmp_path_factory.mktemp("local"), quiet()
-    results, failures = run_all([BAD, *GOOD], Store(out), LocalEngine(2), console)
-    return results, failures, out, console.file.getvalue()  # type: ignore[attr-defined]
+    results, failures = run_all([*VICTIMS, BAD, *GOOD], Store(out), Eventful(2), console)
+    by_label = {failure.config.label: failure for failure in failures}
+    (repeated,) = REPEATED
+    return Local(results, by_label, repeated, out, console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def test_a_run_that_another_comparison_has_finished_is_no_failure(
-    local: tuple[list[RunResult], list[RunFailed], Path, str],
-) -> None:
+def test_a_run_that_another_comparison_has_finished_is_no_failure(local: Local) -> None:
     """Its process ends as soon as its parent reads so: the closed pipe must not end it in another way."""
-    out, log = local[2], Store(local[2]).log(GOOD[0])
-    before = log.read_text()
-    execute(GOOD[0], run_key(GOOD[0]), out, log, lambda timesteps, mean_return: None)
+    assert local.repeated == Ended(GOOD[0], None)
     # The log is that of the run, not of who came too late
-    assert log.read_text() == before
+    log = Store(local.out).log(GOOD[0]).read_text()
+    assert log.count(f"{GOOD[0]}, hyperparameters of") == log.count("64 steps: return") == log.count(" finished\n") == 1
 
 
 class InProcess:
@@ -142,25 +189,22 @@ class InProcess:
             yield Ended(config, None)
 
 
-def test_a_failed_run_names_its_log_and_stops_no_other(local: tuple[list[RunResult], list[RunFailed], Path, str]) -> None:
-    results, failures, out, printed = local
-    assert [result.config for result in results] == GOOD
-    assert len(failures) == 1 and failures[0].config == BAD
-    log = Store(out).log(BAD)
-    assert str(failures[0]).startswith("bad on Pendulum-v1, seed 1 failed: TypeError")
-    assert "no_such_argument" in str(failures[0]) and str(log) in str(failures[0])
+def test_a_failed_run_names_its_log_and_stops_no_other(local: Local) -> None:
+    assert [result.config for result in local.results] == GOOD
+    assert set(local.failures) == {config.label for config in (BAD, *VICTIMS)}
+    log, said, printed = Store(local.out).log(BAD), str(local.failures[BAD.label]), local.printed
+    assert said.startswith("bad on Pendulum-v1, seed 1 failed: TypeError")
+    assert "no_such_argument" in said and str(log) in said
     assert "Traceback" in log.read_text()
-    assert "64 steps: return" in Store(out).log(GOOD[0]).read_text()
+    assert "64 steps: return" in Store(local.out).log(GOOD[0]).read_text()
     assert "bad on Pendulum-v1, seed 1: started" in printed and "bad on Pendulum-v1, seed 1: failed: TypeError" in printed
-    assert "finished, return" in printed and "2 of 3 runs finished, 1 failed" in printed
+    assert "finished, return" in printed and f"2 of {3 + len(VICTIMS)} runs finished, {1 + len(VICTIMS)} failed" in printed
 
 
-def test_the_processes_of_the_local_engine_do_what_run_one_does(
-    local: tuple[list[RunResult], list[RunFailed], Path, str], tmp_path: Path
-) -> None:
+def test_the_processes_of_the_local_engine_do_what_run_one_does(local: Local, tmp_path: Path) -> None:
     results, failures = run_all(GOOD, Store(tmp_path), InProcess(), quiet())
     assert not failures
-    assert_same(results, local[0])
+    assert_same(results, local.results)
 
 
 def test_finished_runs_are_read_half_written_ones_done_again(tmp_path: Path) -> None:
@@ -232,24 +276,25 @@ def test_a_log_that_cannot_be_written_fails_only_its_run(tmp_path: Path) -> None
 
 
 @linux
-def test_kill_of_a_worker_fails_only_its_run(tmp_path: Path, mark: str) -> None:
-    store, victim = Store(tmp_path), make_config(label="victim", n_timesteps=ENDLESS)
-    killed: list[int] = []
+def test_kill_of_a_worker_fails_only_its_run(local: Local) -> None:
+    failure = local.failures[VICTIM.label]
+    assert "victim" in str(failure) and "killed by signal 9" in str(failure) and "Traceback" not in failure.log.read_text()
+    assert [result.config for result in local.results] == GOOD
 
-    class Killer(LocalEngine):
-        def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
-            def kill(config: RunConfig, timesteps: int, mean_return: float | None) -> None:
-                if config == victim and timesteps > 0 and not killed:
-                    (pid,) = (p for p in workers_alive(mark) if Path(f"/proc/{p}/fd/2").resolve() == store.log(victim))
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
-                report(config, timesteps, mean_return)
 
-            yield from super().run(configs, store, kill)
-
-    results, failures = run_all([victim, GOOD[0]], store, Killer(2), quiet())
-    assert [result.config for result in results] == GOOD[:1]
-    assert len(failures) == len(killed) == 1 and "victim" in str(failures[0]) and "killed by signal 9" in str(failures[0])
+@linux
+@pytest.mark.parametrize("moment", ["while it imports", "later"])
+def test_without_a_nursery_workers_start_by_themselves(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_worker.py").write_text("print('{\"finished\": true}')")
+    (tmp_path / "some_nursery.py").write_text("import os; os.read(0, 100)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(processes, "WORKER", "some_worker")
+    monkeypatch.setattr(processes, "NURSERY", "some_nursery" if moment == "later" else "no_such_module")
+    workers = processes.Workers(fork=True)
+    try:
+        execute(GOOD[0], "key", tmp_path, tmp_path / "x.log", lambda timesteps, mean_return: None, workers)
+    finally:
+        workers.end()
 
 
 LAB = """
@@ -282,7 +327,7 @@ def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal
     store, long = Store(tmp_path), make_config(label="long", n_timesteps=ENDLESS)
     with forked(lambda: run_all([long], Store(tmp_path), LocalEngine(2))) as lab:
         wait_for(lambda: any(store.unfinished(long).glob("*.monitor.csv")), 200)
-        assert len(workers_alive(mark)) == 1
+        assert len(workers_alive(mark)) == 2 and worker_of(store.log(long)) in workers_alive(mark)
         lab.send(end)
         _, printed = lab.end()
     wait_for(lambda: not workers_alive(mark), 5)
@@ -295,18 +340,18 @@ def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal
         assert len(results) == 1 and not failures
 
 
-def test_ray_gives_the_same_evaluations(local: tuple[list[RunResult], list[RunFailed], Path, str], tmp_path: Path) -> None:
+def test_ray_gives_the_same_evaluations(local: Local, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     console = quiet()
     results, failures = run_all([BAD, *GOOD], Store(tmp_path), RayEngine(jobs=2), console)
     assert not ray.is_initialized()
-    assert_same(results, local[0])
-    assert [failure.cause for failure in failures] == [failure.cause for failure in local[1]]
+    assert_same(results, local.results)
+    assert [failure.cause for failure in failures] == [local.failures[BAD.label].cause]
     assert "Traceback" in failures[0].log.read_text() and failures[0].log == Store(tmp_path).log(BAD)
     assert "64 steps: return" in Store(tmp_path).log(GOOD[0]).read_text()
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "ppo on Pendulum-v1, seed 1: started" in printed and "2 of 3 runs finished, 1 failed" in printed
-    names = [sorted(path.name for path in Store(out).folder(GOOD[0]).rglob("*")) for out in (tmp_path, local[2])]
+    names = [sorted(path.name for path in Store(out).folder(GOOD[0]).rglob("*")) for out in (tmp_path, local.out)]
     assert names[0] == names[1]
     engine = InProcess()
     assert len(run_all(GOOD, Store(tmp_path), engine, quiet())[0]) == 2 and not engine.executed

@@ -2,32 +2,40 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from hub_folder import _Missing
+from forks import forked
+from hub_folder import _Missing, use_folder
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sb3_dpi import MDGPS
 from sb3_dpi.zoo import hub
-
-NAME = "mdgps-Pendulum-v1"
-PROGRAM = """
-import hub_folder, os, pathlib
 from sb3_dpi.zoo.__main__ import main
 
-hub_folder.use_folder(pathlib.Path("the_hub"))
-agent = "--algo mdgps --env Pendulum-v1 --device cpu".split()
-main(["push_to_hub", *agent, "-orga", "me", "-n", "10"])
-main(["load_from_hub", *agent[:4], "-orga", "me", "-f", "back"])
-main(["enjoy", *agent, "-f", "back", "--no-render", "-n", "20"])
-del os.environ["TRUST_REMOTE_CODE"]
-main(["load_from_hub", *agent[:4], "-orga", "me"])
-"""
+NAME = "mdgps-Pendulum-v1"
+
+
+def push_load_and_enjoy(folder: Path) -> None:
+    """Ends with an error that is printed."""
+    with (folder / "said").open("w") as said:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1) for stream in (1, 2))
+    os.chdir(folder)
+    os.environ["TRUST_REMOTE_CODE"] = "True"
+    use_folder(Path("the_hub"))
+    agent = "--algo mdgps --env Pendulum-v1 --device cpu".split()
+    main(["push_to_hub", *agent, "-orga", "me", "-n", "10"])
+    main(["load_from_hub", *agent[:4], "-orga", "me", "-f", "back"])
+    main(["enjoy", *agent, "-f", "back", "--no-render", "-n", "20"])
+    del os.environ["TRUST_REMOTE_CODE"]
+    with pytest.raises(SystemExit) as refused:
+        main(["load_from_hub", *agent[:4], "-orga", "me"])
+    print(refused.value.code)
 
 
 def store_agent(run: Path) -> None:
@@ -40,12 +48,10 @@ def store_agent(run: Path) -> None:
 
 def test_there_and_back(tmp_path: Path) -> None:
     store_agent(tmp_path / "logs" / "mdgps" / "Pendulum-v1_1")
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRUST_REMOTE_CODE": "True"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    assert done.returncode == 1 and done.stderr.endswith("If you trust who made it, set TRUST_REMOTE_CODE=True\n"), said
+    with forked(lambda: push_load_and_enjoy(tmp_path)) as process:
+        code, _ = process.end()
+    said = (tmp_path / "said").read_text()
+    assert code == 0 and said.endswith("If you trust who made it, set TRUST_REMOTE_CODE=True\n"), said
     assert "Loading back/mdgps/Pendulum-v1_1/Pendulum-v1.zip" in said and "No normalization file" in said
 
     stored = tmp_path / "the_hub" / "me" / NAME
@@ -80,7 +86,10 @@ def test_a_missing_connection_is_no_missing_file() -> None:
     """RL Zoo takes the second for an agent without VecNormalize."""
     from requests.exceptions import HTTPError
 
-    for raised, expected in ((LocalEntryNotFoundError("offline"), LocalEntryNotFoundError), (_Missing("404"), HTTPError)):
+    for raised, expected in (
+        (LocalEntryNotFoundError("offline"), LocalEntryNotFoundError),
+        (_Missing("404"), HTTPError),
+    ):
 
         def load(repo_id: str, filename: str, raised: Exception = raised) -> str:
             raise raised

@@ -24,9 +24,15 @@ SLOW = ("matplotlib", "mujoco", "numba", "pandas", "sb3_contrib", "scipy.signal"
     ids=["package", "trajopt", "algorithms"],
 )
 def test_nothing_is_loaded_before_it_is_used(statement: str, absent: tuple[str, ...]) -> None:
-    command = [sys.executable, "-c", f"{statement}\nimport sys\nprint(*sys.modules)"]
-    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    assert "sb3_dpi" in loaded and loaded.isdisjoint(absent)
+    show = "import sys\nprint(*sys.modules)"
+    code = f"{statement}\n{show}"
+    if "torch" not in absent:  # then the process of a run costs little more, and reads its table without it
+        code += f"\nimport sb3_dpi.compare.worker\n{show}"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    first, *worker = (set(line.split()) for line in said.splitlines())
+    assert "sb3_dpi" in first and first.isdisjoint(absent)
+    assert len(worker) == ("torch" not in absent)
+    assert all("sb3_dpi.compare.store" in loaded and "pandas" not in loaded for loaded in worker)
 
 
 def test_names_are_found_where_they_are_asked_for() -> None:

@@ -206,7 +206,7 @@ def test_the_last_line_of_a_process_counts(
 ) -> None:
     (tmp_path / "some_worker.py").write_text(f"import os, signal, sys\nsys.stdin.readline()\nprint('[3, null]')\n{program}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("sb3_dpi.compare.engines.WORKER", "some_worker")
+    monkeypatch.setattr("sb3_dpi.compare.processes.WORKER", "some_worker")
     progress: list[tuple[int, float | None]] = []
 
     def run() -> None:

@@ -54,11 +54,11 @@ def test_the_preset_follows_the_first_random_steps(
     blocks: list[int] = []
     train = model.train
     model.train = lambda *args: (blocks.append(model.num_timesteps), train(*args))[1]  # type: ignore[func-returns-value,method-assign]
-    model.learn(2300)
+    model.learn(min(start + 6 * PRESETS[kind].train_freq, 2300))  # room for five updates, which are else nearer
     gamma = PRESETS[kind].gamma if model.time_limit == 0 else 1.0 - 2.5 / 200
     expected = replace(PRESETS[kind], gamma=gamma)
     assert model.preset_ == expected and blocks[0] == pytest.approx(start, rel=0.25)
-    np.testing.assert_array_equal(np.diff(blocks), expected.train_freq)
+    assert len(blocks) > 2 and set(np.diff(blocks)) == {expected.train_freq}
     assert (model.tau, model.gamma, model.train_freq, model.preset) == (None,) * 4, "what was given stays"
     del model.train
     model.save(tmp_path / "model")

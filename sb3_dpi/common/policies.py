@@ -1,6 +1,7 @@
 """Gaussian policies in units of the action bounds."""
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class StandardizedPolicy(AnyBox, ActorCriticPolicy, ObservationReader):  # type:
             if isinstance(extractor, Standardizing):
                 extractor.sees_raw = self.use_sde  # whose noise is made of the features
 
-    @property
+    @cached_property  # every action asks
     def squash_output(self) -> bool:
         """True for a bounded Box: actions are in [-1, 1] and ``unscale_action`` leads to the environment's units."""
         return isinstance(self.action_space, spaces.Box) and is_bounded(self.action_space)

@@ -1,7 +1,8 @@
 """Where runs are executed: in processes of this machine, or as Ray tasks on a laptop or a cluster.
 
-A run is always one process, ``python -m sb3_dpi.compare.worker``, whose standard input is held open by the process that wants
-the run: when that one dies, in whatever way, the pipe is closed by the system and the worker ends too.
+A run is always one process, ``python -m sb3_dpi.compare.worker`` or a fork that does the same, whose standard input is held
+open by the process that wants the run: when that one dies, in whatever way, the pipe is closed by the system and the worker
+ends too.
 """
 
 import json
@@ -10,8 +11,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -21,21 +20,19 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 from zipfile import ZipFile
 
 from sb3_dpi.common.extras import need
 from sb3_dpi.compare.evaluation import Report
 from sb3_dpi.compare.key import run_key
+from sb3_dpi.compare.processes import Workers
 from sb3_dpi.compare.record import CorruptRun
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.compare.worker import FAILED, FINISHED
 from sb3_dpi.zoo.cause import is_users
 
-WORKER = "sb3_dpi.compare.worker"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 LOSSES_PER_RUN = 5
 """How many nodes may die under one run before it is given up: a run that kills its nodes must not go on for ever"""
 SECONDS_BETWEEN_POLLS = 0.5
@@ -79,50 +76,6 @@ class Engine(Protocol):
         """
 
 
-class Workers:
-    """The worker processes that are alive, so that they can be ended all at once."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._alive: set[subprocess.Popen[str]] = set()
-        self._ended = False
-
-    def start(self, log: TextIO) -> subprocess.Popen[str]:
-        """Start a worker whose stderr goes to a log."""
-        with self._lock:
-            if self._ended:
-                raise RuntimeError("The comparison has been interrupted")
-            # A session of its own: Ctrl-C reaches this process alone, which then ends the workers without their tracebacks
-            process = subprocess.Popen(
-                [sys.executable, "-m", WORKER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                encoding="utf-8",
-                env=_worker_environment(),
-                start_new_session=True,
-            )
-            self._alive = {process, *(other for other in self._alive if other.returncode is None)}
-            return process
-
-    def end(self) -> None:
-        """End all workers; what they have written of an unfinished run is never taken for a result."""
-        with self._lock:
-            self._ended = True
-            for process in self._alive:
-                process.kill()
-
-
-def _worker_environment() -> dict[str, str]:
-    """Let the worker import what this process can: an algorithm ``module:Class`` may be found by this one's path alone."""
-    ray = sys.modules.get("ray")
-    ray_folder = str(Path(ray.__file__).parent) + os.sep if ray is not None and ray.__file__ else None
-    # Ray puts its own copies of other packages on the path of its processes
-    paths = [path or os.getcwd() for path in sys.path if not (ray_folder and path.startswith(ray_folder))]
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "PYTHONPATH": os.pathsep.join(paths)}
-
-
 def _cause(returncode: int, log: Path) -> str:
     """Say how a process ended that could not say so itself."""
     text = log.read_text(encoding="utf-8", errors="replace").strip()
@@ -157,7 +110,6 @@ def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, w
     end: dict[str, Any] = {}
     # Appending: it is another comparison's log while that one is busy with the same run
     with log.open("a", encoding="utf-8") as errors, (workers or Workers()).start(errors) as process:
-        assert process.stdin is not None and process.stdout is not None
         report(0, None)
         try:
             process.stdin.write(order)
@@ -185,7 +137,8 @@ class LocalEngine:
 
     def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
         """Execute runs; the progress is told from several threads."""
-        workers = Workers()
+        # The driver of a GPU bears no fork of a process that has talked to it
+        workers = Workers(fork=all(config.device == "cpu" for config in configs))
         executor = ThreadPoolExecutor(self.jobs)
         futures: dict[Future[None], RunConfig] = {}
         try:
