@@ -82,7 +82,7 @@ def workers_alive(mark: str) -> list[int]:
         try:
             marked = f"{MARK}={mark}".encode() in (folder / "environ").read_bytes()
             words = (folder / "cmdline").read_bytes()
-            if marked and (b"sb3_dpi.compare.worker" in words or b"sb3_dpi.compare.nursery" in words):
+            if marked and (b"sb3_dpi.compare.worker" in words or b"sb3_dpi.compare.fork_server" in words):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -284,12 +284,12 @@ def test_kill_of_a_worker_fails_only_its_run(local: Local) -> None:
 
 @linux
 @pytest.mark.parametrize("moment", ["while it imports", "later"])
-def test_without_a_nursery_workers_start_by_themselves(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_start_without_a_fork_server(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "some_worker.py").write_text("print('{\"finished\": true}')")
-    (tmp_path / "some_nursery.py").write_text("import os; os.read(0, 100)")
+    (tmp_path / "some_server.py").write_text("import os; os.read(0, 100)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(processes, "WORKER", "some_worker")
-    monkeypatch.setattr(processes, "NURSERY", "some_nursery" if moment == "later" else "no_such_module")
+    monkeypatch.setattr(processes, "FORK_SERVER", "some_server" if moment == "later" else "no_such_module")
     workers = processes.Workers(fork=True)
     try:
         execute(GOOD[0], "key", tmp_path, tmp_path / "x.log", lambda timesteps, mean_return: None, workers)

@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Protocol, TextIO, cast
 
-from sb3_dpi.compare.nursery import KILL, START
+from sb3_dpi.compare.fork_server import KILL, START
 
 WORKER = "sb3_dpi.compare.worker"
-NURSERY = "sb3_dpi.compare.nursery"
+FORK_SERVER = "sb3_dpi.compare.fork_server"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -37,7 +37,7 @@ class Process(Protocol):
 
 
 class _Forked:
-    """A worker that a nursery has forked."""
+    """A worker that a fork server has forked."""
 
     def __init__(self, stdin: int, stdout: int, told: TextIO, orders: socket.socket, pid: str) -> None:
         self.stdin: IO[str] = open(stdin, "w", encoding="utf-8")
@@ -53,22 +53,22 @@ class _Forked:
         with suppress(BrokenPipeError):
             self.stdin.close()
         with self._told:
-            # Without a word the nursery was ended too, which happens by force alone
+            # Without a word the fork server was ended too, which happens by force alone
             self.returncode = int(self._told.readline() or -signal.SIGKILL)
 
     def kill(self) -> None:
-        with suppress(OSError):  # the nursery has ended, and its workers with it
+        with suppress(OSError):  # the fork server has ended, and its workers with it
             self._orders.send(f"{KILL} {self._pid}".encode())
 
 
-class Nursery:
+class ForkServer:
     """A process that forks workers, started at once; its imports take seconds, which the first worker waits for."""
 
     def __init__(self) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", NURSERY],
+                [sys.executable, "-m", FORK_SERVER],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -78,7 +78,7 @@ class Nursery:
         self._has_begun = False
 
     def start(self, log: TextIO) -> Process | None:
-        """Start a worker whose stderr goes to a log; None where the nursery cannot."""
+        """Start a worker whose stderr goes to a log; None where the fork server cannot."""
         (stdin, ours_in), (ours_out, stdout), (ours_told, told) = os.pipe(), os.pipe(), os.pipe()
         try:
             socket.send_fds(self._orders, [START.encode()], [stdin, stdout, log.fileno(), told])
@@ -115,11 +115,11 @@ class Workers:
         self._lock = Lock()
         self._alive: set[Process] = set()
         self._ended = False
-        self._nursery = Nursery() if fork and sys.platform == "linux" and hasattr(os, "pidfd_open") else None
+        self._server = ForkServer() if fork and sys.platform == "linux" and hasattr(os, "pidfd_open") else None
 
     def start(self, log: TextIO) -> Process:
         """Start a worker whose stderr goes to a log."""
-        process = self._nursery.start(log) if self._nursery and not self._ended else None
+        process = self._server.start(log) if self._server and not self._ended else None
         with self._lock:
             if not self._ended:
                 process = process or _start_fresh(log)
@@ -136,8 +136,8 @@ class Workers:
             self._ended = True
             for process in self._alive:
                 process.kill()
-        if self._nursery:
-            self._nursery.end()
+        if self._server:
+            self._server.end()
 
 
 def _start_fresh(log: TextIO) -> Process:

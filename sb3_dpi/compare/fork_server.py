@@ -36,7 +36,7 @@ def _can_fork() -> bool:
         return False
 
 
-class _Nursery:
+class _Server:
     def __init__(self, orders: socket.socket) -> None:
         self._orders = orders
         self._selector = selectors.DefaultSelector()
@@ -45,11 +45,11 @@ class _Nursery:
         """Process id of a worker to the pipe that is told its end"""
 
     def serve(self) -> Callable[[], int] | None:
-        """Do what is asked for to the end; returns what a forked worker is to do, and in the nursery None."""
+        """Do what is asked for to the end; returns what a forked worker is to do, and in the fork server None."""
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is not self._orders:
-                    self._bury(key.data, key.fd)
+                    self._reap(key.data, key.fd)
                     continue
                 message, streams, _, _ = socket.recv_fds(self._orders, ENOUGH, 4)
                 order, _, number = message.decode().partition(" ")
@@ -81,7 +81,7 @@ class _Nursery:
         np.random.seed()  # two fresh processes have not the same either
         return True
 
-    def _bury(self, pid: int, descriptor: int) -> None:
+    def _reap(self, pid: int, descriptor: int) -> None:
         self._selector.unregister(descriptor)
         os.close(descriptor)
         self._tell(pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -108,7 +108,7 @@ def main() -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # What stays for ever is neither looked at nor copied by each worker's collector
     gc.freeze()
-    act = _Nursery(orders).serve()
+    act = _Server(orders).serve()
     return 0 if act is None else act()
 
 
