@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from algorithms import Make, Model, every, parameters, small_aggrevated_oc
 from dummy_envs import CONDITIONS, HORIZON, ITERATION, SAMPLES, PointMass, limited, vec_env
+from leaving import Seen
+from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -134,6 +136,23 @@ def test_mixed_windows_report_every_episode_once() -> None:
     assert sum(lengths) + running == model.num_timesteps
     assert model.env is not None
     assert running == 0.0 or returns == pytest.approx(sum(model.env.get_attr("rewards")[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@every(from_conditions=True)
+def test_callbacks_are_told_of_episodes_that_mixed_windows_leave(make: Make, n_envs: int) -> None:
+    """Every reset follows an end that was told of, with its return and length; what goes on has not ended."""
+    env, seen = vec_env(n_envs), Seen()
+    make(env, conditions="mixed", samples_per_condition=20).learn(1, callback=seen)
+    inner = env.get_attr("unwrapped")[0]
+    resets = len([seed for seed in inner.seeds if seed is not None and seed >= 2**16])
+    told = np.array(seen.dones)[:-1].sum(0)  # nobody knows yet what follows the last step
+    assert set(told) == {resets - 1} and 3 < resets < 40 // n_envs
+    ends = np.flatnonzero(np.array(seen.dones)[:, 0])
+    lengths = [info["episode"]["l"] for info in seen.infos[::n_envs] if "episode" in info]
+    np.testing.assert_array_equal(lengths, np.diff(ends, prepend=-1))
+    stopped = make(vec_env(n_envs), conditions="mixed").learn(10**5, callback=StopTrainingOnMaxEpisodes(3))
+    assert stopped.num_timesteps < 10**4
 
 
 def test_learning_goes_on_after_loading_windows(tmp_path: Path) -> None:

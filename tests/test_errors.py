@@ -13,6 +13,7 @@ from algorithms import (
     every,
     every_action,
     every_algorithm,
+    every_network,
     iterations,
     parameters,
     small_aggrevated_oc,
@@ -46,6 +47,10 @@ OF_CONDITIONS: list[tuple[dict[str, Any], str]] = [
     ({"n_conditions": 0}, "n_conditions must be at least 1, got 0"),
     ({"horizon": 1}, "horizon must be at least 2, got 1"),
     ({"horizon": 0}, "horizon must be at least 2, got 0"),
+    ({"gamma": 2.0}, "gamma must be from 0 to 1, got 2.0"),
+    ({"gamma": math.nan}, "gamma must be from 0 to 1, got nan"),
+    ({"min_std": math.inf}, "min_std must be at least 0 and finite, got inf"),
+    ({"min_std": math.nan}, "min_std must be at least 0 and finite, got nan"),
 ]
 OF_MDGPS: list[tuple[dict[str, Any], str]] = [
     ({"linearization": "finite"}, "Unknown linearization 'finite': choose one of .*'niw', 'nearest', 'gmm'"),
@@ -54,6 +59,8 @@ OF_MDGPS: list[tuple[dict[str, Any], str]] = [
     ({"sampling": "on"}, "Unknown sampling 'on': choose one of 'global', 'local'"),
     ({"initial_controller": "zero"}, "Unknown initial_controller 'zero': choose one of 'policy', 'lqr', 'pd'"),
     ({"initial_controller": {"stiffness": 2.0}}, "Unknown initial_controller .*None.*: choose one of 'policy', 'lqr', 'pd'"),
+    ({"kl_step": -1.0}, "kl_step must be at least 0, got -1.0"),
+    ({"kl_step": math.inf}, "kl_step must be at least 0 and finite, got inf"),
     ({"sampling": "local"}, 'belong to their conditions: set conditions="fixed"'),
 ]
 OF_AGGREVATED_OC: list[tuple[dict[str, Any], str]] = [
@@ -62,6 +69,10 @@ OF_AGGREVATED_OC: list[tuple[dict[str, Any], str]] = [
     ({"trust": "off"}, "trust is a share from 0 to 1, or None for what the samples say, got 'off'"),
     ({"trust": 2.0}, "trust is a share from 0 to 1, or None for what the samples say, got 2.0"),
     ({"trust": math.nan}, "trust is a share from 0 to 1, .*got nan"),
+    ({"target_kl": math.inf}, "target_kl must be above 0 and finite, got inf"),
+    ({"target_kl": math.nan}, "target_kl must be above 0 and finite, got nan"),
+    ({"trust_region": math.inf}, "trust_region must be at least 0 and finite, got inf"),
+    ({"cg_damping": -1.0}, "cg_damping must be at least 0, got -1.0"),
 ]
 OF_DPI: list[tuple[dict[str, Any], str]] = [
     ({"expert": "cem"}, "Unknown expert 'cem': choose one of 'pathwise', 'lqr', 'mppi', 'icem'"),
@@ -90,6 +101,7 @@ OF_DPI: list[tuple[dict[str, Any], str]] = [
     ({"update_to_data": 0.0}, "update_to_data must be above 0, got 0.0"),
     ({"ent_coef": "automatic"}, "ent_coef='automatic'"),
     ({"ent_coef": 0.0}, "ent_coef must be above 0"),
+    ({"ent_coef": math.inf}, "ent_coef must be above 0 and finite, got inf"),
     ({"policy_kwargs": {"std_bounds": (0.5, 0.1)}}, "std_bounds"),
     ({"policy_kwargs": {"use_sde": True}}, "leave use_sde off"),
     ({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8]}}}, "net_arch has the keys 'pi' and 'qf', not 'vf'"),
@@ -115,6 +127,9 @@ OF_DUAL_AC: list[tuple[dict[str, Any], str]] = [
     ({"max_std": None}, "max_std must be a number: inf sets no limit"),
     ({"alpha_regularization": 0.0}, "alpha_regularization must be above 0, got 0.0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
+    ({"target_kl": math.inf}, "target_kl must be above 0 and finite, got inf"),
+    ({"min_std": math.inf}, "min_std must be at least 0 and finite, got inf"),
+    ({"cg_damping": math.inf}, "cg_damping must be at least 0 and finite, got inf"),
 ]
 ARGUMENTS: list[tuple[Make, dict[str, Any], str]] = [
     *[(make, options, message) for make in those(from_conditions=True) for options, message in OF_CONDITIONS],
@@ -146,6 +161,13 @@ def test_arguments_out_of_range(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} must"):
         small_aggrevated_oc(**options).learn(1)
+
+
+@every_network
+@pytest.mark.parametrize("bad", [math.inf, math.nan, -1.0])
+def test_learning_rates_out_of_range(make: Make, bad: float) -> None:
+    with pytest.raises(ValueError, match=f"learning_rate must be at least 0.*, got {bad}"):
+        make(learning_rate=bad)
 
 
 def test_unknown_argument_of_an_initial_controller() -> None:

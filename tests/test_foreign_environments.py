@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from algorithms import (
     ALGORITHMS,
     Make,
@@ -125,6 +126,42 @@ def test_monitors_that_forbid_early_resets(make: Make, n_envs: int) -> None:
     said = [str(warning.message) for warning in caught if "allow_early_resets=True" in str(warning.message)]
     assert len(said) == (make in ALGORITHMS and not make.plans) and model._n_updates > 0
     assert {episode["l"] for episode in model.ep_info_buffer} == {POINT_MASS_LIMIT}
+
+
+class OfOtherKinds(VecEnvWrapper):
+    """
+    Returns rewards and ends otherwise than as arrays of numpy.
+
+    :param venv: beneath
+    :param kind: makes something else of an array
+    """
+
+    def __init__(self, venv: VecEnv, kind: Callable[[np.ndarray], Any]) -> None:
+        super().__init__(venv)
+        self.kind = kind
+
+    def reset(self) -> Any:
+        """:return: first observations"""
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        """:return: of another kind"""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        return obs, self.kind(rewards), self.kind(dones), infos
+
+
+KINDS: dict[str, Callable[[np.ndarray], Any]] = {"lists": list, "tuples": tuple, "tensors": th.tensor}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_algorithm
+def test_rewards_and_ends_need_not_be_arrays(make: Make, kind: str) -> None:
+    """What is learned is that of arrays."""
+    learned = []
+    for as_kind in (np.array, KINDS[kind]):
+        model = make(OfOtherKinds(vec_env(2, lambda: limited(POINT_MASS_LIMIT)), as_kind)).learn(2 * ITERATION)
+        learned.append(parameters(model))
+    assert learned[0] == learned[1] and model._n_updates > 0
 
 
 # ---------------------------------------------------------------------- simulators of a batch

@@ -59,6 +59,21 @@ def test_time_is_limited_as_well() -> None:
     assert rank is not None and size(n_conditions=1, horizon=10).n_bytes(rank) < LARGEST_PLAN
 
 
+def test_fits_take_time_too() -> None:
+    """Regressions of large states, mixtures of many points, and the many features of a cost that has as many samples; what
+    is only kept behind the fits counts in them."""
+    by_prior = {prior: size(prior=prior, state_dim=60).operations(60) for prior in ("niw", "nearest", "gmm")}
+    planning = 3.0 * plan_size.PASSES * 25 * 200 * 62.0**3
+    assert planning < by_prior["niw"] < by_prior["nearest"] < by_prior["gmm"]
+    few, many = (size(n_samples=n, state_dim=30, horizon=20, prior="niw").operations(30) for n in (2, 40))
+    features = 33 * 34 // 2
+    assert many - few == pytest.approx(0.5 * (20000 * features**2 - 1000 * 65**2) + (features**3 - 65**3) / 3.0)
+    assert size(n_pooled=1000, state_dim=30).operations(30) > size(state_dim=30).operations(30)
+    mixture = size(prior="gmm", state_dim=85, n_samples=24, n_conditions=10, horizon=100)
+    assert mixture.operations(85) > plan_size.LONGEST_PLAN > mixture.operations(mixture.rank() or 85)
+    assert mixture.n_bytes(85) < LARGEST_PLAN, "memory alone would let it pass"
+
+
 @pytest.mark.parametrize("changed", [{"horizon": 10**7}, {"n_conditions": 10**6}, {"action_dim": 2000}], ids=str)
 def test_plans_that_do_not_fit_are_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"GiB and .* are the most. Set a shorter horizon, or lower n_conditions"):

@@ -11,6 +11,7 @@ from algorithms import (
     Model,
     called,
     every,
+    every_action,
     iterations,
     modules,
     on_policy,
@@ -189,6 +190,14 @@ def test_shapes_of_predictions(make: Make) -> None:
     expected = model.predict(np.array([1.0, 2.0], np.float32), deterministic=True)[0]
     for same in ([1.0, 2.0], np.array([1, 2]), np.array([1.0, 2.0]), th.tensor([1.0, 2.0])):
         np.testing.assert_array_equal(model.predict(same, deterministic=True)[0], expected)
+
+
+@every_action
+def test_no_observation_has_no_action(make: Make) -> None:
+    """Actions that are numbers too, of which Stable-Baselines3's own policies refuse none at all."""
+    model = make()
+    actions, _ = model.predict(np.zeros((0, 2), np.float32), deterministic=True)
+    assert actions.shape == (0, *model.action_space.shape) and actions.dtype == model.action_space.dtype
 
 
 @with_references

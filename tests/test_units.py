@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import ITERATION, Make, Model, called, every, every_algorithm
+from algorithms import ITERATION, Make, Model, called, every, every_action, every_algorithm
 from dummy_envs import POINT_MASS_LIMIT, DictPointMass, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -187,7 +187,7 @@ def test_what_varies() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@every_algorithm
+@every_action
 def test_no_action_is_predicted_for_what_is_not_finite(make: Make, bad: float) -> None:
     model = make()
     with pytest.raises(NotFiniteError, match=r"number 1 of observation 0 is (nan|inf)"):

@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 
 from sb3_dpi.aggrevated_oc.calibration import Calibration, calibrate
 from sb3_dpi.aggrevated_oc.surrogate import Samples, Surrogate
-from sb3_dpi.common.choices import arguments_of_base, as_schedule
+from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_number
 from sb3_dpi.common.critic import (
     ReturnScale,
     actor_parameters,
@@ -210,15 +210,13 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         for name in ("gae_lambda", "plan_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), 0.0, 1.0)
         for name in ("n_critic_updates", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, least in (("target_kl", "above 0"), ("trust_region", "at least 0"), ("min_std", "at least 0")):
-            value = as_schedule(name, getattr(self, name))(1.0)
-            if value < 0.0 or (value == 0.0 and name == "target_kl"):
-                raise ValueError(f"{name} must be {least}, got {value}")
+        check_number("target_kl", as_schedule("target_kl", self.target_kl)(1.0), 0.0, open_below=True)
+        check_number("trust_region", as_schedule("trust_region", self.trust_region)(1.0), 0.0)
+        check_number("cg_damping", self.cg_damping, 0.0)
         if self.trust is not None and not (isinstance(self.trust, float | int) and 0.0 <= self.trust <= 1.0):
             raise ValueError(f"trust is a share from 0 to 1, or None for what the samples say, got {self.trust!r}")
 

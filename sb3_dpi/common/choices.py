@@ -1,6 +1,7 @@
 """Arguments that are chosen by name, so that a YAML file can say them."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -39,6 +40,31 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"Unknown {name} {value!r}: choose one of " + ", ".join(repr(choice) for choice in choices))
+
+
+def check_number(
+    name: str, value: float, low: float, high: float = math.inf, *, open_below: bool = False, may_be_inf: bool = False
+) -> None:
+    """Reject what is out of range, NaN, and infinity where it has no meaning.
+
+    :param name: of the argument
+    :param value: what was given
+    :param low: smallest that is valid
+    :param high: largest that is valid
+    :param open_below: whether it must be above ``low``
+    :param may_be_inf: whether infinity is valid
+    :raises ValueError: that names argument and value
+    """
+    is_inside = (low < value if open_below else low <= value) and value <= high
+    if is_inside and (may_be_inf or math.isfinite(value)):
+        return
+    if high < math.inf:
+        said = f"above {low:g} and at most {high:g}" if open_below else f"from {low:g} to {high:g}"
+    else:
+        said = (
+            ("above" if open_below else "at least") + f" {low:g}" + ("" if may_be_inf or value < math.inf else " and finite")
+        )
+    raise ValueError(f"{name} must be {said}, got {value}")
 
 
 def parse_choice(name: str, value: str | dict[str, Any], choices: tuple[str, ...]) -> tuple[str, dict[str, Any]]:

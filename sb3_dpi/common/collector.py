@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.actor import Actor, export_actor
 from sb3_dpi.common.asking import ask
-from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.choices import check_choice, check_number
 from sb3_dpi.common.critic import generalized_advantages
 from sb3_dpi.common.early_resets import install
 from sb3_dpi.common.environments import environment_indices, make_environments
@@ -70,6 +70,8 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
     rollout_buffer: TrajectoryBuffer
     _actor: Actor
     _may_reset = True
+    _is_left = False
+    """whether the next trajectories begin anew, drawn with the present ones: callbacks are told at the last step"""
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         self.environment_indices: IntArray = np.zeros(1, dtype=int)
 
     def _setup_model(self) -> None:
+        check_number("gamma", self.gamma, 0.0, 1.0)
         if not 0.0 <= self.noise_correlation < 1.0:
             raise ValueError(f"noise_correlation must be at least 0 and below 1, got {self.noise_correlation}")
         self._rng = np.random.default_rng(self.seed)
@@ -323,7 +326,9 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
     def _collect_batch(self, env: VecEnv, callback: BaseCallback, rollout_buffer: TrajectoryBuffer, batch: int) -> bool:
         """One trajectory in each environment, from its own reset seed."""
         conditions = rollout_buffer.conditions(batch)
-        if self._begins_anew():
+        begins_anew = self._begins_anew()
+        self._is_left = self._may_reset and self._leaves_behind()
+        if begins_anew:
             self._report_cut_episodes()
             install(env).reset_with_seeds(self._reset_seeds(batch, conditions))
             self._last_obs = env.reset()  # type: ignore[assignment]
@@ -360,22 +365,24 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
                     break
         rollout_buffer.end_batch()
         self._cut_episodes = np.where(alive, self._cut_episodes + np.stack(rollout_buffer.last_batch()), 0.0)
-        if self._may_reset and self.conditions not in GOING_ON:
+        if self._is_left:
             self._report_cut_episodes()
         return True
 
     def _begins_anew(self) -> bool:
         """Whether the next trajectories start from a reset, instead of where the last ones were cut."""
-        if not self._may_reset:
-            return False
-        if self.num_timesteps == self._num_timesteps_at_start or self.conditions not in GOING_ON:
-            return True
-        return self.conditions == "mixed" and self._rng.random() < MIXED_RESTARTS
+        return self._may_reset and (self.num_timesteps == self._num_timesteps_at_start or self._is_left)
+
+    def _leaves_behind(self) -> bool:
+        """Whether a reset follows the trajectories that are about to be sampled."""
+        if self.conditions == "mixed":
+            return bool(self._rng.random() < MIXED_RESTARTS)
+        return self.conditions not in GOING_ON
 
     def _tell(self, callback: BaseCallback, seen: dict[str, Any], alive: np.ndarray, is_last: bool) -> None:
         """Tell callbacks of a step; the episodes that a reset leaves behind it have ended for them, as by a time limit."""
         dones = seen["dones"]
-        if self._may_reset and self.conditions not in GOING_ON and (is_last or not np.any(alive & ~dones)):
+        if self._is_left and (is_last or not np.any(alive & ~dones)):
             dones, infos = install(seen["env"]).tell_ends(dones, seen["infos"], seen["new_obs"])
             seen = {**seen, "dones": dones, "infos": infos}
         callback.update_locals(seen)

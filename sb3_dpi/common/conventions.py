@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_dpi.common.choices import as_schedule, check_number
 from sb3_dpi.common.progress_bars import Pace, progress_bars
 
 LARGEST_SEED = 2**32 - 1
@@ -66,6 +67,7 @@ class Conventions(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self.seed = as_seed(self.seed)
+        check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), 0.0)
         super()._setup_model()  # type: ignore[safe-super]  # that of the algorithm's base
 
     def set_random_seed(self, seed: int | None = None) -> None:

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_dpi.common.action_units import bounds
-from sb3_dpi.common.choices import arguments_of_base, as_schedule
+from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_number
 from sb3_dpi.common.collector import GOING_ON, TrajectoryCollector
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.linearization import as_controller, linearize_policy
@@ -151,6 +151,7 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         self.min_std = as_schedule("min_std", self.min_std)
 
     def _check_arguments(self) -> None:
+        check_number("min_std", as_schedule("min_std", self.min_std)(1.0), 0.0)
         CostSettings.parse(self.cost)
         if self.linearization not in (None, "jacobian"):
             RegressionSettings.parse("linearization", self.linearization)
@@ -169,8 +170,9 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         """Whether a plan of whole states fits into memory, and what to do where it does not."""
         prior = RegressionSettings.parse("dynamics", self.dynamics).prior
         du = int(np.prod(self.action_space.shape or ()))
+        n_pooled = self.total_conditions * (self.replay + 1) * self.size.samples_per_condition
         size = PlanSize(
-            self._fitted_conditions(), self.size.samples_per_condition, self.size.horizon, self._state_dim, du, prior
+            self._fitted_conditions(), self.size.samples_per_condition, self.size.horizon, self._state_dim, du, prior, n_pooled
         )
         self.state_rank = size.rank()
         if self.state_rank is None:

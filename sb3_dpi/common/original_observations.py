@@ -36,7 +36,7 @@ def step_unclipped(env: VecEnv, normalizer: VecNormalize | None, actions: np.nda
     :return: what ``env.step`` returns, observations clipped as ever
     """
     if normalizer is None or not normalizer.norm_obs:
-        return env.step(actions)
+        return as_arrays(env.step(actions))
     clip, normalizer.clip_obs = normalizer.clip_obs, np.inf
     try:
         new_obs, rewards, dones, infos = env.step(actions)
@@ -47,7 +47,17 @@ def step_unclipped(env: VecEnv, normalizer: VecNormalize | None, actions: np.nda
         clipped: Any = {key: np.clip(a, -clip, clip) if key in keys else a for key, a in new_obs.items()}
     else:
         clipped = np.clip(new_obs, -clip, clip)
-    return clipped, rewards, dones, infos
+    return as_arrays((clipped, rewards, dones, infos))
+
+
+def as_arrays(stepped: VecEnvStepReturn) -> VecEnvStepReturn:
+    """Read rewards and ends as arrays of numpy, which wrappers of others may return as lists or tensors.
+
+    :param stepped: what ``env.step`` returned
+    :return: the same observations and infos
+    """
+    obs, rewards, dones, infos = stepped
+    return obs, np.asarray(rewards), np.asarray(dones, dtype=bool), infos
 
 
 def original_obs(env: VecEnv, normalizer: VecNormalize | None, obs: Any) -> Observations:

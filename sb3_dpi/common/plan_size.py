@@ -9,18 +9,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sb3_dpi.common.local_models import FITTED_AT_ONCE
+from sb3_dpi.common.local_models import FITTED_AT_ONCE, RegressionSettings
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.trajopt.dynamics import Standardizer
 
 LARGEST_PLAN = 4 * 2**30
 """Bytes that an iteration's arrays may take."""
 LONGEST_PLAN = 2e12
-"""Floating-point operations that planning may take, some minutes."""
+"""Floating-point operations that fitting and planning may take, some minutes of one core."""
 SMALLEST_RANK = 4
 """Directions below which a plan says nothing."""
 PASSES = 40
 """Of a search for the dual variable, of three products of matrices each, usually fewer."""
+FITS = 2
+"""Regressions of the dynamics in an iteration, that which is held against what was left out included."""
+MIXTURE_STEPS = 60
+"""Of the mixture's fit, in operations for each entry of a joint covariance, point and cluster. Measured: it takes as long as
+fifteen expectations, each a quarter as fast as products of matrices."""
 ROWS = 2000
 """States that the directions are found in, at most."""
 COPIES, COPIES_OF_A_FIT = {"nearest": 2.5, "gmm": 2.5, "niw": 8.0}, 5.0
@@ -44,6 +49,8 @@ class PlanSize:
     """numbers in an action"""
     prior: str
     """of the dynamics"""
+    n_pooled: int | None = None
+    """trajectories that the cost and the prior are fitted to; None for those of the conditions"""
 
     def n_bytes(self, rank: int) -> float:
         """
@@ -53,11 +60,10 @@ class PlanSize:
         :return: bytes
         """
         steps = self.n_conditions * self.horizon
-        n, dz = steps * self.n_samples, rank + self.action_dim
+        n, dz = self._n_points, rank + self.action_dim
         joint = 8.0 * steps * (rank + dz) ** 2
         matrices = COPIES[self.prior] * joint + COPIES_OF_A_FIT * min(joint, FITTED_AT_ONCE)
-        cross_terms = (dz + 1) * (dz + 2) // 2
-        features = 3 * n * (cross_terms if cross_terms <= n / 2 else 2 * dz + 1)  # of the quadratic cost
+        features = 3 * n * self._features(rank)
         samples = n * (6 * self.state_dim + 3 * self.action_dim**2)
         return matrices + 8.0 * (features + samples)
 
@@ -68,7 +74,25 @@ class PlanSize:
         :param rank: numbers that states are reduced to
         :return: floating-point operations
         """
-        return 3.0 * PASSES * self.n_conditions * self.horizon * float(rank + self.action_dim) ** 3
+        steps, inputs = self.n_conditions * self.horizon, float(rank + self.action_dim)
+        n, joint, features = self._n_points, rank + inputs, float(self._features(rank))
+        neighbours = {"nearest": RegressionSettings.neighbours}.get(self.prior, 0)
+        clusters = (
+            min(n / RegressionSettings.samples_per_cluster, RegressionSettings.max_clusters) if self.prior == "gmm" else 0.0
+        )
+        dynamics = steps * (3.0 * joint**3 + neighbours * joint**2) + MIXTURE_STEPS * n * clusters * joint**2
+        return 3.0 * PASSES * steps * inputs**3 + FITS * dynamics + 0.5 * n * features**2 + features**3 / 3.0
+
+    def _features(self, rank: int) -> int:
+        """Of the quadratic cost, by as many samples as it is fitted to."""
+        dz = rank + self.action_dim
+        cross_terms = (dz + 1) * (dz + 2) // 2
+        return cross_terms if cross_terms <= self._n_points / 2 else 2 * dz + 1
+
+    @property
+    def _n_points(self) -> int:
+        pooled = self.n_conditions * self.n_samples if self.n_pooled is None else self.n_pooled
+        return pooled * self.horizon
 
     def rank(self) -> int | None:
         """

@@ -98,6 +98,9 @@ class StandardizedPolicy(AnyBox, ActorCriticPolicy, ObservationReader):  # type:
         return isinstance(self.action_space, spaces.Box) and is_bounded(self.action_space)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        rows = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        if len(rows) == 0 and not isinstance(self.action_space, spaces.Box):
+            return th.zeros((0, *(self.action_space.shape or ())), dtype=th.long)  # torch has no distribution over nothing
         actions = super()._predict(observation, deterministic)
         return actions.clamp(-1.0, 1.0) if self.squash_output else actions
 

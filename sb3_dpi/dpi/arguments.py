@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sb3_dpi.common.choices import as_settings, check_choice, parse_choice
+from sb3_dpi.common.choices import as_settings, check_choice, check_number, parse_choice
 from sb3_dpi.common.plan_size import LARGEST_PLAN
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.world_model.critic import Critic, CriticOptions
@@ -133,6 +133,5 @@ def first_temperature(ent_coef: str | float) -> float:
         start = float(given) if given else DEFAULT_TEMPERATURE
     except ValueError:
         raise ValueError(f"ent_coef={ent_coef!r}: write a number, 'auto' or 'auto_NUMBER'") from None
-    if not start > 0.0:
-        raise ValueError(f"ent_coef must be above 0, got {ent_coef}")
+    check_number("ent_coef", start, 0.0, open_below=True)
     return start

@@ -239,5 +239,5 @@ class BlockCollector(LeavesEpisodes, KeepsOriginals):
                 self.time_limit = max(self.time_limit, int(self._episode_steps[i]))
             self._noise[i] = self._rng.standard_normal(self._noise.shape[1])
             self._episode_steps[i] = 0
-        self.n_episodes += int(np.sum(dones))
+        self.n_episodes += int(np.sum(np.asarray(dones)))
         self.steps_since_training += self.n_envs

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sb3_dpi.common.choices import as_schedule, check_choice
+from sb3_dpi.common.choices import as_schedule, check_choice, check_number
 from sb3_dpi.common.early_resets import as_early_reset
 
 GRADIENTS = ("causal", "averaged", "literal")
@@ -39,13 +39,14 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         if name in given and given[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {given[name]}")
     for name in ("gamma", "gae_lambda"):
-        if name in given and not 0.0 <= given[name] <= 1.0:
-            raise ValueError(f"{name} must be from 0 to 1, got {given[name]}")
+        if name in given:
+            check_number(name, given[name], 0.0, 1.0)
     for name in ("path_regularization", "n_critic_updates", "cg_damping", "min_std"):
-        if name in given and not given[name] >= 0.0:
-            raise ValueError(f"{name} must be at least 0, got {given[name]}")
+        if name in given:
+            check_number(name, given[name], 0.0, may_be_inf=name == "path_regularization")
     for name in ("alpha_regularization", "target_kl", "max_std"):
-        if name in given and not (value := as_schedule(name, given[name])(1.0)) > 0.0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+        if name in given:
+            value = as_schedule(name, given[name])(1.0)
+            check_number(name, value, 0.0, open_below=True, may_be_inf=name != "target_kl")
     if "max_std" not in given:
         raise ValueError("max_std must be a number: inf sets no limit")

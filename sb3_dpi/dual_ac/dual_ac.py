@@ -23,6 +23,7 @@ from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
+from sb3_dpi.common.original_observations import as_arrays
 from sb3_dpi.common.policies import StandardizedPolicy
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
@@ -247,7 +248,7 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 actions = self.policy.get_distribution(obs_tensor).get_actions().cpu().numpy()
-            new_obs, rewards, dones, infos = env.step(self._to_env_units(actions))
+            new_obs, rewards, dones, infos = as_arrays(env.step(self._to_env_units(actions)))
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
@@ -257,14 +258,8 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
             self._endings.add(n_steps, new_obs, dones, infos)
             self.saw_failure |= bool(self._endings.terminated[n_steps].any())
             self._learn_time_limit(dones, infos)
-            rollout_buffer.add(
-                self._last_obs,  # type: ignore[arg-type]
-                actions.reshape(env.num_envs, -1),
-                rewards,
-                self._last_episode_starts,
-                unknown,
-                unknown,
-            )
+            flat, starts = actions.reshape(env.num_envs, -1), self._last_episode_starts
+            rollout_buffer.add(self._last_obs, flat, rewards, starts, unknown, unknown)  # type: ignore[arg-type]
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         self._evaluate_rollout(rollout_buffer)
         callback.update_locals(locals())

@@ -133,12 +133,14 @@ class Searching(SavedModel, KeepsOriginals):
         refuse_tuple(observation)
         tensor, is_batch = self.policy.obs_to_tensor(observation)
         check_observation(tensor)
+        n = len(next(iter(tensor.values())) if isinstance(tensor, dict) else tensor)
+        if n == 0:  # torch has no distribution over nothing
+            return np.zeros((0, *(self.action_space.shape or ())), dtype=self.action_space.dtype), state
         if not (self.search_in_predict if search is None else search):
             return self.policy.predict(observation, state, episode_start, deterministic)
         seen: Any = (
             {key: rows.cpu().numpy() for key, rows in tensor.items()} if isinstance(tensor, dict) else tensor.cpu().numpy()
         )
-        n = len(next(iter(seen.values())) if isinstance(seen, dict) else seen)
         kept = np.full(n, None, dtype=object)
         if state is not None:
             if not isinstance(state, np.ndarray) or state.shape != (n,) or state.dtype.kind != "O":

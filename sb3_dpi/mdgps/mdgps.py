@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice, parse_choice
+from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice, check_number, parse_choice
 from sb3_dpi.common.collector import Sampler
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.interruption import whole_or_undone
@@ -184,6 +184,7 @@ class MDGPS(DualPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        check_number("kl_step", as_schedule("kl_step", self.kl_step)(1.0), 0.0)
         check_choice("sampling", self.sampling, SAMPLING)
         check_choice("step_rule", self.step_rule, STEP_RULES)
         parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
