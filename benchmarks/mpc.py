@@ -5,6 +5,7 @@
     python benchmarks/mpc.py swing_up      # box-iLQR and iCEM in the simulator, from 20 starts of two tasks
     python benchmarks/mpc.py simulator     # 1,000 steps of MuJoCo tasks: return and seconds a step over samples x horizon
     python benchmarks/mpc.py learned       # an ensemble, fitted as it goes
+    python benchmarks/mpc.py terminal      # DPI's policy, and plans in DPI's model with and without its critic behind them
     python benchmarks/mpc.py report        # tables, and the figure docs/images/mpc_simulator.png
 
 Rows go to results/mpc/PART.csv; what has its rows of this ``algorithm_version``, or of one alike, is not done
@@ -31,7 +32,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_dpi import MPC
+from sb3_dpi import DPI, MPC
+from sb3_dpi.systems import EnsembleSystem
 from sb3_dpi.zoo.hyperparams import resolve_hyperparams
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +210,46 @@ def learned(seeds: list[int] | None) -> Jobs:
             yield task, seed, lambda task=task, seed=seed: learn(task, seed)
 
 
-PARTS: dict[str, Callable[[list[int] | None], Jobs]] = {"swing_up": swing_ups, "simulator": acts, "learned": learned}
+# ---------------------------------------------------------------------- a critic behind the plan
+
+OF_DPI = {"Pendulum-v1": (1500, 10), "HalfCheetah-v5": (10_000, 2)}
+"""Steps that DPI learns, and test episodes"""
+PLANS = {"horizon 5, critic": (5, True), "horizon 15, critic": (15, True), "horizon 15": (15, False)}
+
+
+def beside_dpi(task: str, seed: int) -> list[Row]:
+    """:return: a row for DPI's own policy and one for each kind of plan, on the same episodes"""
+    steps, n_episodes = OF_DPI[task]
+    dpi = DPI("MlpPolicy", task, seed=seed).learn(steps)
+    policy = {"kind": "iCEM", "n_samples": 64}
+    agents: dict[str, Any] = {"policy": dpi}
+    for name, (horizon, has_critic) in PLANS.items():
+        system, critic = EnsembleSystem(dpi.ensemble), dpi if has_critic else None
+        agents[name] = MPC(policy, task, horizon=horizon, system=system, terminal_value=critic, seed=seed)
+    made = []
+    for name, agent in agents.items():
+        begun, env = time.process_time(), Monitor(gym.make(task))
+        env.reset(seed=77_000)
+        found, lengths = evaluate_policy(agent, env, n_episodes, return_episode_rewards=True)
+        seconds = round((time.process_time() - begun) / sum(lengths), 4)
+        made.append({"acts": name, "return": round(float(np.mean(found)), 1), "seconds_a_step": seconds})
+        print({"task": task, "seed": seed, **made[-1]}, flush=True)
+    return made
+
+
+def terminal(seeds: list[int] | None) -> Jobs:
+    """:return: the jobs"""
+    for task in OF_DPI:
+        for seed in seeds or [11, 12, 13]:
+            yield task, seed, lambda task=task, seed=seed: beside_dpi(task, seed)
+
+
+PARTS: dict[str, Callable[[list[int] | None], Jobs]] = {
+    "swing_up": swing_ups,
+    "simulator": acts,
+    "learned": learned,
+    "terminal": terminal,
+}
 
 # ---------------------------------------------------------------------- rows
 
@@ -264,6 +305,11 @@ def report() -> str:
         for steps in sorted({int(row["steps"]) for row in tested}):
             cells = [", ".join(row[key] for row in tested if int(row["steps"]) == steps) for key in ("return", "seconds")]
             lines.append(f"| {name} | {steps} | {cells[0]} | {cells[1]} |")
+    lines += ["", "| after DPI has learned | acts | return of each seed | seconds a step |", "|---|---|---|---|"]
+    for name, own in _each("terminal").items():
+        for acting in dict.fromkeys(row["acts"] for row in own):
+            cells = [", ".join(row[key] for row in own if row["acts"] == acting) for key in ("return", "seconds_a_step")]
+            lines.append(f"| {name} | {acting} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
 
 
