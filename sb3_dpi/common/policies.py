@@ -99,7 +99,8 @@ class StandardizedPolicy(AnyBox, ActorCriticPolicy, ObservationReader):  # type:
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         rows = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        if len(rows) == 0 and not isinstance(self.action_space, spaces.Box):
+        # an exported policy takes any number of rows: no number may be asked for
+        if not (isinstance(self.action_space, spaces.Box) or th.compiler.is_compiling()) and len(rows) == 0:
             return th.zeros((0, *(self.action_space.shape or ())), dtype=th.long)  # torch has no distribution over nothing
         actions = super()._predict(observation, deterministic)
         return actions.clamp(-1.0, 1.0) if self.squash_output else actions
