@@ -67,7 +67,8 @@ class Conventions(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self.seed = as_seed(self.seed)
-        check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), 0.0)
+        if not isinstance(self.learning_rate, str):  # which the schedule refuses
+            check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), 0.0)
         super()._setup_model()  # type: ignore[safe-super]  # that of the algorithm's base
 
     def set_random_seed(self, seed: int | None = None) -> None:
