@@ -63,7 +63,8 @@ class Case:
     """one environment each, so that two that differ make two different environments"""
     wrappers: tuple[str, ...] = ()
     """of ``"normalize"`` (VecNormalize) and ``"dict"`` (observations in a dictionary)"""
-    policy: str = "MlpPolicy"
+    policy: str | Mapping[str, Any] = "MlpPolicy"
+    """of MPC its planner"""
     steps: int | None = None
     """real ones; None takes those of ``STEPS``"""
     continued: bool = False
@@ -103,6 +104,17 @@ class Outcome:
 
 TIME_LIMIT = 30
 """Steps of an episode"""
+
+
+def swing(obs: Any) -> Any:
+    """An expert of Pendulum's: it pushes the way it swings.
+
+    :param obs: ``[n, 3]``
+    :return: torques, ``[n, 1]``
+    """
+    return np.clip(obs[:, 2:], -2.0, 2.0)
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "MDGPS": {
         "horizon": 10,
@@ -134,9 +146,31 @@ SMALL: dict[str, dict[str, Any]] = {
         "critic_width": 16,
         "policy_kwargs": {"net_arch": [16, 16]},
     },
+    "MPC": {
+        "horizon": 3,
+        "replan_every": 3,
+        "learning_starts": 40,
+        "train_freq": 40,
+        "world_model": {"n_members": 2, "width": 8, "gradient_steps": 0.5},
+    },
+    "DAgger": {
+        "expert": swing,
+        "train_freq": 40,
+        "batch_size": 16,
+        "gradient_steps": 10,
+        "policy_kwargs": {"net_arch": [8]},
+    },
+    "ExIt": {
+        "train_freq": 40,
+        "learning_starts": 0,
+        "gradient_steps": 2,
+        "batch_size": 16,
+        "n_simulations": 4,
+        "policy_kwargs": {"net_arch": [8]},
+    },
 }
 """Arguments with which an iteration takes milliseconds"""
-STEPS = {"MDGPS": 180, "AggreVaTeDOC": 180, "DualAC": 192, "DPI": 160}
+STEPS = {"MDGPS": 180, "AggreVaTeDOC": 180, "DualAC": 192, "DPI": 160, "MPC": 120, "DAgger": 120, "ExIt": 120}
 """Three iterations"""
 
 FALLS = "InvertedDoublePendulum-v5"
@@ -271,4 +305,26 @@ DPI = (
     Case("dpi-continued", "DPI", continued=True),
     Case("dpi-free-continued", "DPI", FREE, FALLS, wrappers=("normalize",), continued=True),
 )
-CASES = {case.name: case for case in (*MDGPS, *AGGREVATED_OC, *DUAL_AC, *DPI)}
+FEW: dict[str, Any] = {"kind": "iCEM", "n_samples": 8, "n_elites": 3}
+MPC = (
+    Case("mpc-icem", "MPC", policy=FEW),
+    Case("mpc-cem", "MPC", policy={**FEW, "kind": "CEM"}),
+    *(Case(f"mpc-{kind.lower()}", "MPC", policy={"kind": kind, "n_samples": 8}) for kind in ("MPPI", "random")),
+    Case("mpc-cost-known", "MPC", {"cost_fn": pendulum_cost}, policy=FEW),
+    Case("mpc-ts1", "MPC", {"particles": "ts1", "n_particles": 4}, policy=FEW),
+    Case("mpc-falls", "MPC", env=FALLS, policy=FEW),
+    Case("mpc-normalized", "MPC", wrappers=("normalize",), policy=FEW),
+    Case("mpc-continued", "MPC", policy=FEW, continued=True),
+)
+DAGGER = (
+    Case("dagger", "DAgger"),
+    Case("dagger-half", "DAgger", {"beta": 0.5}),
+    Case("dagger-normalized", "DAgger", wrappers=("normalize",)),
+    Case("dagger-environments", "DAgger", {"train_freq": 20}, env_kwargs=TWO),
+)
+EXIT = (
+    Case("exit", "ExIt", env="CartPole-v1"),
+    Case("exit-environments", "ExIt", {"train_freq": 20}, env="CartPole-v1", env_kwargs=TWO),
+    Case("exit-continued", "ExIt", env="CartPole-v1", continued=True),
+)
+CASES = {case.name: case for case in (*MDGPS, *AGGREVATED_OC, *DUAL_AC, *DPI, *MPC, *DAGGER, *EXIT)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import sb3_dpi  # noqa: F401
 from sb3_dpi.diagnose.run import diagnose
 from sb3_dpi.diagnose.subject import DiagnoseError
-from sb3_dpi.export.__main__ import statistics_beside
+from sb3_dpi.export.__main__ import add_statistics, asked_statistics
 from sb3_dpi.export.deployed import ExportError
 
 
@@ -27,13 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--episodes", type=int, default=10, help="real episodes of each kind, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of resets and noise, default: %(default)s")
-    parser.add_argument(
-        "--vec-normalize", type=Path, help="statistics of VecNormalize, default: vecnormalize.pkl of RL Zoo beside the model"
-    )
+    add_statistics(parser)
     args = parser.parse_args(arguments)
-    statistics = args.vec_normalize or statistics_beside(args.model)
-    if statistics is not None:
-        print(f"Observations are normalised as {statistics} says")
+    statistics = asked_statistics(args)
     out = args.out or args.model.with_name(f"{args.model.stem}_diagnosis")
     try:
         findings = diagnose(args.model, args.env, out, args.episodes, args.seed, statistics)

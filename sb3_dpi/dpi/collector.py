@@ -12,11 +12,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
 
+from sb3_dpi.common.blocks import LearnsFromBlocks
 from sb3_dpi.common.choices import as_schedule
-from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes, as_early_reset
+from sb3_dpi.common.early_resets import EarlyReset, ResetLayer, as_early_reset
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
-from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import PRESETS, Preset, choose_preset, parse_preset
@@ -38,7 +38,7 @@ WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
 knows no fine movements, and a model must know both."""
 
 
-class BlockCollector(LeavesEpisodes, KeepsOriginals):
+class BlockCollector(LearnsFromBlocks):
     """What DPI adds to the way in which SB3's off-policy algorithms take steps. DPI sets the attributes."""
 
     policy: MlpPolicy
@@ -85,30 +85,25 @@ class BlockCollector(LeavesEpisodes, KeepsOriginals):
         progress_bar: bool = False,
     ) -> SelfCollector:
         with self.early_resets(lambda layer: EarlyReset(self.numbers.early_reset, self._spreads()), self._rng) as layer:
-            total_timesteps, callback = self._setup_learn(
-                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            assert layer is not None
+            self._take_blocks(
+                total_timesteps,
+                callback,
+                log_interval,
+                tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+                lambda: self._learn_from_block(layer),
             )
-            callback.on_training_start(locals(), globals())
-            assert self.env is not None and layer is not None
-            while self.num_timesteps < total_timesteps:
-                rollout = self.collect_rollouts(
-                    self.env,
-                    train_freq=self._next_block(),
-                    action_noise=self.action_noise,
-                    callback=callback,
-                    replay_buffer=self.replay_buffer,
-                    log_interval=log_interval,
-                )
-                if not rollout.continue_training:
-                    break
-                if self.preset_ is None and self._knows_enough():
-                    chosen = self._choose_preset()
-                    layer.limit_episodes(chosen.early_reset, self._rng if self._spreads() else None)
-                gradient_steps = self._policy_steps()
-                if self.preset_ is not None and gradient_steps > 0 and len(self.memory) >= self._warm_up_rows():
-                    self.train(gradient_steps, self.batch_size)
-            callback.on_training_end()
         return self
+
+    def _learn_from_block(self, layer: ResetLayer) -> None:
+        if self.preset_ is None and self._knows_enough():
+            chosen = self._choose_preset()
+            layer.limit_episodes(chosen.early_reset, self._rng if self._spreads() else None)
+        gradient_steps = self._policy_steps()
+        if self.preset_ is not None and gradient_steps > 0 and len(self.memory) >= self._warm_up_rows():
+            self.train(gradient_steps, self.batch_size)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
@@ -118,7 +113,7 @@ class BlockCollector(LeavesEpisodes, KeepsOriginals):
             warnings.warn(
                 f"{type(self).__name__} does not learn in these {int(total_timesteps):,} steps: it acts at random until "
                 f"{self._warm_up_rows():,} are kept, {len(self.memory):,} are. Let it take more, or lower learning_starts",
-                stacklevel=4,
+                stacklevel=5,
             )
         if self._last_obs is not before:
             self._episode_steps[:] = 0
@@ -138,7 +133,6 @@ class BlockCollector(LeavesEpisodes, KeepsOriginals):
         return self.early_reset is None or as_early_reset(self.early_reset).spread
 
     def _next_block(self) -> TrainFreq:
-        """Steps of the vectorised environment until the next look at what was seen."""
         if self.preset_ is None:
             missing = -(-(self._warm_up_rows() - len(self.memory)) // self.n_envs)
             return TrainFreq(max(min(WARM_UP_BLOCK // self.n_envs, missing), 1), TrainFrequencyUnit.STEP)

@@ -15,12 +15,12 @@ from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq, Trai
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.blocks import LearnsFromBlocks
 from sb3_dpi.common.conventions import refuse_tuple
-from sb3_dpi.common.early_resets import EarlyReset, LeavesEpisodes
+from sb3_dpi.common.early_resets import EarlyReset
 from sb3_dpi.common.finite import check_observation
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
-from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.observed_states import StateFinder
 from sb3_dpi.common.original_observations import original_rewards, readable_normalizer
 from sb3_dpi.common.replay_memory import ReplayMemory
@@ -43,7 +43,7 @@ BLOCK = 250
 """Steps of all environments between two fits."""
 
 
-class Acting(SavedModel, LeavesEpisodes, KeepsOriginals):
+class Acting(SavedModel, LearnsFromBlocks):
     """What MPC adds to the way in which SB3's off-policy algorithms act. MPC sets the attributes."""
 
     horizon: int
@@ -220,25 +220,15 @@ class Acting(SavedModel, LeavesEpisodes, KeepsOriginals):
         progress_bar: bool = False,
     ) -> SelfActing:
         with self.early_resets(lambda _: EarlyReset(0)):  # none, but the layer tells of ends that batches keep for themselves
-            total_timesteps, callback = self._setup_learn(
-                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            self._take_blocks(
+                total_timesteps,
+                callback,
+                log_interval,
+                tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+                lambda: self.train(-1, 0) if self.is_learned and self._missing() == 0 else None,
             )
-            callback.on_training_start(locals(), globals())
-            assert self.env is not None and self.replay_buffer is not None
-            while self.num_timesteps < total_timesteps:
-                rollout = self.collect_rollouts(
-                    self.env,
-                    train_freq=self._next_block(),
-                    action_noise=self.action_noise,
-                    callback=callback,
-                    replay_buffer=self.replay_buffer,
-                    log_interval=log_interval,
-                )
-                if not rollout.continue_training:
-                    break
-                if self.is_learned and self._missing() == 0:
-                    self.train(-1, 0)
-            callback.on_training_end()
         return self
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -249,13 +239,13 @@ class Acting(SavedModel, LeavesEpisodes, KeepsOriginals):
             warnings.warn(
                 "MPC has nothing to learn where it does not plan in an ensemble: learn() only acts, and logs what plans "
                 "foretell",
-                stacklevel=4,
+                stacklevel=5,
             )
         elif self._missing() > total_timesteps:
             warnings.warn(
                 f"MPC does not learn in these {int(total_timesteps):,} steps: it acts at random for {self._missing():,} more. "
                 "Let it take more, or lower learning_starts",
-                stacklevel=4,
+                stacklevel=5,
             )
         if self._last_obs is not before:
             self._begun = np.ones(self.n_envs, dtype=bool)
@@ -274,7 +264,6 @@ class Acting(SavedModel, LeavesEpisodes, KeepsOriginals):
         return max(min(max(wanted, SMALLEST_MEMORY), most) - len(self.memory), 0)
 
     def _next_block(self) -> TrainFreq:
-        """Steps of the vectorised environment until the next fit."""
         if missing := self._missing():
             missing = min(missing, max(self._total_timesteps - self.num_timesteps, 1))
             return TrainFreq(-(-missing // self.n_envs), TrainFrequencyUnit.STEP)
