@@ -37,11 +37,6 @@ FIRST_WIDTH = 1e-6
 """Width of central differences in the tangent space, that of MuJoCo's documentation."""
 
 
-def state_size(model: mujoco.MjModel, data: mujoco.MjData) -> int:
-    """:return: nx"""
-    return int(mujoco.mj_stateSize(model, INTEGRATION) + sum(getattr(data, name).size for name in LAGGING))
-
-
 def tangent_size(model: mujoco.MjModel) -> int:
     """:return: dx"""
     return int(2 * model.nv + model.na)
