@@ -147,7 +147,7 @@ def test_extractors_that_leave_vectors_as_they_are_change_nothing(policy: str, e
 
 def test_policy_and_critic_have_extractors_of_their_own_which_learn() -> None:
     options = {"features_extractor_class": Encoder, "features_extractor_kwargs": {"features_dim": 3}}
-    model = make(policy_kwargs=options, update_to_data=0.2)
+    model = make(policy_kwargs=options, update_to_data=0.5)
     assert model.policy.actor.network.sizes[0] == 3 and model.critic.networks.sizes[0] == 3 + 1
     extractors = [reader.extractor for reader in readers(model)]
     assert len(extractors) == len({id(extractor) for extractor in extractors}) == 4
