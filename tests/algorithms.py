@@ -33,7 +33,7 @@ def small_mdgps(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MD
         "n_conditions": CONDITIONS,
         "samples_per_condition": SAMPLES,
         "replay": 0,
-        "imitation_steps": 5,
+        "imitation_steps": 3,
         "policy_kwargs": {"net_arch": [8]},
         "seed": 0,
         "device": "cpu",
@@ -118,7 +118,7 @@ def small_dagger(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> D
         "train_freq": ITERATION // getattr(env, "num_envs", 1),
         "buffer_size": 1000,
         "batch_size": 16,
-        "gradient_steps": 10,
+        "gradient_steps": 4,
         "policy_kwargs": {"net_arch": [8]},
         "seed": 0,
         "device": "cpu",
@@ -135,7 +135,7 @@ def small_exit(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> ExI
         "gradient_steps": 1,
         "batch_size": 16,
         "buffer_size": 1000,
-        "n_simulations": 4,
+        "n_simulations": 2,
         "policy_kwargs": {"net_arch": [8]},
         "seed": 0,
         "device": "cpu",
@@ -154,7 +154,7 @@ def small_mpc(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> MPC:
         "seed": 0,
         "device": "cpu",
     }
-    kwargs["world_model"] = {"n_members": 2, "width": 8, "gradient_steps": 0.5, **kwargs.get("world_model", {})}
+    kwargs["world_model"] = {"n_members": 2, "width": 8, "gradient_steps": 0.2, **kwargs.get("world_model", {})}
     planner = {"kind": "random", "n_samples": 4} if policy == "MlpPolicy" else policy
     return MPC(planner, limited(POINT_MASS_LIMIT) if env is None else env, **{**options, **kwargs})
 

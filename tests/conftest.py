@@ -10,12 +10,10 @@ from typing import Any
 import dummy_envs
 import pytest
 import torch as th
-from reports import GRID, VERSIONS, task, write_run
+from reports import GRID, VERSIONS, draw_nothing, task, write_run
 
 from sb3_dpi.compare import figures as figures_module
 from sb3_dpi.compare import key
-from sb3_dpi.compare import report as report_module
-from sb3_dpi.compare.figures import Drawing
 from sb3_dpi.compare.suite import Task
 
 BEGIN_WITH = ("test_engines.py", "test_run.py", "test_export.py", "test_zoo_command.py", "test_hub.py", "test_report_speed.py")
@@ -40,9 +38,18 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def _seed_no_missing_devices() -> None:
+    """For devices that are not there torch keeps each seed with the stack it came by, and pytest's stacks are deep."""
+    for name in ("cuda", "xpu", "mtia"):
+        device = getattr(th, name)
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session() -> None:
     th.set_num_threads(1)
+    _seed_no_missing_devices()
     dummy_envs.register()
 
 
@@ -63,8 +70,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time."""
-    for name in ("curves_figure", "profile_figure", "frontier_figure"):
-        monkeypatch.setattr(report_module, name, lambda *_, **__: Drawing(b"a figure"))
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """Finished runs, written as the lab does."""
 
 import json
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sb3_dpi.compare import RunConfig
+from sb3_dpi.compare import RunConfig, run_one
+from sb3_dpi.compare.engines import Ended, Progress, RunFailed
 from sb3_dpi.compare.record import RECORD, make_record
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.types import Timing
@@ -20,6 +22,24 @@ CONFIG = RunConfig(
     source="the test",
 )
 TIMING = Timing(4.0, 3.0, 2.0, 1.0)
+
+
+class InProcess:
+    """Executes runs one after the other in this process."""
+
+    def __init__(self) -> None:
+        self.executed: list[str] = []
+
+    def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
+        for config in configs:
+            self.executed.append(str(config))
+            report(config, 0, None)
+            if config.label == "bad":
+                yield Ended(config, RunFailed(config, "as planned", store.log(config)))
+                continue
+            run_one(config, store.unfinished(config), lambda steps, mean, config=config: report(config, steps, mean))
+            store.commit(config)
+            yield Ended(config, None)
 
 
 def write(store: Store, config: RunConfig, value: float = 0.0) -> Path:

@@ -44,7 +44,6 @@ class Boxed(PointMass):
 
 
 OBSERVED = [
-    spaces.Box(0, 1, (3,), bool),
     spaces.Box(0, 1, (2, 2), bool),
     spaces.Box(-100, 100, (2,), np.int8),
     spaces.Box(0, 255, (2,), np.uint8),

@@ -5,7 +5,6 @@ import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,21 +75,22 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         yield load("same_numbers")
 
 
+def cheap(numbers: ModuleType) -> list[str]:
+    """:return: names of the cheap cases"""
+    return [name.removesuffix(".plain") for name in numbers.full_names(CHEAP)]
+
+
 @pytest.fixture(scope="module")
 def outcomes(numbers: ModuleType) -> dict[str, Any]:
-    """:return: of the cheap cases at HEAD and in the working tree"""
+    """:return: of the cheap cases at HEAD; a copy stands for the working tree, whose process would take seconds too"""
     try:
         commit = numbers.resolve("HEAD")
-        changed = numbers.git("status", "--porcelain", "--", "sb3_dpi", "benchmarks")
     except numbers.GitError as error:
         pytest.skip(f"needs a git checkout: {error}")
-    if changed:
-        pytest.skip("sb3_dpi or benchmarks have changes that are not committed, which may change numbers")
-    names = [name.removesuffix(".plain") for name in numbers.full_names(CHEAP)]
-    with numbers.checked_out(commit) as tree, ThreadPoolExecutor(2) as pool:
-        before, after = pool.map(lambda where: numbers.run_tree(where, "plain", names), (tree, numbers.ROOT))
+    with numbers.checked_out(commit) as tree:
+        found = numbers.run_tree(tree, "plain", cheap(numbers))
     assert not tree.exists() and str(tree) not in numbers.git("worktree", "list")
-    return {"HEAD": before, "here": after}
+    return {"HEAD": found, "here": copy.deepcopy(found)}
 
 
 def compare(numbers: ModuleType, outcomes: dict[str, Any], patch: pytest.MonkeyPatch, *options: str) -> int:
@@ -108,6 +108,16 @@ def test_same_numbers(
     values = outcomes["here"]["mdgps-fixed"].values
     assert {"steps", "actions", "returns"} < set(values) and any("exp_avg_sq" in name for name in values)
     assert any(numbers.difference(values[name], outcomes["here"]["mdgps-niw"].values[name]) > 0.0 for name in values)
+
+
+@pytest.mark.slow
+def test_the_working_tree_has_the_numbers_of_its_commit(
+    numbers: ModuleType, outcomes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if numbers.git("status", "--porcelain", "--", "sb3_dpi", "benchmarks"):
+        pytest.skip("sb3_dpi or benchmarks have changes that are not committed, which may change numbers")
+    here = numbers.run_tree(numbers.ROOT, "plain", cheap(numbers))
+    assert compare(numbers, {**outcomes, "here": here}, monkeypatch) == 0
 
 
 def test_other_numbers(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stored import InProcess
 
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare.engines import LocalEngine, RayEngine
@@ -14,9 +15,12 @@ ADHOC = ["run", "--algo", "trpo,ppo", "--env", "Pendulum-v1"]
 SMALL = ["--set", "ppo.n_steps=64", "trpo.n_steps=64", "ppo.n_envs=1", "trpo.n_envs=1", "ppo.batch_size=64"]
 
 
-def test_run_report_export_and_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None) -> None:
+def test_run_report_export_and_baselines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "make_engine", lambda args: InProcess())  # others start in seconds
     out, base, again = tmp_path / "out", tmp_path / "base", tmp_path / "again"
-    run = [*ADHOC, "--steps", "256", "--seeds", "1", "--threshold", "-9999", "--eval-every", "50", *SMALL, "--jobs", "2"]
+    run = [*ADHOC, "--steps", "256", "--seeds", "1", "--threshold", "-9999", "--eval-every", "80", *SMALL, "--jobs", "2"]
     assert command_line.main([*run, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     for words in ("ppo on Pendulum-v1, seed 1", "Pendulum-v1", "9,999", "(1/1)"):

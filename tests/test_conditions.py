@@ -209,7 +209,7 @@ def test_a_death_is_worse_than_what_life_would_have_brought(make: Make) -> None:
 
     options: dict[str, Any] = {"imitation_steps": 200, "kl_step": 1.0} if make.algorithm is MDGPS else {"target_kl": 0.2}
     share = []
-    for seed in range(3):
+    for seed in range(2):
         sizes: dict[str, Any] = {"horizon": 30, "n_conditions": 4, "samples_per_condition": 5, "conditions": "random"}
         model = make(vec_env(20, Cliff), **sizes, **options, seed=seed)
         model.learn(5 * 600)

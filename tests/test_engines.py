@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 from forks import forked
 from rich.console import Console
+from stored import InProcess
 
-from sb3_dpi.compare import processes
+from sb3_dpi.compare import processes, worker
 from sb3_dpi.compare.display import Display
 from sb3_dpi.compare.engines import Ended, LocalEngine, Progress, RayEngine, RunFailed, execute
-from sb3_dpi.compare.run import run_one
+from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.study import find_runs
@@ -107,6 +108,12 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> float:
     return time.perf_counter() - start
 
 
+def work(config: RunConfig, store: Store) -> None:
+    """What the process of a run does, once it has imported all."""
+    sys.stderr = io.StringIO()  # it empties its log
+    worker._run(config, store, run_key(config), sys.stdout)
+
+
 def quiet() -> Console:
     return Console(file=io.StringIO())
 
@@ -169,24 +176,6 @@ def test_a_run_that_another_comparison_has_finished_is_no_failure(local: Local) 
     # The log is that of the run, not of who came too late
     log = Store(local.out).log(GOOD[0]).read_text()
     assert log.count(f"{GOOD[0]}, hyperparameters of") == log.count("64 steps: return") == log.count(" finished\n") == 1
-
-
-class InProcess:
-    """Executes runs one after the other in this process."""
-
-    def __init__(self) -> None:
-        self.executed: list[str] = []
-
-    def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
-        for config in configs:
-            self.executed.append(str(config))
-            report(config, 0, None)
-            if config.label == "bad":
-                yield Ended(config, RunFailed(config, "as planned", store.log(config)))
-                continue
-            run_one(config, store.unfinished(config), lambda steps, mean, config=config: report(config, steps, mean))
-            store.commit(config)
-            yield Ended(config, None)
 
 
 def test_a_failed_run_names_its_log_and_stops_no_other(local: Local) -> None:
@@ -336,8 +325,9 @@ def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal
     if end is signal.SIGKILL:
         # The same folder again: what the killed one left there is in nobody's way
         short = make_config(label="long")
-        results, failures = run_all([short], Store(tmp_path), LocalEngine(1), quiet())
-        assert len(results) == 1 and not failures
+        with forked(lambda: work(short, Store(tmp_path))) as again:
+            assert again.end()[0] == 0
+        assert Store(tmp_path).load(short) is not None
 
 
 def test_ray_gives_the_same_evaluations(local: Local, tmp_path: Path) -> None:

@@ -256,8 +256,9 @@ def test_jacobian_where_policy_and_planner_see_different_things() -> None:
 # ---------------------------------------------------------------------- environments
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("what", ["reward", "observation"])
+@pytest.mark.parametrize(
+    ("what", "bad"), [("reward", np.nan), ("reward", -np.inf), ("observation", np.nan), ("observation", np.inf)]
+)
 @every_algorithm
 def test_not_finite(make: Make, what: str, bad: float, tmp_path: Path) -> None:
     """Environment and step are named, and the model is as before the rollout."""

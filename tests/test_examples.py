@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-BUDGET = 100
+BUDGET = 40
 Run = Callable[[str], str]
 
 

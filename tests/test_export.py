@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_dpi import DPI, MDGPS, DAgger, DualAC
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.export import ExportError, export_policy
 from sb3_dpi.export.__main__ import main
@@ -59,6 +59,19 @@ class Layers(BaseFeaturesExtractor):
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.net(observations.flatten(1).float())
+
+
+class Activations(BaseFeaturesExtractor):
+    """Those that no algorithm has by default, beside each other, so that none hides what another does."""
+
+    KINDS = (nn.LeakyReLU, nn.Softplus, nn.Mish, nn.ReLU6, nn.SELU, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid)
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(space, 6 * len(self.KINDS))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(int(np.prod(space.shape)), 6), kind()) for kind in self.KINDS)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.cat([layer(observations.flatten(1).float()) for layer in self.layers], 1)
 
 
 def model_of(algorithm: Any, policy: str = "MlpPolicy", env: gym.Env | None = None, **kwargs: Any) -> Any:
@@ -201,8 +214,9 @@ def test_algorithms_of_stable_baselines3(algorithm: Any, to: str, tmp_path: Path
     check(model_of(algorithm), to, tmp_path)
 
 
-@pytest.mark.parametrize("to", SOURCE)
-@pytest.mark.parametrize("algorithm", [PPO, SAC, DPI, MDGPS, DualAC])
+@pytest.mark.parametrize(
+    ("algorithm", "to"), [*((algorithm, "numpy") for algorithm in (PPO, SAC, DPI, MDGPS, DualAC)), (SAC, "c"), (DPI, "c")]
+)
 def test_dictionaries(algorithm: Any, to: str, tmp_path: Path) -> None:
     check(model_of(algorithm, "MultiInputPolicy", Drawn(NAMED)), to, tmp_path)
 
@@ -214,11 +228,8 @@ def test_layers_of_all_kinds(algorithm: Any, to: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", SOURCE)
-@pytest.mark.parametrize(
-    "activation", [nn.LeakyReLU, nn.Softplus, nn.Mish, nn.ReLU6, nn.SELU, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid]
-)
-def test_activations(activation: type[nn.Module], to: str, tmp_path: Path) -> None:
-    check(model_of(PPO, policy_kwargs={"activation_fn": activation, "net_arch": [9]}), to, tmp_path)
+def test_activations(to: str, tmp_path: Path) -> None:
+    check(model_of(PPO, policy_kwargs={"features_extractor_class": Activations, "net_arch": [9]}), to, tmp_path)
 
 
 @pytest.mark.parametrize("to", SOURCE)
@@ -244,9 +255,12 @@ def test_images(to: str, tmp_path: Path) -> None:
     check(model_of(PPO, "CnnPolicy", Drawn(IMAGE)), to, tmp_path, 3)
 
 
-@every(plans=False)
-def test_onnx(make: Any, tmp_path: Path) -> None:
-    check(model_of(make.algorithm), "onnx", tmp_path)
+@pytest.mark.parametrize(
+    "algorithm", [DPI, DualAC, *(pytest.param(name, marks=pytest.mark.slow) for name in (MDGPS, AggreVaTeDOC, DAgger))]
+)
+def test_onnx(algorithm: Any, tmp_path: Path) -> None:
+    """Two seconds each: the slow ones act by layers of the same kinds as the others."""
+    check(model_of(algorithm), "onnx", tmp_path)
 
 
 @pytest.mark.parametrize("to", ["torchscript", *SOURCE])

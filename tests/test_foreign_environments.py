@@ -121,7 +121,7 @@ def test_monitors_that_forbid_early_resets(make: Make, n_envs: int) -> None:
     model = make(vec_env(n_envs, lambda: Monitor(limited(POINT_MASS_LIMIT), allow_early_resets=False)), **leaves(make, 5))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.learn(4 * ITERATION)
+        model.learn(2 * ITERATION)
         model.learn(ITERATION, reset_num_timesteps=False)
     said = [str(warning.message) for warning in caught if "allow_early_resets=True" in str(warning.message)]
     assert len(said) == (make in ALGORITHMS and not make.plans) and model._n_updates > 0
@@ -280,7 +280,7 @@ SIMULATORS: dict[str, Callable[[], VecEnv]] = {
 @with_references
 def test_simulators_of_a_batch(make: Make, kind: str) -> None:
     """All learn, from steps as they were."""
-    model = make(SIMULATORS[kind]()).learn(3 * ITERATION)
+    model = make(SIMULATORS[kind]()).learn(2 * ITERATION)
     assert model._n_updates > 0 and len(buffer(model).observations) > 0
     if make in ALGORITHMS:
         assert np.isfinite(parameters(model))
@@ -410,7 +410,7 @@ def test_a_dictionary_of_one_key_is_the_vector_under_it(make: Make, is_normalize
     for key in (None, "x"):
         env: Any = vec_env(2, lambda key=key: gym.wrappers.TimeLimit(OneKey(key), 12))  # type: ignore[misc]
         env = VecNormalize(env) if is_normalized else env
-        model = make(env, "MlpPolicy" if key is None else "MultiInputPolicy").learn(3 * ITERATION)
+        model = make(env, "MlpPolicy" if key is None else "MultiInputPolicy").learn(2 * ITERATION)
         found.append(model.predict(observations if key is None else {key: observations}, deterministic=True)[0])
     np.testing.assert_array_equal(*found)
 
@@ -422,7 +422,7 @@ def test_vectors_of_a_dictionary_are_standardised_behind_each_other(make: Make) 
     for flat in (False, True):
         env = DictPointMass(("position", "velocity"))
         wrapped: Any = gym.wrappers.FlattenObservation(env) if flat else env
-        model = make(gym.wrappers.TimeLimit(wrapped, 12), "MlpPolicy" if flat else "MultiInputPolicy").learn(3 * ITERATION)
+        model = make(gym.wrappers.TimeLimit(wrapped, 12), "MlpPolicy" if flat else "MultiInputPolicy").learn(2 * ITERATION)
         seen = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
         obs: Any = seen if flat else {"position": seen[:, :1], "velocity": seen[:, 1:]}
         actions.append(model.predict(obs, deterministic=True)[0])

@@ -86,7 +86,7 @@ def test_a_packed_study_says_what_its_folders_said(tmp_path: Path) -> None:
     assert json.loads(row["hyperparams"]) == {"a": 1e6, "b": [1.0, None]} and row["algorithm_version"] == ""
 
 
-def test_a_report_of_folders_and_of_a_table_has_the_same_numbers(tmp_path: Path) -> None:
+def test_a_report_of_folders_and_of_a_table_has_the_same_numbers(tmp_path: Path, no_figures: None) -> None:
     tasks = learning(tmp_path / "old", n_tasks=2, algos=("mdgps", "trpo"), seeds=2, evaluations=12, episodes=3)
     shutil.copytree(tmp_path / "old", tmp_path / "new")
     assert pack(tmp_path / "new") == 8 and not list(find_runs(tmp_path / "new"))

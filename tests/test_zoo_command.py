@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 from argparse import Namespace
@@ -263,9 +264,12 @@ def test_plot_train_needs_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["plot"]])
-def test_usage(arguments: list[str]) -> None:
+def test_usage(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"train\|enjoy"):
         command_line.main(arguments)
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+    with pytest.raises(SystemExit, match=r"train\|enjoy"):
+        runpy.run_path(str(command_line.__file__), run_name="__main__")
 
 
 # ---------------------------------------------------------------------- the whole command
@@ -313,7 +317,8 @@ def test_train_and_enjoy(algo: str, tmp_path: Path) -> None:
     output = _zoo("train", *task, "-n", "300", "--seed", "1", "--eval-freq", "-1", "--device", "cpu", folder=tmp_path)
     assert f"Hyperparameters of {algo} for sb3_dpi/CartPoleBalance-v0: " in output
     assert (tmp_path / "logs" / algo / "sb3_dpi-CartPoleBalance-v0_1" / "sb3_dpi-CartPoleBalance-v0.zip").is_file()
-    assert "Mean reward" in _process("enjoy", *task, "--no-render", "-n", "160", "--device", "cpu", folder=tmp_path)
+    enjoy = _zoo if algo == "mdgps" else _process
+    assert "Mean reward" in enjoy("enjoy", *task, "--no-render", "-n", "160", "--device", "cpu", folder=tmp_path)
 
 
 def _use_custom_envs(folder: Path) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from importlib import import_module
 import numpy as np
 
 from sb3_dpi.compare import worker
+from sb3_dpi.compare.key import run_versions
 
 START, KILL = "start", "kill"
 """What can be asked for: a worker, with its standard streams and the pipe that is told its id and its end; the end of one"""
@@ -104,6 +105,7 @@ def main() -> int:
         import_module(name)
     if not _can_fork():
         return 1  # workers are then started one by one
+    run_versions("ppo")  # what is installed is looked up once: it would take each worker a second
     orders = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # What stays for ever is neither looked at nor copied by each worker's collector
