@@ -129,6 +129,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "n_conditions": 2,
         "samples_per_condition": 3,
         "replay": 1,
+        "conditions": "random",
+        "aggregate": False,
         "n_critic_updates": 2,
         "policy_kwargs": {"net_arch": [8]},
     },

@@ -74,13 +74,14 @@ class Test(BaseCallback):
 
 
 def make_model(algorithm: str, training: list[Callable[[], gym.Env]], seed: int) -> BaseAlgorithm:
-    """:return: a model with the defaults of its algorithm (TRPO learns less with normalised observations here)"""
+    """:return: a model of an algorithm (TRPO learns less with normalised observations here)"""
     common: dict[str, Any] = {"seed": seed, "device": "cpu"}
     if algorithm == "TRPO":
         return TRPO("MlpPolicy", make_environments(training), n_steps=TRPO_STEPS, batch_size=TRPO_STEPS, **common)
     if algorithm == "AggreVaTeD-OC, one":
         training = [training[seed % N_TRAINING]]
     each = TRAJECTORIES // len(training)
+    common.update(conditions="random", aggregate=False)  # the poles begin close to each other
     return AggreVaTeDOC("MlpPolicy", training, horizon=EPISODE, samples_per_condition=each, **common)
 
 

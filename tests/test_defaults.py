@@ -12,12 +12,12 @@ from small_tasks import ARM, CHAIN, LIMITS, QUADROTOR, register_small_tasks
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_dpi import DPI, MDGPS
+from sb3_dpi import DPI, MDGPS, MPC, DAgger
 from sb3_dpi.trajopt.types import FloatArray
 
 STEPS, EPISODES = 8000, 20
-SEEDS: dict[type[Any], tuple[int, ...]] = {DPI: (0,)}
-"""It takes a minute or two for one"""
+SEEDS: dict[type[Any], tuple[int, ...]] = {DPI: (0,), DAgger: (0,), MPC: (0,)}
+"""They take minutes for one"""
 tasks = pytest.mark.parametrize("task", LIMITS, ids=lambda task: task.split("/")[1])
 
 

@@ -84,13 +84,14 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         usual: 3e-4 to 3e-3
     :param horizon: Time steps of a trajectory, planned and sampled, at most the environment's time limit. None takes the time
         limit, at most 100, or less where ``learn`` gets few steps; usual: 50 to 200
-    :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20
+    :param n_conditions: Initial conditions M of each environment sampled in an iteration; usual: 1 to 20. None chooses by the
+        sizes of state and action, or takes one where it covers all initial states; ``iteration_`` tells what is sampled
     :param samples_per_condition: Trajectories N from each condition; usual: 4 to 40. None chooses by the sizes of state and
         action; ``iteration_`` tells what is sampled
-    :param conditions: ``"random"``: a seed for each trajectory, so that a condition covers the distribution of initial states;
-        ``"continue"``: each trajectory starts where the last one was cut, a window of an episode that goes on;
-        ``"mixed"``: goes on or begins anew by the toss of a coin, for long episodes that end early or are hard to begin;
-        ``"fresh"``: new reset seeds in every iteration; ``"fixed"``: always the same M seeds
+    :param conditions: ``"fresh"``: new reset seeds in every iteration; ``"random"``: a seed for each trajectory, so that a
+        condition covers the distribution of initial states, where these lie close together; ``"continue"``: each trajectory
+        starts where the last one was cut, a window of an episode that goes on; ``"mixed"``: goes on or begins anew by the
+        toss of a coin, for long episodes that end early or are hard to begin; ``"fixed"``: always the same M seeds
     :param replay: Earlier iterations whose trajectories stand behind the prior of the dynamics; the policy learns from the
         latest alone unless ``aggregate``; usual: 0 to 8
     :param gamma: Discount factor; usual: .95 to 1
@@ -107,7 +108,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         None believes the expert as far as its advantages agree with the sampled ones
     :param aggregate: Whether the policy also imitates at the states of the earlier iterations that ``replay`` keeps, whose
         conditions are planned for again; the sampled advantages are those of the latest alone. It lets small iterations with
-        few conditions generalise (a few goals, say); an iteration takes ``replay`` times as long
+        few conditions generalise (a few goals, say); an iteration takes up to ``replay`` times longer
     :param dynamics: Prior of the dynamics fit: ``"nearest"``, ``"niw"`` or ``"gmm"``, or a dictionary
         ``{"prior": "niw", "window": 5}`` (fields of ``common.local_models.RegressionSettings``)
     :param cost: Settings of the quadratic cost that is fitted to the rewards (fields of ``common.local_models.CostSettings``),
@@ -135,7 +136,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
 
-    algorithm_version: ClassVar[int] = 2
+    algorithm_version: ClassVar[int] = 3
     renamed_arguments: ClassVar[dict[str, str]] = {
         **DualPolicyAlgorithm.renamed_arguments,
         "safeguard": 'trust, None for "calibration" and 1.0 for "off"',
@@ -151,9 +152,9 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
         horizon: int | None = None,
-        n_conditions: int = 1,
+        n_conditions: int | None = None,
         samples_per_condition: int | None = None,
-        conditions: str = "random",
+        conditions: str = "fresh",
         replay: int = 2,
         gamma: float = 0.99,
         gae_lambda: float = 0.97,
@@ -161,7 +162,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         trust_region: float | str | Schedule = 0.3,
         target_kl: float | str | Schedule = 0.05,
         trust: float | None = None,
-        aggregate: bool = False,
+        aggregate: bool = True,
         dynamics: str | dict[str, Any] = "nearest",
         cost: CostFunction | dict[str, Any] | None = None,
         cg_damping: float = 1e-3,
