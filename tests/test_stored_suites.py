@@ -68,7 +68,7 @@ def test_suites_know_their_runs(name: str) -> None:
 def test_stored_runs_say_present_words() -> None:
     former, known = set(), set()
     for run in stored_runs(RESULTS):
-        words = in_present_words(run.config)
+        words = in_present_words(run.config, run.versions)
         assert run.configuration_key == configuration_key(words)
         assert run.key == run_key(words, run.versions)
         for word in words.hyperparams:
@@ -116,11 +116,19 @@ def test_present_words(algorithm: str, former: dict, present: dict) -> None:
     assert present_words(algorithm, present) == present
 
 
+def test_runs_of_other_defaults_say_them() -> None:
+    then = {"n_conditions": 1, "conditions": "random", "aggregate": False}
+    assert present_words("AggreVaTeDOC", {"replay": 2}, version=2) == {**then, "replay": 2}
+    assert present_words("AggreVaTeDOC", {"conditions": "mixed"}, version=1) == {**then, "conditions": "mixed"}
+    assert present_words("AggreVaTeDOC", {"replay": 2}, version=3) == {"replay": 2}
+
+
 def test_runs_are_found_by_present_words(fresh: None, clean_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AggreVaTeDOC, "algorithm_version", 1)  # theirs; defaults have changed since
     run = next(run for run in stored_runs(RESULTS / "aggrevated_oc" / "trust_region") if run.config.label == "plain_npg")
     assert run.config.hyperparams["safeguard"] == 0.0
-    hyperparams = {**run.config.hyperparams, "trust": 0.0}
+    then = {"n_conditions": 1, "conditions": "random", "aggregate": False}
+    hyperparams = {**then, **run.config.hyperparams, "trust": 0.0}
     del hyperparams["safeguard"]
     assert run.stands_in_for(replace(run.config, hyperparams=hyperparams))
     assert not run.stands_in_for(replace(run.config, hyperparams={**hyperparams, "trust": 1.0}))

@@ -104,6 +104,12 @@ GONE: dict[str, tuple[str, ...]] = {
 """Arguments that no newer one can stand in for: runs that set them are former ones"""
 
 
+FORMER_DEFAULTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "AggreVaTeDOC": (3, {"n_conditions": 1, "conditions": "random", "aggregate": False})
+}
+"""The ``algorithm_version`` that has other defaults, and what runs of earlier ones mean by what they do not say"""
+
+
 def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
     """Add an argument, or the entry ``key`` of one that is a dictionary; a name beside entries is their ``"kind"``."""
     present = arguments.get(name)
@@ -116,8 +122,14 @@ def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
         arguments[name] = value
 
 
-def present_words(algorithm: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Say hyperparameters, in words of any time, in those of now; what is gone stays as it is."""
+def present_words(algorithm: str, arguments: Mapping[str, Any], version: int | None = None) -> dict[str, Any]:
+    """Say hyperparameters, in words of any time, in those of now; what is gone stays as it is.
+
+    :param algorithm: a class of the package
+    :param arguments: of its constructor
+    :param version: its ``algorithm_version`` then, whose defaults are said where they are others now; None: that of now
+    :return: hyperparameters
+    """
     renamed = RENAMED.get(algorithm, {})
     result: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -129,6 +141,9 @@ def present_words(algorithm: str, arguments: Mapping[str, Any]) -> dict[str, Any
         if newer is not LEFT_OUT:
             root, _, key = change.name.partition(".")
             put(result, root, key, newer)
+    changed, before = FORMER_DEFAULTS.get(algorithm, (0, {}))
+    if version is not None and version < changed:
+        result = {**before, **result}
     resets = result.get("early_reset")
     if isinstance(resets, dict) and "after" in resets and resets.get("spread", True):
         result["early_reset"] = resets["after"]  # as the zoo's entries write it

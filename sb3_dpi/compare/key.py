@@ -94,9 +94,10 @@ def stored_versions(versions: dict[str, str]) -> dict[str, str]:
     return {**{name: found for name, found in versions.items() if name != "sources"}, ALGORITHM_VERSION: "1"}
 
 
-def in_present_words(config: RunConfig) -> RunConfig:
-    """Say the hyperparameters of a record in the words that the algorithm takes now; what it left to defaults is not said."""
-    return replace(config, hyperparams=present_words(ALGORITHMS.get(config.algo, ""), config.hyperparams))
+def in_present_words(config: RunConfig, versions: dict[str, str]) -> RunConfig:
+    """Say the hyperparameters of a record in the words that the algorithm takes now, and defaults that are others now."""
+    version = int(versions.get(ALGORITHM_VERSION, 1))
+    return replace(config, hyperparams=present_words(ALGORITHMS.get(config.algo, ""), config.hyperparams, version))
 
 
 def _git(*arguments: str) -> str | None:

@@ -95,7 +95,7 @@ def parse_record(record: Any, folder: Path, where: Path, table: Path | None = No
         if record["format"] > FORMAT:
             raise CorruptRun(f"{where}: written by a newer version of this package")
         config, versions = RunConfig(**record["config"]), stored_versions(record["versions"])
-        present = in_present_words(config)
+        present = in_present_words(config, versions)
         # Of an old record the key holds the hash of all sources, or words that have changed since
         key = record["key"] if (versions, present) == (record["versions"], config) else run_key(present, versions)
         if table is None:
