@@ -343,10 +343,10 @@ def test_without_a_trust_region_mirror_descent_stands_still() -> None:
 
 
 def test_without_the_model_it_is_a_natural_policy_gradient() -> None:
-    """One seed of six is late, which of them depends on the processor's rounding."""
-    options: dict[str, Any] = {"gamma": 0.95, "gae_lambda": 0.95, "learning_rate": 3e-3, "n_envs": 1}
+    """Gains of thirteen seeds lie between 5 and 12; a policy that does not learn stays within 2."""
+    options: dict[str, Any] = {"gamma": 0.95, "gae_lambda": 0.95, "learning_rate": 3e-3, "n_envs": 20}
     gains = [improvement(seed, 10, trust=0.0, target_kl=0.05, **options) for seed in range(2)]
-    assert np.mean(gains) > 7.0
+    assert np.mean(gains) > 4.0
 
 
 def test_it_learns_in_windows() -> None:
