@@ -30,16 +30,18 @@ def order(seed: int, job: str) -> str:
     return hashlib.sha256(f"{seed} {job}".encode()).hexdigest()
 
 
-def find_mutants(root: Path, module: str, patterns: list[str]) -> Iterator[WorkItem]:
+def find_mutants(root: Path, module: str, patterns: list[str], constants: bool) -> Iterator[WorkItem]:
     """
     Find all changes of a file.
 
     :param root: of the repository
     :param module: path below it
     :param patterns: names of operators, as regular expressions
+    :param constants: whether constants and defaults are changed too, which are choices, not calculations
     :return: one for each; annotations are left as they are
     """
     source = (root / module).read_text()
+    calculates = Places.of(source).functions
     skipped = annotation_spans(ast.parse(source))
     nodes = list(ast_nodes(get_ast(source)))
     for name in operator_names():
@@ -48,7 +50,7 @@ def find_mutants(root: Path, module: str, patterns: list[str]) -> Iterator[WorkI
         operator = get_operator(name)()
         positions = ((start, end) for node in nodes for start, end in operator.mutation_positions(node))
         for occurrence, (start, end) in enumerate(positions):
-            if not any(first <= start < last for first, last in skipped):
+            if (constants or start[0] in calculates) and not any(first <= start < last for first, last in skipped):
                 mutation = MutationSpec(Path(module), name, occurrence, start, end)
                 yield WorkItem.single(job_name(mutation), mutation)
 

@@ -124,6 +124,7 @@ class Session:
         self.modules = [f"sb3_dpi/{package}/{module}.py" for module in chosen["modules"]]
         self.tests = [f"tests/test_{test}.py" for test in chosen["tests"]]
         self.sample: int = chosen["sample"]
+        self.constants: bool = chosen["constants"]
         self.sources = {module: (ROOT / module).read_text() for module in self.modules}
         self.wanted = {
             module for module, name in zip(self.modules, chosen["modules"], strict=True) if not only or name in only
@@ -138,7 +139,8 @@ class Session:
         beside = self.path.with_name(f"{self.path.stem}_{self.package}_sources.json")
         sums = {module: hashlib.sha256(source.encode()).hexdigest() for module, source in self.sources.items()}
         if not beside.exists():
-            found = [item for module in self.modules for item in find_mutants(ROOT, module, self.config["operators"])]
+            kinds = self.config["operators"], self.constants
+            found = [item for module in self.modules for item in find_mutants(ROOT, module, *kinds)]
             found.sort(key=lambda item: order(self.config["seed"], item.job_id))
             db.add_work_items(found[: self.sample or len(found)])
             beside.write_text(json.dumps({"all": len(found), "sha256": sums}))

@@ -59,6 +59,7 @@ preloaded = []
 operators = ["ReplaceBinaryOperator_(Add_Sub|Mul_Div)", ".*_Is_IsNot", "ZeroIterationForLoop", "NumberReplacer"]
 [packages.toy]
 sample = 0
+constants = true
 modules = ["shapes"]
 tests = ["toy"]
 """
@@ -106,6 +107,14 @@ def test_survivors_are_what_tests_do_not_see(tmp_path: Path) -> None:
     printed = call(tmp_path, "report", "session.sqlite", "--csv", "left.csv")
     assert survivors(tmp_path) == {("LIMIT = 10", "LIMIT = 11")}
     assert "19 caught,    1 equivalent: score 100.0 %" in printed
+
+
+def test_constants_are_left_alone_where_asked(tmp_path: Path) -> None:
+    write(tmp_path, TESTS)
+    config = tmp_path / "benchmarks/mutation.toml"
+    config.write_text(config.read_text().replace("constants = true", "constants = false"))
+    call(tmp_path, "run", "session.sqlite")
+    assert "16 mutants,    16 tested,    16 caught" in call(tmp_path, "report", "session.sqlite")
 
 
 def test_sources_stay_those_of_the_session(tmp_path: Path) -> None:
