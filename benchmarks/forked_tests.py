@@ -45,10 +45,14 @@ class Watch:
     def __init__(self, loop: "Callable[[Watch, pytest.Session], None]") -> None:
         self.loop = loop
         self.failed: str | None = None
+        self.error: Exception | None = None
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Take the place of pytest's loop."""
-        self.loop(self, session)
+        try:
+            self.loop(self, session)
+        except Exception as error:
+            self.error = error
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -140,9 +144,12 @@ def collect(tests: Iterable[str], loop: Callable[[Watch, pytest.Session], None])
     :param tests: files or names of tests
     :param loop: what to do with them
     :return: what was seen
+    :raises RuntimeError: if what was done with them fails, which pytest would only print
     """
     watch = Watch(loop)
     status = pytest.main([*PYTEST, *tests], plugins=[watch])
+    if watch.error is not None:
+        raise RuntimeError(f"{BROKEN}{watch.error!r}") from watch.error
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and watch.failed is None:
         watch.failed = f"pytest: {pytest.ExitCode(status).name}"
     return watch
@@ -154,6 +161,7 @@ FunctionPlace = tuple[str, str, int]
 
 def functions_below(folder: Path) -> dict[FunctionPlace, list[FunctionType]]:
     """:return: all functions of files in a folder that were made so far"""
+    gc.unfreeze()  # what the tests set aside is not listed otherwise
     found: dict[FunctionPlace, list[FunctionType]] = {}
     for thing in gc.get_objects():
         if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(folder)):

@@ -415,6 +415,7 @@ def test_a_numba_that_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: py
     """Such as one that is older than numpy: it is done without, and said once."""
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.setattr(compilation, "COMPILED", True)
+    monkeypatch.setattr(compilation, "DISABLED", False)
     compilation.compiles.cache_clear()
     try:
         loop = compilation.Loops("nothing", 0)(half)
