@@ -28,6 +28,7 @@ STORED = {
     "dpi/experts": (40, 60),
     "dpi/experts_swimmer": (14, 19),
     "dpi/parts": (99, 99),
+    "dual_ac/game": (120, 120),
     "dual_ac/ablation": (0, 135),
     "dual_ac/confirmation": (0, 30),
     "dual_ac/strength": (0, 135),
