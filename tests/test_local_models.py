@@ -17,6 +17,7 @@ from sb3_dpi.common.local_models import (
     StateUnits,
     as_dynamics,
     fit_local_cost,
+    fit_local_value,
     fit_regression,
     held_out_error,
     initial_state,
@@ -402,6 +403,29 @@ def test_cost_of_quadratic_rewards() -> None:
     for array in (cost.C[1, 3:], cost.c[1, 3:], cost.const[1, 3:]):
         np.testing.assert_array_equal(array, 0.0)
     assert np.any(cost.C[1, 2] != 0.0)
+
+
+def test_value_of_quadratic_values() -> None:
+    """Cost-to-go of the state after each step; the dead say nothing, and nothing is planned behind the lengths."""
+    trajectories = kill(sample(n_samples=30), [[T] * 29 + [2], [T] * 30])
+    P, p, const = np.array([[2.0, 0.3], [0.3, 1.0]]), np.array([0.5, -1.0]), 4.0
+    x = trajectories.states
+    values = -(0.5 * np.einsum("mnti,ij,mntj->mnt", x, P, x) + x @ p + const)
+    values[0, 29, 3:] = np.nan
+    fit = fit_local_value(trajectories, values, CostSettings(ridge=1e-9, local_window=0), np.array([T, 3]))
+    for m, planned in enumerate((T, 3)):
+        np.testing.assert_allclose(fit.V[m, :planned], np.broadcast_to(P, (planned, 2, 2)), atol=1e-4)
+        np.testing.assert_allclose(fit.v[m, :planned], np.broadcast_to(p, (planned, 2)), atol=1e-4)
+        np.testing.assert_allclose(fit.const[m, :planned], const, atol=1e-4)
+        assert not fit.V[m, planned:].any() and not fit.v[m, planned:].any() and not fit.const[m, planned:].any()
+
+
+def test_value_where_no_state_is_left() -> None:
+    trajectories = sample()
+    dead = change(trajectories, terminated=np.ones_like(trajectories.alive))
+    fit = fit_local_value(dead, np.ones((M, N, T + 1)), CostSettings(), np.full(M, T))
+    assert fit.V.shape == (M, T, DX, DX) and fit.v.shape == (M, T, DX) and fit.const.shape == (M, T)
+    assert not fit.V.any() and not fit.v.any() and not fit.const.any()
 
 
 def test_cost_does_not_read_the_dead() -> None:
