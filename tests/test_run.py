@@ -119,8 +119,8 @@ OWN: dict[type[Any], list[dict[str, Any]]] = {
         {"n_critic_updates": 1},
         {"noise_correlation": 0.8},
         {"critic_replay": True, WITH: {"replay": 2}},
-        {"aggregate": True, WITH: {"replay": 2}},
-        {"aggregate": True, "target_kl": "lin_0.1", WITH: {"replay": 2}},
+        {"aggregate": False, WITH: {"replay": 2}},
+        {"target_kl": "lin_0.1", WITH: {"replay": 2}},
     ],
     DPI: [
         {"expert": "lqr"},

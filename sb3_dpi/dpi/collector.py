@@ -85,7 +85,6 @@ class BlockCollector(LearnsFromBlocks):
         progress_bar: bool = False,
     ) -> SelfCollector:
         with self.early_resets(lambda layer: EarlyReset(self.numbers.early_reset, self._spreads()), self._rng) as layer:
-            assert layer is not None
             self._take_blocks(
                 total_timesteps,
                 callback,
@@ -97,7 +96,8 @@ class BlockCollector(LearnsFromBlocks):
             )
         return self
 
-    def _learn_from_block(self, layer: ResetLayer) -> None:
+    def _learn_from_block(self, layer: ResetLayer | None) -> None:
+        assert layer is not None
         if self.preset_ is None and self._knows_enough():
             chosen = self._choose_preset()
             layer.limit_episodes(chosen.early_reset, self._rng if self._spreads() else None)
