@@ -168,6 +168,17 @@ def test_it_foretells_what_it_has_not_seen(fitted: tuple[Ensemble, ListMemory]) 
     assert chances[unseen.terminated].mean() < 0.3 and chances[~unseen.terminated].mean() > 0.9
 
 
+def test_a_known_end_is_believed(fitted: tuple[Ensemble, ListMemory], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked in the environment's units, of the states behind the step."""
+    ensemble, memory = fitted
+    data = memory.take(np.arange(50))
+    bound = float(np.median(data.next_states[:, 0]))
+    monkeypatch.setattr(ensemble, "known_end", lambda states, actions, following: following[:, 0] > bound + 1e-4)
+    states, following = ensemble.standardize(data.states), ensemble.standardize(data.next_states)
+    goes_on = ensemble.continuation(states, th.as_tensor(data.actions).float(), following)
+    np.testing.assert_array_equal(goes_on.numpy(), (data.next_states[:, 0] <= bound + 1e-4).astype(np.float32))
+
+
 def test_units_of_predictions(fitted: tuple[Ensemble, ListMemory]) -> None:
     ensemble, data = fitted[0], fitted[1].data
     states, actions = ensemble.standardize(data.states), th.as_tensor(data.actions, dtype=th.float32)
