@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sb3_dpi.zoo.register import ALGORITHMS
+
 ROOT = Path(__file__).parents[1]
 EXTRAS = "export,lab,zoo"
 DATA = """
@@ -77,8 +79,9 @@ def test_all_files_are_there(built: Path) -> None:
 
 def test_data_files_are_found(python: Path, tmp_path: Path) -> None:
     suites, sources = run(python, "-c", DATA, cwd=tmp_path).splitlines()[-2:]
-    assert suites.startswith("dpi gps mujoco quick ") and min(map(int, suites.split()[4:])) >= 1
-    assert sources.count("sb3_dpi") == 4
+    named = ("demo", "dpi", "gps", "mujoco", "quick")
+    assert tuple(suites.split()[: len(named)]) == named and min(map(int, suites.split()[len(named) :])) >= 1
+    assert sources.count("sb3_dpi") == len(ALGORITHMS)
 
 
 def test_train_enjoy_and_export(python: Path, tmp_path: Path) -> None:
