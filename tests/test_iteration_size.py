@@ -1,4 +1,4 @@
-"""How long iterations are where nobody says: small at first, five of them in what ``learn`` gets, said before they begin."""
+"""How long iterations are where nobody says: small, five of them in what ``learn`` gets, said before they begin."""
 
 import warnings
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from sb3_dpi import DPI, MPC, DAgger, DualAC
-from sb3_dpi.common.iteration_size import FEWEST, IterationSize, SizeRequest, grow, shrink
+from sb3_dpi.common.iteration_size import FEWEST, IterationSize, SizeRequest, shrink
 from sb3_dpi.dual_ac import rollout
 
 OPEN: dict[str, Any] = {"horizon": None, "n_conditions": None, "samples_per_condition": None}
@@ -99,9 +99,8 @@ def test_sizes_follow_from_task_and_steps(options: dict[str, Any], total: int | 
     assert IterationSize(7, 2, 2, 4).n_steps == 28
 
 
-def test_shrinking_and_growing() -> None:
+def test_shrinking() -> None:
     assert [shrink(100, total) for total in (None, 1000, 500, 499, 3)] == [100, 100, 100, 99, 1]
-    assert [grow(256, 1024, seen) for seen in (0, 4095, 4096, 8191, 8192, 10**6)] == [256, 256, 512, 512, 1024, 1024]
 
 
 # ---------------------------------------------------------------------- of every algorithm
@@ -170,17 +169,27 @@ def test_numbers_that_do_not_fit_each_other_still_train(make: Make, what: str) -
 # ---------------------------------------------------------------------- of one
 
 
-def test_rollouts_grow_with_experience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(rollout, "FIRST_BATCH", 8)
-    monkeypatch.setattr(rollout, "LATER_BATCH", 32)
+def test_rollouts_show_several_episodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in (("EPISODES", 4), ("FEWEST_STEPS", 16), ("MOST_STEPS", 60)):
+        monkeypatch.setattr(rollout, name, value)
     (make,) = (make for make in those() if make.algorithm is DualAC)
-    model = open_model(make, vec_env(2, lambda: limited(12)))
-    line, lengths = said(model, 300, tmp_path)
-    assert lengths == [8] * 16 + [16] * 8 + [32] * 2 and "takes 8 steps" in line
-    assert len(next(model.rollout_buffer.get()).actions) == 32
+    model = open_model(make, vec_env(2, lambda: limited(6)))
+    line, lengths = said(model, 400, tmp_path)
+    # each copy ends an episode in its first 8 steps, three in the next 16, one in the next 10
+    assert lengths[:4] == [16, 4 * 16 // 2, 4 * 32 // 6 // 2 * 2, 4 * 20 // 2] and "takes 16 steps" in line
+    seen = len(next(model.rollout_buffer.get()).actions)
+    assert seen == lengths[-1]
+    chosen = model.n_steps
     model.save(tmp_path / "model")
-    assert DualAC.load(tmp_path / "model", env=limited(12)).n_steps == 32
-    assert DualAC.load(tmp_path / "model", env=limited(12), n_steps=5).learn(10).n_steps == 5
+    assert DualAC.load(tmp_path / "model", env=vec_env(2, lambda: limited(6))).n_steps == chosen
+    assert DualAC.load(tmp_path / "model", env=limited(6), n_steps=5).learn(10).n_steps == 5
+
+
+def test_rollouts_are_as_long_as_may_be_where_no_episode_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in (("FEWEST_STEPS", 8), ("MOST_STEPS", 40)):
+        monkeypatch.setattr(rollout, name, value)
+    (make,) = (make for make in those() if make.algorithm is DualAC)
+    assert said(open_model(make, limited(1000)), 200, tmp_path)[1] == [8, 40, 40, 40, 40, 40]
 
 
 def test_random_steps_that_never_end_are_told() -> None:

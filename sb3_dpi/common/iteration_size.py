@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 FEWEST = 5
 """Iterations that shall fit into the steps of ``learn``."""
-GROWTH = 8
-"""Iterations of the largest size that were sampled, in steps, before one is as large."""
 SHORTEST_HORIZON = 2
 """Steps below which there is nothing to plan."""
 STEPS_PER_INPUT, FEWEST_STEPS, MOST_STEPS = 40, 400, 2000
@@ -27,21 +25,6 @@ def shrink(n_steps: int, total_timesteps: int | None) -> int:
     :return: steps of an iteration, at least one
     """
     return n_steps if total_timesteps is None else max(min(n_steps, total_timesteps // FEWEST), 1)
-
-
-def grow(smallest: int, largest: int, seen: int) -> int:
-    """
-    Let iterations grow with experience: what is known holds for longer.
-
-    :param smallest: steps of the first iterations
-    :param largest: steps of all iterations at last
-    :param seen: steps that were taken
-    :return: steps of the next iteration: doubled until they exceed one ``GROWTH``-th of what was seen
-    """
-    n_steps = smallest
-    while 2 * n_steps <= min(largest, seen // GROWTH):
-        n_steps *= 2
-    return n_steps
 
 
 def describe(name: str, n_steps: int, of_what: str, wanted: int, total_timesteps: int) -> str:

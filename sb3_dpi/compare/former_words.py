@@ -105,7 +105,8 @@ GONE: dict[str, tuple[str, ...]] = {
 
 
 FORMER_DEFAULTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "AggreVaTeDOC": (3, {"n_conditions": 1, "conditions": "random", "aggregate": False})
+    "AggreVaTeDOC": (3, {"n_conditions": 1, "conditions": "random", "aggregate": False}),
+    "DualAC": (5, {"batch_size": 256, "n_critic_updates": 10, "window_length": 50}),
 }
 """The ``algorithm_version`` that has other defaults, and what runs of earlier ones mean by what they do not say"""
 

@@ -43,7 +43,7 @@ from sb3_dpi.dual_ac.critic import (
 )
 from sb3_dpi.dual_ac.game import dual_weights
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
-from sb3_dpi.dual_ac.rollout import Endings, GrowingRollouts, concatenate, flatten_time
+from sb3_dpi.dual_ac.rollout import Endings, RolloutsOfEpisodes, concatenate, flatten_time
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import cut_outliers, spread_or_one
@@ -66,7 +66,7 @@ RETURNS_MEMORY = 10
 """Iterations that the scale of the returns remembers."""
 
 
-class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
+class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
     """
     Dual Actor-Critic (Dual-AC)
 
@@ -79,9 +79,9 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
     :param policy: The policy model to use (MlpPolicy, RBFPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gymnasium, can be str)
     :param learning_rate: of V, it can be a function of the current progress remaining (from 1 to 0); usual: 3e-4 to 3e-3
-    :param n_steps: The number of steps to run for each environment per update. None takes 256 over all
-        environments, 512 and 1024 after eight times as many, and fewer where ``learn`` has too few steps for five updates
-    :param batch_size: Minibatch size for V
+    :param n_steps: The number of steps to run for each environment per update. None takes those of
+        ten episodes, 256 to 1024 over all environments, and fewer where ``learn`` has too few steps for five updates
+    :param batch_size: Minibatch size for V; usual: 32 to 256
     :param gamma: Discount factor; usual: .98 to .999. None takes .995, or less once a time limit has ended an episode before
         500 steps: 1 - 2.5 / steps (.9875 for 200)
     :param window_length: The most steps of a window, k + 1 in the paper's count: 1 is the one-step game. Windows end where
@@ -129,7 +129,7 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
     :raises ValueError: if an argument is out of range or unknown
     """
 
-    algorithm_version: ClassVar[int] = 4
+    algorithm_version: ClassVar[int] = 5
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "RBFPolicy": RBFPolicy,
@@ -146,11 +146,11 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = 32,
         gamma: float | None = None,
-        window_length: int = 50,
+        window_length: int = 20,
         path_regularization: float = 100.0,
-        n_critic_updates: int = 10,
+        n_critic_updates: int = 20,
         held_out_values: bool = True,
         gae_lambda: float = 0.95,
         alpha_regularization: float = 5.0,
@@ -336,7 +336,7 @@ class DualAC(SavedModel, LeavesEpisodes, GrowingRollouts):
             self.rollout_buffer.advantages = judgement.advantages.astype(np.float32)
         step = self._improve_policy(batch, self.rollout_buffer.advantages, judgement.shares)  # pi_t, Eq. 16 and 17
         self._n_updates += 1
-        self._choose_steps()
+        self._follow_episodes(self._endings.n_episodes)
         self._report(explained_variance(self.rollout_buffer.values.reshape(-1), targets.reshape(-1)), solve, step)
 
     def _recall(self) -> Batch:

@@ -6,10 +6,10 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_dpi.common.iteration_size import describe, grow, shrink
+from sb3_dpi.common.iteration_size import describe, shrink
 
-FIRST_BATCH, LATER_BATCH = 256, 1024
-"""Steps of all environments between updates, where they are not given: at first, and in the end."""
+EPISODES, FEWEST_STEPS, MOST_STEPS = 10, 256, 1024
+"""Of a rollout, where its steps are not given: those of so many episodes, within limits for all environments."""
 
 
 def flatten_time(array: Any) -> Any:
@@ -56,6 +56,11 @@ class Endings:
         ends[-1] = True
         return ends
 
+    @property
+    def n_episodes(self) -> int:
+        """How many ended."""
+        return int((self.terminated | self.truncated).sum())
+
     def add(self, t: int, new_obs: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Note how a step ended.
 
@@ -89,25 +94,34 @@ class Endings:
         return np.stack(self._cut)
 
 
-class GrowingRollouts(OnPolicyAlgorithm):
-    """Rollouts that are short at first, where the user leaves ``n_steps`` open."""
+class RolloutsOfEpisodes(OnPolicyAlgorithm):
+    """Rollouts that show several beginnings, where the user leaves ``n_steps`` open: from the starts of two or three episodes
+    a policy learns what suits these alone."""
 
     chosen_steps: int | None = None
     """``n_steps``, as long as nobody has given another"""
+    wanted_steps: int | None = None
+    """Of all environments, by the latest rollout; None before the first"""
 
     def _choose_steps(self) -> None:
         """Set the steps until the next update, where they are not given."""
         if self.n_steps not in (None, self.chosen_steps):
             return
         of_learn = self._total_timesteps - self._num_timesteps_at_start
-        wanted = shrink(grow(FIRST_BATCH, LATER_BATCH, self.num_timesteps), of_learn if of_learn > 0 else None)
+        wanted = shrink(self.wanted_steps or FEWEST_STEPS, of_learn if of_learn > 0 else None)
         self.n_steps = self.chosen_steps = max(wanted // self.n_envs, -(-2 // self.n_envs))
+
+    def _follow_episodes(self, n_episodes: int) -> None:
+        """Choose by how many episodes ended in the rollout; where none did, as many steps as there may be."""
+        steps = EPISODES * self.n_steps * self.n_envs // max(n_episodes, 1)
+        self.wanted_steps = min(max(steps, FEWEST_STEPS), MOST_STEPS)
+        self._choose_steps()
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         result = super()._setup_learn(total_timesteps, *args, **kwargs)
         self._choose_steps()
         is_chosen, steps = self.n_steps == self.chosen_steps, self.n_steps * self.n_envs
-        usual = grow(FIRST_BATCH, LATER_BATCH, self.num_timesteps) if is_chosen else steps
-        later = f" at first, up to {LATER_BATCH:,} later" if is_chosen else ""
+        usual = self.wanted_steps or FEWEST_STEPS if is_chosen else steps
+        later = f" at first, up to {MOST_STEPS:,} where episodes are long" if is_chosen else ""
         self.logger.info(describe(type(self).__name__, steps, later, usual // self.n_envs * self.n_envs, int(total_timesteps)))
         return result

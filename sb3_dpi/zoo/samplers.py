@@ -124,7 +124,7 @@ def dual_ac(trial: BaseTrial) -> dict[str, Any]:
     """Search space of Dual-AC."""
     gamma = 1.0 - trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
     n_steps = 2 ** trial.suggest_int("n_steps_pow", 5, 9)
-    batch_size = 2 ** trial.suggest_int("batch_size_pow", 6, 9)
+    batch_size = 2 ** trial.suggest_int("batch_size_pow", 5, 9)
     initial_std = trial.suggest_float("initial_std", 0.2, 1.0)
     trial.set_user_attr("gamma", gamma)
     trial.set_user_attr("n_steps", n_steps)
