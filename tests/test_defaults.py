@@ -15,7 +15,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_dpi import DPI, MDGPS, MPC, DAgger
 from sb3_dpi.trajopt.types import FloatArray
 
-STEPS, EPISODES = 8000, 20
+STEPS = 8000
+FEWER_STEPS: dict[type[Any], int] = {DAgger: 400, MPC: 2000}
+"""A plan at each step takes a good part of a second: what plans is to be above random sooner"""
+EPISODES = 100
+"""Of a test: where an episode begins makes more of its return than the policy does"""
+EPISODES_OF_PLANNERS = 20
+"""They take seconds for one"""
 SEEDS: dict[type[Any], tuple[int, ...]] = {DPI: (0,), DAgger: (0,), MPC: (0,)}
 """They take minutes for one"""
 tasks = pytest.mark.parametrize("task", LIMITS, ids=lambda task: task.split("/")[1])
@@ -28,15 +34,19 @@ def _registered() -> None:
 
 @cache
 def returns(algorithm: type[Any] | None, task: str) -> FloatArray:
-    """:return: of test episodes after a training with each seed, ``[seeds, EPISODES]``; of random actions without algorithm"""
+    """:return: of test episodes after a training with each seed, ``[seeds, episodes]``; of random actions without algorithm"""
     found = []
-    for seed in SEEDS.get(algorithm, (0, 1, 2)) if algorithm is not None else (0,):
+    for seed in SEEDS.get(algorithm, (0, 1, 2)) if algorithm is not None else range(5):
         env = gym.make(task)
         env.action_space.seed(seed)
-        model = Random(env) if algorithm is None else algorithm("MlpPolicy", env, seed=seed, device="cpu").learn(STEPS)
+        policy = "iCEM" if algorithm is MPC else "MlpPolicy"
+        model: Any = Random(env) if algorithm is None else algorithm(policy, env, seed=seed, device="cpu")
+        if algorithm is not None:
+            model.learn(FEWER_STEPS.get(algorithm, STEPS))
         test = gym.make(task)
-        test.reset(seed=1000)
-        found.append(evaluate_policy(model, test, EPISODES, return_episode_rewards=True, warn=False)[0])
+        test.reset(seed=1000 + seed)
+        n_episodes = EPISODES_OF_PLANNERS if algorithm is MPC else EPISODES
+        found.append(evaluate_policy(model, test, n_episodes, return_episode_rewards=True, warn=False)[0])
     return np.array(found)
 
 

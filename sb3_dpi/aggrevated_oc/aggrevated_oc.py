@@ -93,7 +93,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         starts where the last one was cut, a window of an episode that goes on; ``"mixed"``: goes on or begins anew by the
         toss of a coin, for long episodes that end early or are hard to begin; ``"fixed"``: always the same M seeds
     :param replay: Earlier iterations whose trajectories stand behind the prior of the dynamics; the policy learns from the
-        latest alone unless ``aggregate``; usual: 0 to 8
+        latest alone unless ``aggregate``; usual: 0 to 8, and 2 where it takes too long
     :param gamma: Discount factor; usual: .95 to 1
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator; usual: .9 to 1
     :param plan_lambda: The same trade-off for the plan: 1 plans to the end of the trajectory with the model alone, as in the
@@ -136,7 +136,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
     :raises ValueError: if an argument is out of range or unknown, or the environment offers no vector to plan on
     """
 
-    algorithm_version: ClassVar[int] = 3
+    algorithm_version: ClassVar[int] = 4
     renamed_arguments: ClassVar[dict[str, str]] = {
         **DualPolicyAlgorithm.renamed_arguments,
         "safeguard": 'trust, None for "calibration" and 1.0 for "off"',
@@ -155,7 +155,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         n_conditions: int | None = None,
         samples_per_condition: int | None = None,
         conditions: str = "fresh",
-        replay: int = 2,
+        replay: int = 8,
         gamma: float = 0.99,
         gae_lambda: float = 0.97,
         plan_lambda: float = 0.95,

@@ -104,9 +104,9 @@ GONE: dict[str, tuple[str, ...]] = {
 """Arguments that no newer one can stand in for: runs that set them are former ones"""
 
 
-FORMER_DEFAULTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "AggreVaTeDOC": (3, {"n_conditions": 1, "conditions": "random", "aggregate": False}),
-    "DualAC": (5, {"batch_size": 256, "n_critic_updates": 10, "window_length": 50}),
+FORMER_DEFAULTS: dict[str, tuple[tuple[int, dict[str, Any]], ...]] = {
+    "AggreVaTeDOC": ((3, {"n_conditions": 1, "conditions": "random", "aggregate": False}), (4, {"replay": 2})),
+    "DualAC": ((5, {"batch_size": 256, "n_critic_updates": 10, "window_length": 50}),),
 }
 """The ``algorithm_version`` that has other defaults, and what runs of earlier ones mean by what they do not say"""
 
@@ -142,9 +142,9 @@ def present_words(algorithm: str, arguments: Mapping[str, Any], version: int | N
         if newer is not LEFT_OUT:
             root, _, key = change.name.partition(".")
             put(result, root, key, newer)
-    changed, before = FORMER_DEFAULTS.get(algorithm, (0, {}))
-    if version is not None and version < changed:
-        result = {**before, **result}
+    for changed, before in FORMER_DEFAULTS.get(algorithm, ()):
+        if version is not None and version < changed:
+            result = {**before, **result}
     resets = result.get("early_reset")
     if isinstance(resets, dict) and "after" in resets and resets.get("spread", True):
         result["early_reset"] = resets["after"]  # as the zoo's entries write it

@@ -68,7 +68,7 @@ def aggrevated_oc(trial: BaseTrial) -> dict[str, Any]:
         "n_conditions": 1,
         "samples_per_condition": trial.suggest_int("samples_per_condition", 8, 40, log=True),
         "conditions": trial.suggest_categorical("conditions", ["random", "continue", "mixed"]),
-        "replay": trial.suggest_int("replay", 0, 4),
+        "replay": trial.suggest_int("replay", 0, 8),
         "aggregate": trial.suggest_categorical("aggregate", [False, True]),
         "gamma": gamma,
         "gae_lambda": trial.suggest_float("gae_lambda", 0.9, 1.0),
