@@ -120,8 +120,9 @@ def test_present_words(algorithm: str, former: dict, present: dict) -> None:
 def test_runs_of_other_defaults_say_them() -> None:
     then = {"n_conditions": 1, "conditions": "random", "aggregate": False}
     assert present_words("AggreVaTeDOC", {"replay": 2}, version=2) == {**then, "replay": 2}
-    assert present_words("AggreVaTeDOC", {"conditions": "mixed"}, version=1) == {**then, "conditions": "mixed"}
-    assert present_words("AggreVaTeDOC", {"replay": 2}, version=3) == {"replay": 2}
+    assert present_words("AggreVaTeDOC", {"conditions": "mixed"}, version=1) == {**then, "replay": 2, "conditions": "mixed"}
+    assert present_words("AggreVaTeDOC", {"conditions": "mixed"}, version=3) == {"replay": 2, "conditions": "mixed"}
+    assert present_words("AggreVaTeDOC", {"conditions": "mixed"}, version=4) == {"conditions": "mixed"}
 
 
 def test_runs_are_found_by_present_words(fresh: None, clean_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
