@@ -138,7 +138,7 @@ def test_equals_the_solution_of_a_general_solver(discount: float) -> None:
         lambda x: float(total_cost(problem, unpack(x), discount)[0]),
         start,
         method="SLSQP",
-        bounds=[(-5.0, 5.0)] * 9 + [(-6.0, 3.0)] * 3,  # far from the solution; farther out the solver got lost on one processor
+        bounds=[(-5.0, 5.0)] * 9 + [(-6.0, 3.0)] * 3,  # far from the solution; farther out the solver can get lost
         constraints={"type": "ineq", "fun": slack},
         options={"maxiter": 500, "ftol": 1e-12},
     )
