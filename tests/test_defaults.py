@@ -16,7 +16,7 @@ from sb3_dpi import DPI, MDGPS, MPC, DAgger
 from sb3_dpi.trajopt.types import FloatArray
 
 STEPS = 8000
-FEWER_STEPS: dict[type[Any], int] = {DAgger: 400, MPC: 2000}
+FEWER_STEPS: dict[type[Any], int] = {DAgger: 1000, MPC: 2000}
 """A plan at each step takes a good part of a second: what plans is to be above random sooner"""
 EPISODES = 100
 """Of a test: where an episode begins makes more of its return than the policy does"""

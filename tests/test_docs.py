@@ -2,8 +2,11 @@
 
 import inspect
 import re
+import runpy
 import shlex
+import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ LAB = "python -m sb3_dpi.compare"
 LINE_SEARCH = ["line_search_max_iter", "line_search_shrinking_factor"]
 LONGEST_LINE, LONGEST_PAGE = 127, 150
 SECTIONS = ["Can I use?", "Example", "Equations", "Parameters", "Results"]
+PUBLIC = [f"sb3_dpi{part}" for part in ("", ".data", ".diagnose", ".systems", ".trajopt", ".export", ".compare", ".zoo")]
 BUDGET = 30
 """Steps that an example learns for."""
 NOT_RUN = re.compile(r"<!-- not run: [^>]+-->\s*\Z")
@@ -170,11 +174,43 @@ def test_the_labs_commands_are_taken(page: Path, tmp_path: Path, monkeypatch: py
             assert not folder.startswith("results/") or Path(folder).is_dir(), arguments
 
 
+def other_commands() -> dict[str, set[str]]:
+    """:return: of all pages, from command to the options that it is given"""
+    given: dict[str, set[str]] = {}
+    text = "".join(page.read_text("utf-8").replace("\\\n", " ") for page in PAGES if is_current(page))
+    for module, rest in re.findall(r"python -m sb3_dpi\.(data|diagnose|export|zoo) ([^`#|\n]*)", text):
+        words = shlex.split(rest)
+        command = f"{module} {words[0]}" if module in ("data", "zoo") else module
+        given.setdefault(command, set()).update(word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word))
+    return given
+
+
+@pytest.mark.parametrize("command", sorted(other_commands()))
+def test_options_of_the_other_commands_exist(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *words = command.split()
+    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module(f"sb3_dpi.{module}.__main__", run_name="__main__")
+    known = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", capsys.readouterr().out))
+    assert other_commands()[command] <= known
+
+
 def rows(text: str) -> Iterator[list[str]]:
     """:return: the cells of a page's tables"""
     for line in text.splitlines():
         if line.startswith("|"):
             yield [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_reference_has_every_public_name(package: str) -> None:
+    pages = "".join(path.read_text("utf-8") for path in DOCS if path.parent.name in ("reference", "algorithms"))
+    directives = "".join(re.findall(r"```{eval-rst}.*?```", pages, re.DOTALL))
+    names = [name for name in import_module(package).__all__ if not name.startswith("__")]
+    assert names and [name for name in names if not re.search(rf"\b{name}\b", directives)] == []
 
 
 def test_errors_are_quoted_as_they_are() -> None:

@@ -7,6 +7,8 @@ burst. Here whole blocks count, from the first step of one to the first of the n
 
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback, ProgressBarCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -40,6 +42,29 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60.0:.0f} min" if seconds < 6000.0 else f"{seconds / 3600.0:.1f} h"
 
 
+def let_foretell(bar: Any, seconds_left: Callable[[], float | None]) -> None:
+    """
+    Let a bar show the rate since it began, and a foretold end.
+
+    :param bar: of ``tqdm.rich``
+    :param seconds_left: what is left; None shows none
+    """
+    from rich.progress import Task
+
+    class HonestTask(Task):
+        @property
+        def speed(self) -> float | None:
+            seconds = self.elapsed
+            return self.completed / seconds if seconds else None
+
+        @property
+        def time_remaining(self) -> float | None:
+            return 0.0 if bar.disable else seconds_left()  # steps end before learning does; a bar is closed behind both
+
+    for task in bar._prog.tasks:
+        task.__class__ = HonestTask  # rich has no setting for it
+
+
 class Pace(BaseCallback):
     """
     Measures how long blocks take, says it once (``verbose`` 1), and lets progress bars show it.
@@ -58,30 +83,11 @@ class Pace(BaseCallback):
     def _on_training_start(self) -> None:
         self.blocks: list[tuple[int, float]] = []
         """steps and seconds of each"""
-        self.begun, self.ended = self._now(), False
+        self.begun = self._now()
         self.n_updates = self.model._n_updates
         self.bars = [bar for bar in self.bars if not bar.pbar.disable]
-        if self.bars:
-            self._correct_bars()
-
-    def _correct_bars(self) -> None:
-        from rich.progress import Task
-
-        pace = self
-
-        class HonestTask(Task):
-            @property
-            def speed(self) -> float | None:
-                seconds = self.elapsed
-                return self.completed / seconds if seconds else None
-
-            @property
-            def time_remaining(self) -> float | None:
-                return 0.0 if pace.ended else pace.seconds_left()  # steps end before learning does
-
         for bar in self.bars:
-            for task in bar.pbar._prog.tasks:
-                task.__class__ = HonestTask  # rich has no setting for it
+            let_foretell(bar.pbar, self.seconds_left)
 
     def _now(self) -> tuple[int, float]:
         """Steps, and seconds without those of compiling, which do not come again."""
@@ -112,9 +118,6 @@ class Pace(BaseCallback):
         each = sum(seconds for _, seconds in later) / len(later)
         to_come = math.ceil((self.model._total_timesteps - self.begun[0]) / later[-1][0])
         return max(to_come * each - (self._now()[1] - self.begun[1]), (to_come - 1) * each, 0.0)
-
-    def _on_training_end(self) -> None:
-        self.ended = True
 
     def _on_step(self) -> bool:
         for bar in self.bars:

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import (  # type: ignore[attr-defined]
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
-from sb3_dpi.common.progress_bars import in_words
+from sb3_dpi.common.progress_bars import in_words, let_foretell
 from sb3_dpi.dpi.collector import SMALLEST_MEMORY, BlockCollector
 from sb3_dpi.trajopt.compilation import ONCE
 
@@ -116,6 +116,12 @@ class OfflineLearner(BlockCollector):
     def _learn_blocks(self, n_updates: int, block: int, callback: BaseCallback, log_interval: int | None, bar: Any) -> None:
         begun = time.monotonic() - ONCE.seconds
         done = n_blocks = 0
+
+        def seconds_left() -> float | None:
+            return (time.monotonic() - ONCE.seconds - begun) / done * (n_updates - done) if done else None
+
+        if bar is not None:
+            let_foretell(bar, seconds_left)
         while done < n_updates:
             self._update_current_progress_remaining(done, n_updates)
             n = min(block, n_updates - done)
@@ -129,7 +135,7 @@ class OfflineLearner(BlockCollector):
             if bar is not None:
                 bar.update(n)
             if n_blocks == 1 and done < n_updates:
-                rest = in_words((time.monotonic() - ONCE.seconds - begun) / done * (n_updates - done))
+                rest = in_words(seconds_left() or 0.0)
                 self.logger.info(
                     f"{type(self).__name__}: {done:,} updates are done; the other {n_updates - done:,} take some {rest}"
                 )

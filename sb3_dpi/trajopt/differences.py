@@ -203,7 +203,7 @@ class FunctionCost:
 
 @dataclass(frozen=True)
 class TrackingCost:
-    """Be where the goal is: l_t = 1/2 |difference(goal_t, x)|^2_W + 1/2 |u - action_goal_t|^2_R, and W_T at the end.
+    """Be where the goal is: l_t = 1/2 d' W d + 1/2 v' R v, d = difference(goal_t, x), v = u - action_goal_t; W_T at the end.
 
     Goals and weights may each change with time: their row t is used at time step t, and the last one ever after. On a manifold
     the Hessian is that of Gauss and Newton.

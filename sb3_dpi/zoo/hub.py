@@ -15,7 +15,9 @@ from sb3_dpi.zoo.register import ALGORITHMS
 
 TRUST = "TRUST_REMOTE_CODE"
 CARD_WORDS = {
-    "pip install rl_zoo3": "pip install 'sb3_dpi[hub]'",
+    "Install the RL Zoo (with SB3 and SB3-Contrib)": "Install sb3_dpi, from a clone of its repository",
+    "If you installed the RL Zoo3 via pip (`pip install rl_zoo3`), from anywhere you can do": "The same from any folder",
+    "pip install rl_zoo3": "pip install -c constraints.txt -e '.[hub]'",
     "python -m rl_zoo3.load_from_hub": f"{TRUST}=True python -m sb3_dpi.zoo load_from_hub",
     "python -m rl_zoo3.": "python -m sb3_dpi.zoo ",
     "using the [stable-baselines3 library]": "using sb3_dpi (dual policy iteration), the [stable-baselines3 library]",
