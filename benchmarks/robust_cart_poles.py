@@ -106,13 +106,16 @@ def plot(out: Path, algorithms: tuple[str, ...]) -> None:
     """Draw test cost over episodes: interquartile mean and range over seeds."""
     from matplotlib.figure import Figure
 
+    from sb3_dpi.compare.figures import make_styles
+
+    styles = make_styles(["aggrevated_oc", "one", "trpo"])  # an algorithm has one colour in all figures
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    for algorithm in algorithms:
+    for algorithm, style in zip(algorithms, styles.values(), strict=True):
         runs = [np.loadtxt(path, delimiter=",", skiprows=1) for path in sorted(out.glob(f"{file_name(algorithm)}_*.csv"))]
         length = min(map(len, runs))
         episodes, costs = runs[0][:length, 0], np.stack([rows[:length, 1:].mean(1) for rows in runs])
-        (line,) = axes.plot(episodes, [interquartile_mean([column]) for column in costs.T], label=algorithm)
+        (line,) = axes.plot(episodes, [interquartile_mean([column]) for column in costs.T], label=algorithm, color=style.color)
         axes.fill_between(episodes, costs.min(0), costs.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(yscale="log", xlabel="episodes", ylabel="cost on three unseen cart-poles")
     axes.legend(frameon=False)
