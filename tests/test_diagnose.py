@@ -1,19 +1,22 @@
 """A look inside from beginning to end: every algorithm, the page, the command, the callback."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
-from algorithms import ALGORITHMS, Make, every, parameters, small_ppo, with_networks
+from algorithms import ALGORITHMS, Make, every, parameters, small_dpi, small_mdgps, small_ppo, small_sac, with_networks
 from dummy_envs import ITERATION, POINT_MASS_ID, DictPointMass, ImagePointMass, PointMass, limited
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_dpi.common.displays import DISPLAYS
 from sb3_dpi.diagnose import DiagnoseCallback, DiagnoseError, as_subject, diagnose, pictures
 from sb3_dpi.diagnose.__main__ import main
 from sb3_dpi.diagnose.chapters import WORDS
@@ -169,6 +172,16 @@ class NoPictures(PointMass):
     metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012
 
 
+def test_without_a_display_sdl_says_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a command prints first is its own."""
+    pytest.importorskip("pygame")
+    for name in (*DISPLAYS, "SDL_VIDEODRIVER", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    taken = film(as_subject(small_ppo("Pendulum-v1")), "Pendulum-v1", 0, 10)
+    assert len(taken.frames) == FRAMES and capfd.readouterr().err == ""
+    assert "SDL_VIDEODRIVER" not in os.environ
+
+
 def test_mujoco_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
         monkeypatch.delenv(name, raising=False)
@@ -196,6 +209,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     small_ppo().save(tmp_path / "ppo")
     assert main([str(tmp_path / "ppo"), "--env", POINT_MASS_ID, "--episodes", "2", "--seed", "3"]) == 0
     out = capsys.readouterr().out
+    assert re.search(r"^Left out: Critic and return\. .*PPO\.load.*give it to diagnose\(\)\.$", out, re.M)
+    assert "Left out: Model and expert. This policy has no model of the system.\n" in out
+    assert "Left out: Film strip. This environment" in out
     assert "Return of the policy" in out and (tmp_path / "ppo_diagnosis" / "actions.csv").is_file()
     assert "no model of the system" in (tmp_path / "ppo_diagnosis" / "index.html").read_text(encoding="utf-8")
     (tmp_path / "other.zip").write_text("nothing")
@@ -212,6 +228,70 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         diagnose(tmp_path / "ppo.zip", DummyVecEnv([PointMass]))  # type: ignore[arg-type]
     with pytest.raises(DiagnoseError, match="n_episodes"):
         diagnose(tmp_path / "ppo.zip", POINT_MASS_ID, n_episodes=0)
+
+
+def test_why_a_critic_is_left_out(tmp_path: Path) -> None:
+    """A policy alone, one with Q-functions, one that has none; where there is a critic nothing is said of it."""
+    model = small_sac()
+    model.save(tmp_path / "sac")
+    for given, words in (
+        (small_ppo().policy, "in Python load the model"),
+        (tmp_path / "sac", "Q-functions are compared with returns for DPI alone"),
+        (model, "Q-functions are compared with returns for DPI alone"),
+        (small_mdgps(), "no critic here that judges returns"),
+        (small_dpi(), "which has not learned yet"),
+    ):
+        assert words in diagnose(given, POINT_MASS_ID, n_episodes=1).notes["critic"]
+    assert "critic" not in diagnose(small_ppo(), POINT_MASS_ID, n_episodes=1).notes
+
+
+def statistics(path: Path, env: type[gym.Env] = PointMass) -> VecNormalize:
+    """:return: those in a file, of a mean far away"""
+    path.parent.mkdir(exist_ok=True)
+    normalizer = VecNormalize(DummyVecEnv([env]))
+    for one in normalizer.obs_rms.values() if isinstance(normalizer.obs_rms, dict) else [normalizer.obs_rms]:
+        one.mean[...] = 5.0
+    normalizer.save(str(path))
+    return normalizer
+
+
+def test_statistics_of_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of RL Zoo, those that are named, none; where two fit it asks."""
+    draw_less(monkeypatch)
+    model = small_ppo()
+    model.save(tmp_path / "point_0.5.zip")
+    command = [str(tmp_path / "point_0.5"), "--env", POINT_MASS_ID, "--episodes", "1"]  # as load takes it
+    inside, beside = tmp_path / "point_0.5" / "vecnormalize.pkl", tmp_path / "vecnormalize.pkl"
+    normalizer = statistics(inside)
+
+    def returned() -> float:
+        return float(pd.read_csv(tmp_path / "point_0.5_diagnosis" / "episodes.csv")["return"][0])
+
+    with_them = diagnose(model, POINT_MASS_ID, n_episodes=1, vec_normalize=normalizer).tables["episodes"]["return"][0]
+    without = diagnose(model, POINT_MASS_ID, n_episodes=1).tables["episodes"]["return"][0]
+    assert abs(with_them - without) > 1e-3
+    assert main(command) == 0 and returned() == pytest.approx(with_them)
+    assert main([*command, "--no-vec-normalize"]) == 0 and returned() == pytest.approx(without)
+    statistics(beside)
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(inside) in error and str(beside) in error and "--no-vec-normalize" in error
+    assert main([*command, "--vec-normalize", str(inside)]) == 0 and returned() == pytest.approx(with_them)
+
+
+def test_statistics_that_do_not_fit(tmp_path: Path, capsys: Any) -> None:
+    model = small_ppo()
+    model.save(tmp_path / "ppo")
+    given = statistics(tmp_path / "others.pkl", DictPointMass)
+    with pytest.raises(DiagnoseError, match=r"they are of 'position' \(1,\), 'state' \(2,\), it observes shape \(2,\)"):
+        diagnose(model, POINT_MASS_ID, vec_normalize=given)
+    assert main([str(tmp_path / "ppo.zip"), "--env", POINT_MASS_ID, "--vec-normalize", str(tmp_path / "others.pkl")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: The statistics of VecNormalize do not fit the model") and error.count("\n") == 1
+    seeing_both = small_ppo(gym.wrappers.TimeLimit(DictPointMass(), 5), "MultiInputPolicy")
+    with pytest.raises(DiagnoseError, match="does not fit this environment"):
+        diagnose(seeing_both, POINT_MASS_ID, vec_normalize=given)
 
 
 def test_images_have_a_policy_and_no_planner() -> None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sb3_dpi  # noqa: F401
+from sb3_dpi.diagnose.chapters import left_out
 from sb3_dpi.diagnose.run import diagnose
 from sb3_dpi.diagnose.subject import DiagnoseError
-from sb3_dpi.export.__main__ import add_statistics, asked_statistics
-from sb3_dpi.export.deployed import ExportError
+from sb3_dpi.export.deployed import ExportError, saved_file
+from sb3_dpi.export.names import model_name
+from sb3_dpi.export.statistics import add_statistics, asked_statistics
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,16 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of resets and noise, default: %(default)s")
     add_statistics(parser)
     args = parser.parse_args(arguments)
-    statistics = asked_statistics(args)
-    out = args.out or args.model.with_name(f"{args.model.stem}_diagnosis")
     try:
-        findings = diagnose(args.model, args.env, out, args.episodes, args.seed, statistics)
+        model = saved_file(args.model)
+        out = args.out or model.with_name(f"{model_name(model)}_diagnosis")
+        findings = diagnose(model, args.env, out, args.episodes, args.seed, asked_statistics(args, model))
     except (DiagnoseError, ExportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for key in findings.keys:
         mark = "   look here" if key.is_good is False else ""
         print(f"{key.title}: {key.value:.3g}" + (f" (good: {key.good})" if key.good else "") + mark)
+    for title, why in left_out(findings):
+        print(f"Left out: {title}. {why}")
     print(f"Wrote {out / 'index.html'}, and csv files beside it")
     return 0
 

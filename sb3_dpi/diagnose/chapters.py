@@ -146,3 +146,14 @@ def missing(findings: Findings) -> list[tuple[str, str]]:
     :return: titles, and why
     """
     return [(words.title, findings.notes[words.table]) for words in WORDS if words.table in findings.notes]
+
+
+def left_out(findings: Findings) -> list[tuple[str, str]]:
+    """
+    Say what a page lacks, its film strip and the pictures of a model included.
+
+    :param findings: of ``diagnose``, whose page was written
+    :return: what it is, and why
+    """
+    others = {"model": "Model and expert", "film": "Film strip"}
+    return [*((title, findings.notes[name]) for name, title in others.items() if name in findings.notes), *missing(findings)]

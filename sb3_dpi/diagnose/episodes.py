@@ -77,11 +77,11 @@ class Stage:
     def __init__(self, subject: Subject, environment: Environment) -> None:
         self.subject, self.made = subject, make(environment)
         base: VecEnv = DummyVecEnv([lambda: self.made])
-        self.normalizer = None if subject.normalizer is None else _with_statistics(base, subject.normalizer)
-        self.env = BaseAlgorithm._wrap_env(self.normalizer or base, 0, True)
         try:
+            self.normalizer = None if subject.normalizer is None else _with_statistics(base, subject.normalizer)
+            self.env = BaseAlgorithm._wrap_env(self.normalizer or base, 0, True)
             check_for_correct_spaces(self.env, subject.policy.observation_space, subject.policy.action_space)
-        except ValueError as error:
+        except (KeyError, ValueError) as error:  # the first from VecNormalize, whose keys it has not
             raise DiagnoseError(f"The policy does not fit this environment. {error}") from error
         try:
             self.view, dx = make_state_view(subject.policy.observation_space)

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from sb3_dpi.common.displays import DISPLAYS, off_screen
 from sb3_dpi.common.environments import Environment
 from sb3_dpi.diagnose.episodes import Stage, make, policy_act
 from sb3_dpi.diagnose.subject import Subject
@@ -40,6 +41,11 @@ def film(subject: Subject, environment: Environment, seed: int, length: int) -> 
     :param length: steps of the episode
     :return: the pictures, or why there are none
     """
+    with off_screen():
+        return _film(subject, environment, seed, length)
+
+
+def _film(subject: Subject, environment: Environment, seed: int, length: int) -> Film:
     made: gym.Env | None = None
     try:
         made = make(environment, "rgb_array")
@@ -60,7 +66,7 @@ def _why_not(made: gym.Env) -> str:
         if "rgb_array" not in offered:
             return "This environment draws no pictures: 'rgb_array' is not among its render modes"
         return "This environment was made without pictures: make it with render_mode='rgb_array'"
-    headless = sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & set(os.environ)
+    headless = sys.platform.startswith("linux") and not {*DISPLAYS, "MUJOCO_GL"} & set(os.environ)
     return HEADLESS if headless and hasattr(made.unwrapped, "mujoco_renderer") else ""
 
 

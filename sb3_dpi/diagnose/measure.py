@@ -16,7 +16,7 @@ from sb3_dpi.diagnose.keys import KeyFigure, key_figures
 from sb3_dpi.diagnose.local import NoLocalModelError, look
 from sb3_dpi.diagnose.prediction import Predictions, calibration_table, error_table, rank_correlation
 from sb3_dpi.diagnose.subject import Subject
-from sb3_dpi.diagnose.values import value_table
+from sb3_dpi.diagnose.values import value_table, why_no_values
 from sb3_dpi.diagnose.world import imagined_returns, one_step_table, predict_states
 
 SATURATED = 0.99
@@ -34,7 +34,7 @@ class Findings:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """by name, those that make sense for this model"""
     notes: dict[str, str] = field(default_factory=dict)
-    """by the name of a table, why it is not there"""
+    """by the name of a table, ``"model"`` or ``"film"``, why it is not there"""
     names: Sequence[str] = ()
     """of the state's numbers"""
 
@@ -71,7 +71,7 @@ def measure(subject: Subject, environment: Environment, n_episodes: int = 10, se
             _look_at_local_models(subject, stage, seed, tables, notes)
         found = value_table(subject, sampled)
         if found is None:
-            notes["critic"] = "There is no critic here that judges returns."
+            notes["critic"] = why_no_values(subject)
         else:
             tables["critic"] = found
         if not isinstance(environment, gym.Env):

@@ -43,6 +43,8 @@ def diagnose(
     if out is not None:
         with untouched_randomness(seed):
             taken = film(subject, env, seed, int(findings.tables["episodes"]["steps"].iloc[0]))
+        if taken.note:
+            findings.notes["film"] = taken.note
         write(findings, taken, _name(env), Path(out))
     return findings
 

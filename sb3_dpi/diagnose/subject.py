@@ -16,7 +16,7 @@ from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.action_units import bounds, is_bounded
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.saved_models import SavedModel
-from sb3_dpi.export.deployed import ExportError, load_normalizer, load_policy
+from sb3_dpi.export.deployed import ExportError, check_statistics, load_normalizer, load_policy, saved_file
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.trajopt.types import FloatArray
 
@@ -109,13 +109,23 @@ def as_subject(
     :param model: a model, a policy, or the path of a saved model
     :param vec_normalize: the wrapper, the path of its statistics, or None: that of the model's own environment
     :return: what can be looked into
-    :raises DiagnoseError: if there is no policy in it
+    :raises DiagnoseError: if there is no policy in it, or the statistics are of other observations
     """
     if isinstance(model, Subject):
         return model
     if isinstance(model, MPC | PlanPolicy):
         raise DiagnoseError(NOTHING_TO_SEE)
-    normalizer = load_normalizer(Path(vec_normalize)) if isinstance(vec_normalize, str | Path) else vec_normalize
+    try:
+        normalizer = load_normalizer(Path(vec_normalize)) if isinstance(vec_normalize, str | Path) else vec_normalize
+        subject = _read(model, normalizer)
+        if subject.normalizer is not None:
+            check_statistics(subject.normalizer, subject.policy.observation_space)
+    except ExportError as error:
+        raise DiagnoseError(str(error)) from error
+    return subject
+
+
+def _read(model: BaseAlgorithm | BasePolicy | str | Path, normalizer: VecNormalize | None) -> Subject:
     if isinstance(model, BasePolicy):
         return Subject(type(model).__name__, model, None, normalizer, 0)
     if isinstance(model, str | Path):
@@ -125,14 +135,8 @@ def as_subject(
 
 
 def _load(path: Path, normalizer: VecNormalize | None) -> Subject:
-    if not path.is_file() and path.with_name(f"{path.name}.zip").is_file():  # save() and load() add it too
-        path = path.with_name(f"{path.name}.zip")
-    if not path.is_file():
-        raise DiagnoseError(f"There is no file {path}: give what model.save() wrote")
-    try:
-        policy = load_policy(path)
-    except ExportError as error:
-        raise DiagnoseError(str(error)) from error
+    path = saved_file(path)
+    policy = load_policy(path)
     if isinstance(policy, PlanPolicy):
         raise DiagnoseError(NOTHING_TO_SEE)
     data, _, _ = load_from_zip_file(path, device="cpu")

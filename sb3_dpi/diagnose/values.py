@@ -86,6 +86,26 @@ def value_function(subject: Subject) -> Values | None:
     return values
 
 
+def why_no_values(subject: Subject) -> str:
+    """
+    Say why there is no comparison.
+
+    :param subject: one without ``value_table``
+    :return: a sentence
+    """
+    model, policy = subject.model, subject.policy
+    if isinstance(model, DPI):
+        return "It learns together with the model, which has not learned yet."
+    if model is None and isinstance(policy, ActorCriticPolicy):
+        return (
+            "A policy does not say what its critic learned from, nor does the file of an algorithm of Stable-Baselines3: in "
+            "Python load the model, as by PPO.load, and give it to diagnose()."
+        )
+    if hasattr(policy, "critic") or hasattr(policy, "q_net"):
+        return "Q-functions are compared with returns for DPI alone."
+    return "There is no critic here that judges returns."
+
+
 @th.no_grad()
 def _dpi_values(model: Any, episode: Episode) -> FloatArray:
     actions = th.as_tensor(episode.actions, dtype=th.float32, device=model.device)

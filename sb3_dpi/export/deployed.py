@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -34,9 +35,8 @@ class Normalizer(nn.Module):
 
     def __init__(self, normalizer: VecNormalize, keys: Sequence[str]):
         super().__init__()
-        self.clip, chosen = float(normalizer.clip_obs), normalizer.norm_obs_keys if normalizer.norm_obs else []
-        statistics = normalizer.obs_rms if isinstance(normalizer.obs_rms, dict) else {"": normalizer.obs_rms}
-        self.indices = [i for i, key in enumerate(keys) if normalizer.norm_obs and (not key or key in (chosen or ()))]
+        self.clip, statistics = float(normalizer.clip_obs), _by_key(normalizer)
+        self.indices = [i for i, key in enumerate(keys) if key in statistics]
         for i in self.indices:
             mean, var = statistics[keys[i]].mean, statistics[keys[i]].var
             self.register_buffer(f"mean_{i}", th.as_tensor(np.asarray(mean, dtype=np.float64)))
@@ -56,13 +56,44 @@ class Normalizer(nn.Module):
         return seen
 
 
+def _by_key(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+    """Of the observations that it normalises; one empty key for a Box."""
+    if not normalizer.norm_obs:  # then it has none
+        return {}
+    if not isinstance(normalizer.obs_rms, dict):
+        return {"": normalizer.obs_rms}
+    return {key: normalizer.obs_rms[key] for key in normalizer.norm_obs_keys or ()}
+
+
+def check_statistics(normalizer: VecNormalize, space: spaces.Space[Any]) -> None:
+    """
+    Let nobody normalise by the statistics of other observations: shapes that differ may still broadcast.
+
+    :param normalizer: with its statistics
+    :param space: of the model's observations
+    :raises ExportError: if they do not fit
+    """
+    known = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    shapes = {key: tuple(known[key].shape or ()) for key in known}
+    given = {key: tuple(np.shape(statistics.mean)) for key, statistics in _by_key(normalizer).items()}
+    if any(shapes.get(key) != shape for key, shape in given.items()):
+        raise ExportError(
+            f"The statistics of VecNormalize do not fit the model: they are of {_in_words(given)}, it observes "
+            f"{_in_words(shapes)}. Give those that were saved with it (--vec-normalize FILE), or none (--no-vec-normalize)"
+        )
+
+
+def _in_words(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{key!r} {shape}" if key else f"shape {shape}" for key, shape in shapes.items())
+
+
 class DeployedPolicy(nn.Module):
     """
     A policy without exploration: observations as the environment gives them in, actions as it takes them out.
 
     :param policy: of any algorithm of this package, or of Stable-Baselines3's; on the CPU
     :param normalizer: VecNormalize, where the policy was trained behind one
-    :raises ExportError: if the policy has a memory, or its spaces are not those of tensors
+    :raises ExportError: if the policy has a memory, or the statistics are of other observations
     """
 
     action_low: th.Tensor
@@ -82,6 +113,8 @@ class DeployedPolicy(nn.Module):
         hidden = isinstance(policy, BoundedGaussianPolicy) and known is not None
         self.keys = [key for key in self.observation_spaces if not (hidden and key == STATE_KEY)]
         self.policy, self.squashes = policy, bool(policy.squash_output)
+        if normalizer is not None:
+            check_statistics(normalizer, policy.observation_space)
         self.normalizer = None if normalizer is None else Normalizer(normalizer, self.keys)
         if isinstance(self.action_space, spaces.Box):
             for name, bound in zip(("action_low", "action_high"), bounds(self.action_space), strict=True):
@@ -119,14 +152,31 @@ class DeployedPolicy(nn.Module):
         return tuple(th.as_tensor(np.array(rows, space.dtype)) for rows, space in zip(drawn, chosen, strict=True))
 
 
+def saved_file(path: Path) -> Path:
+    """
+    Find the file of a saved model.
+
+    :param path: as it was given to ``model.save``, which adds ``.zip``
+    :return: what it wrote
+    :raises ExportError: if there is none
+    """
+    for file in (path, Path(f"{path}.zip")):
+        if file.is_file():
+            return file
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder: give the file that model.save() wrote, its name ends with .zip")
+    raise ExportError(f"There is no file {path}: give what model.save() wrote")
+
+
 def load_policy(path: Path) -> BasePolicy:
     """
     Read the policy of a saved model, whatever algorithm it is of.
 
     :param path: a ``.zip`` of ``model.save``
     :return: the policy, on the CPU
-    :raises ExportError: if the file is not one
+    :raises ExportError: if there is no file, or it is not one
     """
+    path = saved_file(path)
     try:
         data, parameters, _ = load_from_zip_file(path, device="cpu")
     except (OSError, ValueError) as error:
@@ -147,8 +197,10 @@ def load_normalizer(path: Path) -> VecNormalize:
 
     :param path: the file
     :return: the wrapper, without an environment
-    :raises ExportError: if the file is none
+    :raises ExportError: if there is no file, or it is none
     """
+    if not path.is_file():
+        raise ExportError(f"There is no file {path}: give what VecNormalize.save() wrote")
     try:
         normalizer = load_from_pkl(io.BytesIO(path.read_bytes()))
     except Exception as error:

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dpi.common.extras import install_command
 from sb3_dpi.export.c_header import write_c
 from sb3_dpi.export.deployed import DeployedPolicy, ExportError, as_deployed
+from sb3_dpi.export.names import argument_names, importable, is_importable, with_ending
 from sb3_dpi.export.numpy_source import write_numpy
 from sb3_dpi.export.program import Program, make_program
 
@@ -36,7 +37,7 @@ def export_policy(
     for it comes out, the deterministic one of ``model.predict``. ``NAME.json`` beside it says what goes in and out.
 
     :param model: a model of this package or of Stable-Baselines3, its policy, or the path of a saved model
-    :param path: of the file; its ending is replaced by the format's
+    :param path: of the file; the format's ending is added where it is not there
     :param to: ``"onnx"`` or ``"torchscript"`` (any policy, any number of observations), ``"numpy"`` (vectors, any number of
         observations; needs numpy alone) or ``"c"`` (vectors, one observation; one header in C99)
     :param vec_normalize: ``VecNormalize``, or the path of its saved statistics, where the policy was trained behind one; None
@@ -48,9 +49,10 @@ def export_policy(
         raise ExportError(f"Unknown format {to!r}: use one of {', '.join(FORMATS)}")
     policy = as_deployed(model, vec_normalize)
     ending, write = FORMATS[to]
-    target = Path(path).with_suffix(ending)
+    target = with_ending(Path(path), ending)
     target.parent.mkdir(parents=True, exist_ok=True)
-    files = write(policy, target)
+    with th.enable_grad():  # as distributions do: a change of it would be a part of the graph
+        files = write(policy, target)
     said = target.with_suffix(".json")
     said.write_text(json.dumps(describe(policy), indent=2) + "\n", encoding="utf-8")
     return [*files, said]
@@ -68,7 +70,7 @@ def describe(policy: DeployedPolicy) -> dict[str, Any]:
     return {
         "observations": observations,
         "action": _describe(policy.action_space),
-        "observations_normalized_inside": policy.normalizer is not None,
+        "observations_normalized_inside": policy.normalizer is not None and bool(policy.normalizer.indices),
         "policy": f"{type(policy.policy).__module__}.{type(policy.policy).__qualname__}",
     }
 
@@ -80,7 +82,7 @@ def input_names(policy: DeployedPolicy) -> list[str]:
     :param policy: as deployed
     :return: one a key, fit for source code
     """
-    return ["".join(c if c.isalnum() else "_" for c in key) or "observation" for key in policy.keys]
+    return argument_names(policy.keys)
 
 
 def _describe(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -113,8 +115,8 @@ def _program(policy: DeployedPolicy, any_batch: bool) -> Program:
 
 
 def _write_numpy(policy: DeployedPolicy, path: Path) -> list[Path]:
-    if not path.stem.isidentifier():
-        raise ExportError(f"{path.name} shall be imported: give a file name like {path.stem.replace('-', '_')}.py")
+    if not is_importable(path.stem):
+        raise ExportError(f"{path.name} shall be imported: give a file name like {importable(path.stem)}.py")
     source, weights = write_numpy(_program(policy, True), path.stem, TITLE, _in_words(policy))
     np.savez(path.with_suffix(".npz"), **weights)  # type: ignore[arg-type]
     path.write_text(source, encoding="utf-8")

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import gymnasium as gym
 
+from sb3_dpi.common.displays import DISPLAYS, DRIVER, draw_off_screen
 from sb3_dpi.zoo.hyperparams import ZOO_HINT
 
 NOT_IN_EXTRA = ("optunahub", "tensorboard", "wandb")
@@ -41,9 +42,9 @@ def packages_of_training(given: Namespace) -> list[str]:
 
 def check_rendering(env_id: str, window: bool = False) -> None:
     """Render one frame, so that what is missing for a window, or for frames off screen, is known before any work is done."""
-    displays = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    if window and sys.platform.startswith("linux") and not any(os.environ.get(name) for name in displays):
+    if window and sys.platform.startswith("linux") and not any(os.environ.get(name) for name in (*DISPLAYS, DRIVER)):
         raise ValueError("There is no display for a window: add --no-render, or use record_video, which needs none")
+    draw_off_screen()  # for good: RL Zoo renders later
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
