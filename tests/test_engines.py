@@ -227,7 +227,23 @@ def test_what_another_comparison_is_busy_with_comes_last(tmp_path: Path) -> None
         results, failures = run_all(GOOD, store, engine, console)
     assert engine.executed == [str(GOOD[1]), str(GOOD[0])] and len(results) == 2 and not failures
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"Another comparison is busy in {tmp_path} with 1 of these runs: its results are waited for" in printed
+    assert f"Another comparison is busy in {tmp_path}: the results of the runs that it does are waited for" in printed
+
+
+def test_another_comparison_is_told_before_its_first_run_has_begun(tmp_path: Path) -> None:
+    """Its workers may still import what they need; this one begins at the other end."""
+    consoles, second = [quiet(), quiet(), quiet()], InProcess()
+
+    class First(InProcess):
+        def run(self, *given: Any) -> Generator[Ended, None, None]:
+            run_all(GOOD, Store(tmp_path), second, consoles[1])
+            yield from super().run(*given)
+
+    for engine, console in ((First(), consoles[0]), (InProcess(), consoles[2])):
+        run_all([*GOOD, BAD], Store(tmp_path), engine, console)
+    assert second.executed == [str(GOOD[1]), str(GOOD[0])]
+    told = [console.file.getvalue() for console in consoles]  # type: ignore[attr-defined]
+    assert ["Another comparison is busy" in text for text in told] == [False, True, False]
 
 
 def test_what_is_checked_is_what_is_not_finished(tmp_path: Path) -> None:

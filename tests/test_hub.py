@@ -5,29 +5,36 @@ import os
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import yaml
 from forks import forked
+from gymnasium.envs.classic_control import PendulumEnv
 from hub_folder import _Missing, use_folder
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sb3_dpi import MDGPS
-from sb3_dpi.zoo import hub
+from sb3_dpi.zoo import environments, hub
 from sb3_dpi.zoo.__main__ import main
 
 NAME = "mdgps-Pendulum-v1"
 
 
-def push_load_and_enjoy(folder: Path) -> None:
-    """Ends with an error that is printed."""
+def begin(folder: Path) -> None:
+    """In a process of its own, of which a file gets what it says."""
     with (folder / "said").open("w") as said:
         for stream in (1, 2):
             os.dup2(said.fileno(), stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1) for stream in (1, 2))
     os.chdir(folder)
-    os.environ["TRUST_REMOTE_CODE"] = "True"
     use_folder(Path("the_hub"))
+
+
+def push_load_and_enjoy(folder: Path) -> None:
+    """Ends with an error that is printed."""
+    begin(folder)
+    os.environ["TRUST_REMOTE_CODE"] = "True"
     agent = "--algo mdgps --env Pendulum-v1 --device cpu".split()
     main(["push_to_hub", *agent, "-orga", "me", "-n", "10"])
     main(["load_from_hub", *agent[:4], "-orga", "me", "-f", "back"])
@@ -38,16 +45,24 @@ def push_load_and_enjoy(folder: Path) -> None:
     print(refused.value.code)
 
 
-def store_agent(run: Path) -> None:
+def push_endless(folder: Path) -> None:
+    begin(folder)
+    gym.register("Endless-v0", PendulumEnv)
+    environments.LONGEST_EPISODE = 30  # type: ignore[misc]
+    main("push_to_hub --algo mdgps --env Endless-v0 --device cpu -orga me --no-render".split())
+
+
+def store_agent(logs: Path, env_id: str = "Pendulum-v1") -> None:
     """As RL Zoo's training does."""
-    (run / "Pendulum-v1").mkdir(parents=True)
-    MDGPS("MlpPolicy", "Pendulum-v1", horizon=10, seed=0).save(run / "Pendulum-v1.zip")
-    (run / "Pendulum-v1" / "config.yml").write_text(yaml.safe_dump({"horizon": 10, "policy": "MlpPolicy", "normalize": False}))
-    (run / "Pendulum-v1" / "args.yml").write_text(yaml.safe_dump({"algo": "mdgps", "env_kwargs": None}))
+    run = logs / "mdgps" / f"{env_id}_1"
+    (run / env_id).mkdir(parents=True)
+    MDGPS("MlpPolicy", "Pendulum-v1", horizon=10, seed=0).save(run / f"{env_id}.zip")
+    (run / env_id / "config.yml").write_text(yaml.safe_dump({"horizon": 10, "policy": "MlpPolicy", "normalize": False}))
+    (run / env_id / "args.yml").write_text(yaml.safe_dump({"algo": "mdgps", "env_kwargs": None}))
 
 
 def test_there_and_back(tmp_path: Path) -> None:
-    store_agent(tmp_path / "logs" / "mdgps" / "Pendulum-v1_1")
+    store_agent(tmp_path / "logs")
     with forked(lambda: push_load_and_enjoy(tmp_path)) as process:
         code, _ = process.end()
     said = (tmp_path / "said").read_text()
@@ -72,6 +87,16 @@ def test_there_and_back(tmp_path: Path) -> None:
     for name in ("args.yml", "config.yml"):
         there, back = (tmp_path / folder / "mdgps" / "Pendulum-v1_1" / "Pendulum-v1" / name for folder in ("logs", "back"))
         assert there.read_bytes() == back.read_bytes()
+
+
+def test_episodes_that_do_not_end_are_cut(tmp_path: Path) -> None:
+    store_agent(tmp_path / "logs", "Endless-v0")
+    with forked(lambda: push_endless(tmp_path)) as process:
+        code, _ = process.end()
+    said = (tmp_path / "said").read_text()
+    assert code == 0 and "Endless-v0 has no time limit: the episodes of an evaluation are cut after 30 steps" in said, said
+    results = json.loads((tmp_path / "the_hub" / "me" / "mdgps-Endless-v0" / "results.json").read_text())
+    assert -30 * 17 < results["mean_reward"] < 0  # a step of the pendulum costs up to 16.3
 
 
 @pytest.mark.parametrize("trusts", ["", "0", "no"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
-from algorithms import small_aggrevated_oc, small_dagger, small_dpi, small_dual_ac, small_exit, small_mdgps
+from algorithms import small_aggrevated_oc, small_dagger, small_dpi, small_dual_ac, small_exit, small_mdgps, small_mpc
 from dummy_envs import ITERATION, limited
 from forks import forked
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -21,6 +21,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import sb3_dpi
+from sb3_dpi.dpi import offline
 
 INTERRUPTED = tuple(
     str(Path(module.__file__).parent) + os.sep for module in (sb3_dpi, stable_baselines3, th.optim) if module.__file__
@@ -50,18 +51,19 @@ every_algorithm = pytest.mark.parametrize(
         lambda env: small_dual_ac(env, early_reset=4),
         lambda env: small_dagger(env, beta=0.5),
         small_exit,
+        small_mpc,
     ],
-    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC", "DAgger", "ExIt"],
+    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC", "DAgger", "ExIt", "MPC"],
 )
 
 
 @contextmanager
-def interrupted_at(line: int | None) -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt at a line of those that are executed; None counts them only."""
+def interrupted_at(line: int | None, within: str = "") -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at a line of those that are executed, of a file alone; None counts them only."""
     count = [0]
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(INTERRUPTED):
+        if not frame.f_code.co_filename.startswith(INTERRUPTED) or not frame.f_code.co_filename.endswith(within):
             return None
         if event == "line":
             count[0] += 1
@@ -129,7 +131,33 @@ def test_an_iteration_is_done_as_a_whole_or_not_at_all(make: Callable[..., Any])
         assert one._n_updates > n_updates and all(np.isfinite(array).all() for array in flat(one.get_parameters()))
 
 
-@pytest.mark.parametrize("make", [small_mdgps, small_aggrevated_oc, small_dpi, small_dual_ac])
+def test_a_block_of_logged_data_is_learned_as_a_whole_or_not_at_all() -> None:
+    """Also between what ``learn_offline`` does itself: its lines are few, and all of them are interrupted."""
+    model = small_dpi(limited(12)).learn(2 * STEPS)
+    own = Path(offline.__file__ or "").name
+    with interrupted_at(None) as count:
+        model.learn_offline(2)
+    with interrupted_at(None, own) as own_count:
+        model.learn_offline(2, log_interval=None)
+    undone = 0
+    for lines, within in ((np.linspace(1, 0.98 * count[0], N_POINTS), ""), (np.arange(1, own_count[0] + 1), own)):
+        for line in lines.astype(int):
+            before, n_updates = learned(model), model._n_updates
+            with pytest.raises(KeyboardInterrupt), interrupted_at(int(line), within):
+                model.learn_offline(4, log_interval=None)
+            assert model.offline_steps == 0
+            if model._n_updates == n_updates:
+                undone += 1
+                assert_same(learned(model), before)
+    assert undone > N_POINTS
+    n_updates = model._n_updates
+    model.learn_offline(2).learn(STEPS, reset_num_timesteps=False)
+    assert model._n_updates > n_updates + 2 and all(np.isfinite(array).all() for array in flat(model.get_parameters()))
+
+
+@pytest.mark.parametrize(
+    "make", [small_mdgps, small_aggrevated_oc, small_dpi, small_dual_ac, small_dagger, small_exit, small_mpc]
+)
 def test_what_goes_on_begins_with_a_reset(make: Callable[..., Any]) -> None:
     """The last observation may be older than the environment."""
     env = limited(12)

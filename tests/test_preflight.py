@@ -2,10 +2,11 @@
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +23,11 @@ from sb3_dpi.compare.checks import SuiteError
 from sb3_dpi.compare.engines import RunFailed, _cause, execute
 from sb3_dpi.compare.record import read_record, read_result
 from sb3_dpi.compare.run import run_one
+from sb3_dpi.compare.suite import suite_from_arguments
+from sb3_dpi.zoo import algorithm_class, environments
 from sb3_dpi.zoo.cause import in_one_line, is_users
+from sb3_dpi.zoo.hyperparams import HYPERPARAMS_FOLDER, _read_entries, zoo_entries
+from sb3_dpi.zoo.register import ALGORITHMS, impossible_value
 
 SMALL = {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [8]}, "n_steps": 32, "batch_size": 32, "n_epochs": 1}
 ENDLESS_ID = "Endless-v0"
@@ -75,13 +80,103 @@ def test_a_task_that_an_algorithm_cannot_learn(tmp_path: Path, capsys: pytest.Ca
         command_line.main(arguments)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "dpi on CartPole-v1: AssertionError: The algorithm only supports" in error
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".yml", ".log")]
+    assert not (tmp_path / "out").exists()
+
+
+class Broken(PointMass):
+    """Fails as it is told to."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def reset(self, **kwargs: Any) -> Any:
+        found = super().reset(**kwargs)
+        if self.fault == "reset fails":
+            raise OSError("no robot")
+        return {"old reset": np.zeros(5), "another shape": (np.zeros(5), {})}.get(self.fault, found)
+
+    def step(self, action: np.ndarray) -> Any:
+        if self.fault == "step fails":
+            raise OSError("no robot")
+        found = super().step(action)
+        return {"old step": (*found[:2], False, {}), "no reward": (found[0], None, *found[2:])}.get(self.fault, found)
+
+
+def line_of(method: Any) -> str:
+    return f"(test_preflight.py:{method.__code__.co_firstlineno} in {method.__name__})"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("reset fails", f"OSError: no robot (test_preflight.py:{Broken.reset.__code__.co_firstlineno + 3} in reset)"),
+        ("step fails", f"OSError: no robot (test_preflight.py:{Broken.step.__code__.co_firstlineno + 2} in step)"),
+        ("old reset", f"reset returns one value, and Gymnasium wants observation, info {line_of(Broken.reset)}"),
+        (
+            "old step",
+            "step returns 4 values, and Gymnasium wants observation, reward, terminated, truncated, info "
+            f"{line_of(Broken.step)}",
+        ),
+        (
+            "another shape",
+            f"reset returns an observation of shape (5,), and observation_space has (2,) {line_of(Broken.reset)}",
+        ),
+        ("no reward", "TypeError: float() argument must be a string or a real number, not 'NoneType' " + line_of(Broken.step)),
+    ],
+)
+def test_an_environment_that_fails_at_once(fault: str, said: str, tmp_path: Path) -> None:
+    with patch.dict(gym.registry):
+        gym.register("Broken-v0", Broken, max_episode_steps=9)
+        configs = [config(env_id="Broken-v0", env_kwargs={"fault": fault}, label=label) for label in ("one", "other")]
+        with pytest.raises(SuiteError) as caught:
+            preflight.check_runs(configs, tmp_path)
+    assert str(caught.value) == f"Broken-v0: {said}"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "problem"),
+    [
+        ("gamma=abc", "a number is needed, not 'abc'"),
+        ("target_kl=high", "a number is needed, not 'high'"),
+        ("gamma=[0.9, 0.99]", "a number is needed, not [0.9, 0.99]"),
+        ("n_epochs=0.5", "a whole number is needed, not 0.5"),
+    ],
+)
+def test_values_of_an_impossible_kind(assignment: str, problem: str) -> None:
+    with pytest.raises(SuiteError) as caught:
+        suite_from_arguments(["ppo"], ["Pendulum-v1"], overrides=[f"ppo.{assignment}"])
+    assert str(caught.value) == f"tasks.Pendulum-v1.set.ppo.{assignment.partition('=')[0]}: {problem}"
+
+
+def test_values_that_are_possible() -> None:
+    given = ["learning_rate=lin_1e-3", "gamma=1", "n_steps=1e2", "n_epochs=2.0", "target_kl=null", "clip_range_vf=lin_0.2"]
+    given += ["policy_kwargs=dict(net_arch=[8])", "policy_kwargs={net_arch: [8]}", "n_envs=2", "normalize_advantage=false"]
+    for assignment in given:
+        suite_from_arguments(["ppo"], ["Pendulum-v1"], overrides=[f"ppo.{assignment}"])
+    suite_from_arguments(
+        ["sac", "dpi", "td3"], ["Pendulum-v1"], overrides=["sac.ent_coef=auto_0.1", "td3.train_freq=[1, episode]"]
+    )
+
+    class Mine:
+        def __init__(self, weight=1, rate: float | Callable[[float], float] = 0.1) -> None: ...  # type: ignore[no-untyped-def]
+
+    assert impossible_value(Mine, "weight", 0.5) == impossible_value(Mine, "rate", "lin_1") == ""
+    assert impossible_value(Mine, "rate", abs) == impossible_value(Mine, "other", "x") == ""
+    assert impossible_value(Mine, "weight", "x") == impossible_value(Mine, "rate", "x") == "a number is needed, not 'x'"
+
+
+def test_no_entry_has_an_impossible_value() -> None:
+    for algo in (*ALGORITHMS, "ppo", "sac", "td3", "trpo", "tqc"):
+        entries = _read_entries(HYPERPARAMS_FOLDER / f"{algo}.yml") if algo in ALGORITHMS else zoo_entries(algo)
+        for entry in entries.values():
+            assert not any(impossible_value(algorithm_class(algo), *item) for item in entry.items())
 
 
 def test_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e6))
     assert preflight.check_runs([config()], tmp_path / "none" / "yet") == []
-    with pytest.raises(SuiteError, match=r"0\.0 GB are free, about 0\.0 GB are needed"):
+    with pytest.raises(SuiteError, match=r"--out .*yet: 5 MB are free, about 6 MB are needed; choose another"):
         preflight.check_runs([config(seed=seed) for seed in (1, 2, 3)], tmp_path / "none" / "yet")
 
 
@@ -118,7 +213,7 @@ def test_custom_envs_are_known_here_too(
 def test_an_evaluation_ends(
     endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (build, evaluation, preflight):
+    for module in (environments, evaluation):
         monkeypatch.setattr(module, "LONGEST_EPISODE", 30)
     run_one(config(env_id=endless), tmp_path / "run")
     curve = read_result(read_record(tmp_path / "run")).curve

@@ -247,6 +247,19 @@ def test_load_study(tmp_path: Path) -> None:
         load_study(tmp_path / "nowhere")
 
 
+def test_several_studies_are_told_apart(tmp_path: Path) -> None:
+    for name, value in (("few", 1.0), ("inner/many", 2.0)):
+        write_report_run(tmp_path / name, "ppo", "A-v0", 1, (10,), [[value, value]])
+    for study in (tmp_path / "few", tmp_path / "inner/many"):  # as folders, then one packed, then both
+        found = load_study(tmp_path)
+        assert found[["study", "return"]].values.tolist() == [*[["few", 1.0]] * 2, *[["inner/many", 2.0]] * 2]
+        assert found.columns[0] == "study" and "study" not in load_study(tmp_path / "inner")
+        pack(study)
+    assert load_study(tmp_path).equals(found)
+    write_report_run(tmp_path, "trpo", "A-v0", 1, (10,), [[3.0]])
+    assert sorted(set(load_study(tmp_path)["study"])) == [".", "few", "inner/many"]
+
+
 def test_success_is_there_where_it_is_told(tmp_path: Path) -> None:
     folder = write_report_run(tmp_path, "ppo", "A-v0", 1, (10,), [[1.0, 2.0]])
     write_report_run(tmp_path, "ppo", "A-v0", 2, (10,), [[1.0, 2.0]])

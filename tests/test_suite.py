@@ -17,6 +17,7 @@ from sb3_dpi.compare.suite import (
     Task,
     load_suite,
     make_configs,
+    merged,
     parse_value,
     read_tasks,
     suite_from_arguments,
@@ -474,3 +475,18 @@ def test_unreadable_tasks_are_named(tmp_path: Path, content: str, message: str) 
     with pytest.raises(SuiteError, match=message):
         write_tasks(tmp_path, {"Reacher-v5": Task(env="Reacher-v5")})
     assert (tmp_path / "tasks.yml").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([((3000,), None), ((1000,), (-268, 1000)), ((1000, 3000), (-268, 3000))], ((3000,), (-268, 3000))),
+        ([((3000,), None), ((1000,), (-268, 1000))], ((3000,), None)),
+        ([((), None), ((1000,), (-268, 1000))], ((1000,), (-268, 1000))),
+        ([((), (0, 9)), ((5,), (0, 5)), ((9,), None)], ((9,), (0, 9))),
+        ([((5,), (0, 9)), ((9,), (0, 5))], ((5,), (0, 9))),
+    ],
+)
+def test_a_scale_belongs_to_its_threshold(tasks: list[Any], expected: Any) -> None:
+    told = [("A-v0", Task(env="A-v0", thresholds=thresholds, scale=scale)) for thresholds, scale in tasks]
+    assert merged(told) == {"A-v0": Task(env="A-v0", thresholds=expected[0], scale=expected[1])}

@@ -26,10 +26,8 @@ from test_zoo import journal, space
 from sb3_dpi.common.extras import install_command
 from sb3_dpi.zoo import __main__ as command_line
 from sb3_dpi.zoo import environments, machine
-from sb3_dpi.zoo import training as training_module
 from sb3_dpi.zoo.hyperparams import zoo_entries
 from sb3_dpi.zoo.parser import Refused, completed_by
-from sb3_dpi.zoo.plots import check_plot
 
 USERS_MODULES = ("custom_envs", "zoo_module")
 """Which the tests write anew"""
@@ -213,54 +211,9 @@ def test_trial_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         command_line.complete_train(training(algo="mdgps", trial_id="1", storage=str(tmp_path / "x.log")), {})
 
 
-# ---------------------------------------------------------------------- plots
-
-
 def store_evaluations(folder: Path, n: int, n_episodes: int = 2) -> None:
     folder.mkdir(parents=True)
     np.savez(folder / "evaluations.npz", timesteps=np.arange(n), results=np.zeros((n, n_episodes)))
-
-
-def all_plots(folder: Path, algos: list[str] | None = None, env: list[str] | None = None) -> Namespace:
-    given = Namespace(exp_folders=[str(folder)], algos=algos, env=env)
-    check_plot("all_plots", given)
-    return given
-
-
-def test_plots_name_what_they_do_not_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, n in {"A-v1_1": 3, "A-v1_2": 2, "A-v1_3": 3, "b-BigA-v1_1": 3}.items():
-        store_evaluations(tmp_path / "mdgps" / name, n)
-    (tmp_path / ".unfinished" / "x_1").mkdir(parents=True)
-    given = all_plots(tmp_path, ["sb3_dpi:MDGPS"], ["envs:b/BigA-v1"])
-    assert (given.algos, given.env, capsys.readouterr().out) == (["mdgps"], ["b-BigA-v1"], "")
-    all_plots(tmp_path, ["mdgps"], ["A-v1"])
-    output = capsys.readouterr().out
-    assert "-e A-v1 is part of the names A-v1, b-BigA-v1" in output
-    assert output.endswith(f"fewer than others: {tmp_path / 'mdgps' / 'A-v1_2'}\n")
-    contents = "mdgps on A-v1 b-BigA-v1$"
-    with pytest.raises(ValueError, match=f"-a is needed.*{contents}"):
-        all_plots(tmp_path, env=["A-v1"])
-    with pytest.raises(ValueError, match=f"no runs of trpo .* only {contents}"):
-        all_plots(tmp_path, ["mdgps", "trpo"], ["A-v1"])
-    with pytest.raises(ValueError, match=f"no runs on b-C-v1 in .* only {contents}"):
-        all_plots(tmp_path, ["mdgps"], ["A-v1", "b/C-v1"])
-
-
-def test_a_single_run_of_single_episodes_cannot_be_plotted(tmp_path: Path) -> None:
-    store_evaluations(tmp_path / "mdgps" / "A-v1_1", 3, n_episodes=1)
-    store_evaluations(tmp_path / "mdgps" / "A-v1_2", 1, n_episodes=1)
-    with pytest.raises(ValueError, match="A-v1_1: RL Zoo cannot plot a single run whose evaluations are of one episode"):
-        all_plots(tmp_path, ["mdgps"], ["A-v1"])
-    store_evaluations(tmp_path / "mdgps" / "A-v1_3", 3, n_episodes=1)
-    all_plots(tmp_path, ["mdgps"], ["A-v1"])
-
-
-def test_plot_train_needs_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    import matplotlib
-
-    monkeypatch.setattr(matplotlib, "get_backend", lambda: "agg")
-    with pytest.raises(ValueError, match="opens a window and writes no file"):
-        check_plot("plot_train", Namespace(algo="mdgps", env=["A-v1"], exp_folder="logs"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["plot"]])
@@ -403,21 +356,30 @@ gym.register("Endless-v0", Endless)
 def test_bad_input_gets_one_line(tmp_path: Path) -> None:
     commands = {
         "train --algo mdgp --env Pendulum-v1": "did you mean 'mdgps'",
-        "train --algo mdgps --env Pendulm-v1": "Pendulm-v1 not found in gym registry, you maybe meant Pendulum-v1",
+        "train --algo mdgps --env Pendulm-v1": "unknown environment 'Pendulm-v1', did you mean 'Pendulum-v1'",
+        "train --algo mdgps --env zoo_module:Amr-v0": "environment 'zoo_module:Amr-v0', did you mean 'zoo_module:Arm-v0'?",
+        "enjoy --algo mdgps --env zoo_module:Amr-v0 --no-render": "did you mean 'zoo_module:Arm-v0'?",
         "train --algo crossq --env Pendulum-v1 -optimize": "There is no search space of crossq for -optimize, only of",
         "train --algo ppo --env Pendulum-v1 -params gama:0.9": "PPO takes no such hyperparameter, did you mean 'gamma'",
+        "train --algo ppo --env Pendulum-v1 -params gamma:abc": "-params gamma:abc: 'abc' is no value of Python (NameError: ",
+        "train --algo ppo --env Pendulum-v1 --env-kwargs g:": "--env-kwargs g:: '' is no value of Python (SyntaxError: ",
+        "train --algo ppo --env Pendulum-v1 -params gamma:'abc'": "-params gamma: a number is needed, not 'abc'",
+        "train --algo ppo --env Pendulum-v1 -params n_epochs:0.5": "-params n_epochs: a whole number is needed, not 0.5",
         "train --algo ppo --env Pendulum-v1 -params policy_kwargs:dict(net_arhc=3)": "unexpected keyword argument 'net_arhc'",
         "train --algo dpi --env CartPole-v1": "The algorithm only supports",
         "train --algo dpi --env CartPole-v1 -optimize -n 10": "The algorithm only supports",
         "enjoy --algo mdgps --env Pendulum-v1 --no-render": "There is no agent to run: The logs/mdgps folder was not found. "
         "Train one with python -m sb3_dpi.zoo train --algo mdgps --env Pendulum-v1, or say",
         "all_plots -a mdgps -e Pendulum-v1": "There are no runs of mdgps in logs, only nothing",
-        "all_plots -a ppo -e A-v1 -f lab other": "RL Zoo's all_plots stopped: IndexError",
+        "all_plots -a ppo -e A-v1 -f lab other -l one": "-l has 1 labels for 2 folders of -f: give one for each",
+        "plot_from_file -i zoo_module.py": "There is no file zoo_module.py.pkl: -i names the one that all_plots -o wrote",
+        "plot_from_file -i no": "RL Zoo's plot_from_file stopped: UnpicklingError",
     }
+    (tmp_path / "zoo_module.py").write_text(ZOO_MODULE)
     store_evaluations(tmp_path / "lab" / "ppo" / "A-v1_1", 3)
-    store_evaluations(tmp_path / "other" / "ppo" / "A-v1_1", 3)
+    (tmp_path / "no.pkl").write_text("no pickle")
     for command, expected in commands.items():
-        said = _zoo(*command.split(), *["-l", "one"] * ("other" in command), folder=tmp_path, code=1)
+        said = _zoo(*command.split(), folder=tmp_path, code=1)
         assert expected in said.splitlines()[-1]
     # enjoy would take an empty folder for the latest run
     assert not [folder for folder in (tmp_path / "logs").glob("*/*") if folder.is_dir()]
@@ -432,11 +394,13 @@ def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Loading logs/mine/Arm-v0_1/Arm-v0.zip" in _zoo("enjoy", *task, *settings, "--no-render", folder=tmp_path)
     output = _zoo("all_plots", "-a", "zoo_module:Mine", "-e", "zoo_module:Arm-v0", "--no-display", folder=tmp_path, code=1)
     assert output.endswith("another seed, or two episodes (train --eval-episodes 2)\n")
-    monkeypatch.setattr(training_module, "LONGEST_EPISODE", 30)
+    monkeypatch.setattr(environments, "LONGEST_EPISODE", 30)
     endless = ("--algo", "ppo", "--env", "zoo_module:Endless-v0", "-n", "20", "--eval-freq", "20", "--device", "cpu")
     output = _zoo("train", *endless, *small, folder=tmp_path)
     assert "Endless-v0 has no time limit: the episodes of an evaluation are cut after 30 steps" in output
     assert "Episode length: 30.00" in output
+    output = _zoo("enjoy", *endless[:4], "-n", "70", "--no-render", "--device", "cpu", folder=tmp_path)
+    assert output.count("Episode Length 30\n") == 2
 
 
 @pytest.mark.slow
@@ -449,15 +413,3 @@ def test_record_video(tmp_path: Path) -> None:
     videos = list((tmp_path / "logs" / "mdgps" / "Pendulum-v1_1" / "videos").glob("*.mp4"))
     assert len(videos) == 1
     assert videos[0].read_bytes()[4:8] == b"ftyp"
-
-
-@pytest.mark.slow
-def test_plots_of_what_compare_wrote(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        folder = tmp_path / "lab" / "mdgps" / f"Task-v1_{seed}"
-        folder.mkdir(parents=True)
-        np.savez(folder / "evaluations.npz", timesteps=np.array([10, 20]), results=np.full((2, 3), 5.0 * seed))
-    plots = ("-a", "mdgps", "-e", "Task-v1", "-f", "lab", "-l", "lab", "-o", "curves", "--no-display")
-    assert "8 +/- 2" in _process("all_plots", *plots, folder=tmp_path)
-    _process("plot_from_file", "-i", "curves", "-o", "final.png", "--format", "png", folder=tmp_path)
-    assert (tmp_path / "final.png").read_bytes().startswith(b"\x89PNG")

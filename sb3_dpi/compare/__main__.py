@@ -106,9 +106,10 @@ def make_engine(args: argparse.Namespace) -> Engine:
 
 
 def _prepare(out: Path) -> None:
+    # Nothing is made yet: what cannot run leaves no folder
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    probe = place / f".writable-{os.getpid()}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -15,9 +15,9 @@ import yaml
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from sb3_dpi.zoo import algorithm_class
-from sb3_dpi.zoo.environments import import_environment
+from sb3_dpi.zoo.environments import find_environment
 from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS
-from sb3_dpi.zoo.register import closest, unknown_argument
+from sb3_dpi.zoo.register import closest, impossible_value, unknown_argument
 
 SET_BY_THE_LAB = ("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model")
 """Arguments of an algorithm that are no hyperparameters"""
@@ -72,29 +72,24 @@ def check_algorithm(algo: str, path: str) -> None:
         raise SuiteError(f"{path}: {error}") from error
 
 
-def check_hyperparameter(algo: str, key: str, path: str) -> None:
-    """See that a key is an argument of the algorithm's constructor, or a key of RL Zoo for environment or noise."""
+def check_hyperparameter(algo: str, key: str, path: str, value: Any = None) -> None:
+    """See that a key is an argument of the algorithm's constructor that may have a value, or a key of RL Zoo."""
     if key in OTHER_KEYS:
         fail(path, f"a comparison does not support {key}")
     if key in SET_BY_THE_LAB:
         fail(path, f"{key} is set by the comparison itself")
-    problem = unknown_argument(algorithm_class(algo), key, (*ENV_KEYS, *NOISE_KEYS), SET_BY_THE_LAB)
-    if problem:
+    algorithm = algorithm_class(algo)
+    problem = unknown_argument(algorithm, key, (*ENV_KEYS, *NOISE_KEYS), SET_BY_THE_LAB)
+    if problem := problem or impossible_value(algorithm, key, value):
         fail(path, problem)
 
 
 def check_env(env_id: str, path: str) -> EnvSpec:
     """Find how an environment is registered; of ``module:Id-v0`` the module is imported."""
     try:
-        return gym.spec(import_environment(env_id))
-    except ImportError as error:
+        return find_environment(env_id)
+    except (ImportError, ValueError) as error:
         raise SuiteError(f"{path}: {error}") from error
-    except (gym.error.Error, ValueError) as error:
-        prefix, colon, name = env_id.rpartition(":")
-        hint = "module:Id-v0 imports a module of yours that registers it"
-        suggestion = closest(name, gym.registry, 3, prefix + colon)
-        hint = f"{suggestion} ({hint})" if suggestion and not colon else suggestion or hint
-        raise SuiteError(f"{path}: unknown environment {env_id!r}, {hint}") from error
 
 
 def check_env_kwarg(spec: EnvSpec, key: str, path: str) -> None:

@@ -31,10 +31,11 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, sync_envs_normalization
 
+from sb3_dpi.common.environments import LONGEST_EPISODE
 from sb3_dpi.compare.build import environment_arguments, make_env
 from sb3_dpi.compare.types import Curve, RunConfig
 from sb3_dpi.mpc import MPC
-from sb3_dpi.zoo.environments import LONGEST_EPISODE, time_limit
+from sb3_dpi.zoo.environments import time_limit
 
 EVAL_SEED_OFFSET = 1_000_000
 EVAL_SEEDS_PER_RUN = 100_000

@@ -1,7 +1,7 @@
 """Run many configurations: those that are finished are read, the others executed, with the progress of all of them shown."""
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 
 import filelock
 from rich.console import Console
@@ -10,6 +10,7 @@ from sb3_dpi.compare.display import Display
 from sb3_dpi.compare.engines import Engine, RunFailed
 from sb3_dpi.compare.key import run_key
 from sb3_dpi.compare.store import Store
+from sb3_dpi.compare.study import UNFINISHED
 from sb3_dpi.compare.types import RunConfig, RunResult
 
 __all__ = ["RunFailed", "run_all"]
@@ -61,13 +62,25 @@ def _goes_on_elsewhere(config: RunConfig, store: Store) -> bool:
         return True
 
 
-def _busy_last(pending: dict[str, RunConfig], store: Store, display: Display) -> dict[str, RunConfig]:
-    """Begin with what no other comparison in the same folder is busy with: who comes to the others waits for them."""
+@contextmanager
+def _in_order(pending: dict[str, RunConfig], store: Store, display: Display) -> Iterator[dict[str, RunConfig]]:
+    """
+    Let other comparisons in the same folder know of this one, from before its first run has begun, and keep out of their way:
+    who comes to what another one is busy with waits for it, so that this comes last and the rest from its end.
+    """
+    mark = filelock.FileLock(store.out / UNFINISHED / ".comparison.lock")
+    (store.out / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    with suppress(filelock.Timeout):
+        mark.acquire(timeout=0)
     busy = {key: config for key, config in pending.items() if _goes_on_elsewhere(config, store)}
-    if not busy:
-        return pending
-    display.note(f"Another comparison is busy in {store.out} with {len(busy)} of these runs: its results are waited for")
-    return {**{key: config for key, config in pending.items() if key not in busy}, **busy}
+    try:
+        if mark.is_locked and not busy:
+            yield pending
+        else:
+            display.note(f"Another comparison is busy in {store.out}: the results of the runs that it does are waited for")
+            yield {**{key: config for key, config in reversed(pending.items()) if key not in busy}, **busy}
+    finally:
+        mark.release()
 
 
 def run_all(
@@ -103,7 +116,8 @@ def run_all(
             display.note(f"{len(groups) - len(pending)} of {len(groups)} runs were finished before")
         failures: list[RunFailed] = []
         if pending:
-            done, failures = _execute(_busy_last(pending, store, display), store, engine, display)
+            with _in_order(pending, store, display) as ordered:
+                done, failures = _execute(ordered, store, engine, display)
             results.update(done)
         results.update(_copies(groups, set(results), store))
         _print_warnings(store, display)

@@ -311,18 +311,31 @@ def load_study(path: str | Path) -> "pd.DataFrame":
     Read a study, or all studies below a folder, for a notebook.
 
     :param path: A folder of runs, packed or not, or a study's ``study.csv``
-    :return: A row an episode: ``algorithm`` (or the label of its variant), ``task``, ``seed``, ``step`` (environment steps of
-        the evaluation), ``episode``, ``return``, ``length`` and, where tasks tell it, ``success``
+    :return: A row an episode: ``study`` (the path of its folder below the given one, where there are several), ``algorithm``
+        (or the label of its variant), ``task``, ``seed``, ``step`` (environment steps of the evaluation), ``episode``,
+        ``return``, ``length`` and, where tasks tell it, ``success``
     :raises CorruptRun: If a run cannot be read
     :raises ValueError: If there is none
     """
     place = Path(path)
-    runs = read_all(place.parent if place.name == TABLE else place)
+    place = place.parent if place.name == TABLE else place
+    runs = read_all(place)
     if not runs:
         raise ValueError(f"{path}: no finished runs; give the folder of a comparison")
-    frame = episodes([read_result(run) for run in runs]).rename(columns={"name": "algorithm", "timesteps": "step"})
-    columns = ("algorithm", "task", "seed", "step", "episode", "return", "length", "success")
+    results, homes = [read_result(run) for run in runs], [_home(run, place) for run in runs]
+    frame = episodes(results).rename(columns={"name": "algorithm", "timesteps": "step"})
+    if len(set(homes)) > 1:  # else runs of different settings would look alike
+        frame["study"] = np.repeat(homes, [result.curve.results.size for result in results])
+    columns = ("study", "algorithm", "task", "seed", "step", "episode", "return", "length", "success")
     return frame[[name for name in columns if name in frame]]
+
+
+def _home(run: StoredRun, place: Path) -> str:
+    """Find the study of a run, as a path below a folder; that itself where it cannot be told."""
+    inside = Path(run.config.path).parts
+    is_standing = run.folder.parts[-len(inside) :] == inside
+    home = run.table or (run.folder.parents[len(inside) - 1] if is_standing else place)
+    return home.relative_to(place).as_posix() if home.is_relative_to(place) else "."
 
 
 def episodes(results: Sequence[RunResult]) -> "pd.DataFrame":

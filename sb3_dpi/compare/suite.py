@@ -220,8 +220,8 @@ def _check_name(name: str, pattern: str, path: str) -> None:
 
 
 def _check_set(algo: str, changes: Mapping[str, Any], path: str) -> None:
-    for key in changes:
-        check_hyperparameter(algo, key, f"{path}.{key}")
+    for key, value in changes.items():
+        check_hyperparameter(algo, key, f"{path}.{key}", value)
 
 
 def _in_one_line(error: ValidationError, where: object) -> SuiteError:
@@ -405,13 +405,21 @@ def read_tasks(out: Path) -> dict[str, Task]:
 
 
 def merged(tasks: Iterable[tuple[str, Task]]) -> dict[str, Task]:
-    """Put tasks together: of the thresholds and scales of a name the first count, none is none."""
+    """
+    Put tasks together: of the thresholds and scales of a name the first count, and what is missing comes from another one
+    only if that agrees with them, for a scale belongs to its highest threshold.
+    """
     found: dict[str, Task] = {}
     for name, task in tasks:
         known = found.setdefault(name, task)
-        changes = {"thresholds": known.thresholds or task.thresholds, "scale": known.scale or task.scale}
-        found[name] = known.model_copy(update=changes)
+        if all(None in pair or pair[0] == pair[1] for pair in ((_goal(known), _goal(task)), (known.scale, task.scale))):
+            changes = {"thresholds": known.thresholds or task.thresholds, "scale": known.scale or task.scale}
+            found[name] = known.model_copy(update=changes)
     return found
+
+
+def _goal(task: Task) -> float | None:
+    return max(task.thresholds, default=None)
 
 
 def write_tasks(out: Path, new: Mapping[str, Task]) -> None:
@@ -419,7 +427,7 @@ def write_tasks(out: Path, new: Mapping[str, Task]) -> None:
     Keep thresholds and scales of tasks beside those that a folder has.
 
     :param out: Folder of the comparison; ``tasks.yml`` in it is replaced in one piece
-    :param new: The tasks; where one has no thresholds or no scale, those that are there stay
+    :param new: The tasks; where one has no thresholds or no scale, those that are there stay, if they agree with the others
     :raises SuiteError: If the file that is there cannot be read
     """
     out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import (  # type: ignore[attr-defined]
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
+from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.progress_bars import in_words, let_foretell
 from sb3_dpi.dpi.collector import SMALLEST_MEMORY, BlockCollector
 from sb3_dpi.trajopt.compilation import ONCE
@@ -113,6 +114,13 @@ class OfflineLearner(BlockCollector):
         called.on_training_end()
         return self
 
+    @whole_or_undone
+    def _learn_block(self, n_updates: int) -> None:
+        # of real steps as many as would have brought these updates; none are left for ``learn``, wherever this is interrupted
+        self.offline_steps = max(round(n_updates / self.update_to_data), 1)
+        self.train(n_updates, self.batch_size)
+        self.offline_steps = 0
+
     def _learn_blocks(self, n_updates: int, block: int, callback: BaseCallback, log_interval: int | None, bar: Any) -> None:
         begun = time.monotonic() - ONCE.seconds
         done = n_blocks = 0
@@ -125,12 +133,7 @@ class OfflineLearner(BlockCollector):
         while done < n_updates:
             self._update_current_progress_remaining(done, n_updates)
             n = min(block, n_updates - done)
-            # of real steps as many as would have brought these updates
-            self.offline_steps = max(round(n / self.update_to_data), 1)
-            try:
-                self.train(n, self.batch_size)
-            finally:
-                self.offline_steps = 0
+            self._learn_block(n)
             done, n_blocks = done + n, n_blocks + 1
             if bar is not None:
                 bar.update(n)

@@ -15,13 +15,13 @@ from typing import Any
 
 from sb3_dpi.zoo import resolved
 from sb3_dpi.zoo.cause import in_one_line, place_in_users_code
-from sb3_dpi.zoo.environments import import_custom_envs, import_environment
+from sb3_dpi.zoo.environments import evaluations_that_end, find_environment, import_custom_envs, import_environment
 from sb3_dpi.zoo.hub import check_trust, ready_for_hub
 from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS, resolve_hyperparams
 from sb3_dpi.zoo.machine import check_packages, check_rendering, packages_of_training
 from sb3_dpi.zoo.parser import Refused, completed_by
 from sb3_dpi.zoo.plots import check_plot
-from sb3_dpi.zoo.register import ALGORITHMS, register_algorithms, unknown_argument
+from sb3_dpi.zoo.register import ALGORITHMS, impossible_value, register_algorithms, unknown_argument
 from sb3_dpi.zoo.simulators import planning_where_they_act
 from sb3_dpi.zoo.training import one_line_for_setup
 
@@ -54,10 +54,13 @@ push_to_hub     evaluates an agent, records it and uploads both with it and a mo
 def complete_train(given: Namespace, registry: dict[str, Any]) -> None:
     """Complete the arguments of ``train``, as RL Zoo has parsed them: hyperparameters, a trial of a study."""
     check_packages(packages_of_training(given))
-    algo, given.env = given.algo, import_environment(given.env)
+    _import_packages(given)
+    algo, given.env = given.algo, find_environment(given.env).id
     (given.algo,) = register_algorithms(registry, algo)
-    for name in given.hyperparams or {}:
-        if problem := unknown_argument(registry[given.algo], name, (*ENV_KEYS, *NOISE_KEYS, *OTHER_KEYS)):
+    algorithm = registry[given.algo]
+    for name, value in (given.hyperparams or {}).items():
+        problem = unknown_argument(algorithm, name, (*ENV_KEYS, *NOISE_KEYS, *OTHER_KEYS))
+        if problem := problem or impossible_value(algorithm, name, value):
             raise ValueError(f"-params {name}: {problem}")
     if given.optimize_hyperparameters:
         _check_search_space(given.algo)
@@ -77,6 +80,11 @@ def complete_train(given: Namespace, registry: dict[str, Any]) -> None:
         given.trial_id = int(index)
 
 
+def _import_packages(given: Namespace) -> None:
+    for package in getattr(given, "gym_packages", ()):
+        importlib.import_module(package)
+
+
 def _check_search_space(algo: str) -> None:
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 
@@ -89,9 +97,10 @@ def complete_agent(command: str, given: Namespace, registry: dict[str, Any]) -> 
     """Complete the arguments of a command that runs an agent or stores it, as RL Zoo has parsed them."""
     if command == "load_from_hub":
         check_trust()
-    for package in getattr(given, "gym_packages", ()):
-        importlib.import_module(package)
-    given.env = type(given.env)(import_environment(given.env.gym_id))
+    _import_packages(given)
+    env_id = import_environment(given.env.gym_id)
+    # Nothing is run by that command, and what an agent ran on need not be installed
+    given.env = type(given.env)(env_id if command == "load_from_hub" else find_environment(given.env.gym_id).id)
     (given.algo,) = register_algorithms(registry, given.algo)
     if command in AGENTS and "rl-trained-agents" not in given.folder:  # where RL Zoo downloads what is not there
         _check_agent(given)
@@ -146,7 +155,8 @@ def _run(command: str, arguments: list[str]) -> None:
             complete_agent(command, given, registry)
 
     ready = one_line_for_setup() if command == "train" else ready_for_hub(command, parsed)
-    with completed_by(complete, None if command == "train" else "logs"), ready, planning_where_they_act():
+    folder = None if command == "train" else "logs"
+    with completed_by(complete, folder), ready, evaluations_that_end(), planning_where_they_act():
         runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
     if command == "train":
         _draw_search(parsed[0])

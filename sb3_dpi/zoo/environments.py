@@ -1,15 +1,17 @@
 """Environments by their ids: modules that register them, and what their episodes are bounded by."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
 from sb3_dpi.common.environments import LONGEST_EPISODE
-
-__all__ = ["LONGEST_EPISODE", "import_custom_envs", "import_environment", "time_limit"]
+from sb3_dpi.zoo.register import closest
 
 
 def import_custom_envs() -> None:
@@ -33,7 +35,67 @@ def import_environment(env_id: str) -> str:
     return name
 
 
+def find_environment(env_id: str) -> EnvSpec:
+    """
+    Find how an environment is registered; of ``module:Id-v0`` the module is imported.
+
+    :raises ImportError: If that cannot be imported
+    :raises ValueError: If there is no such environment; the message offers the closest ids
+    """
+    try:
+        return gym.spec(import_environment(env_id))
+    except (gym.error.Error, ValueError) as error:
+        prefix, colon, name = env_id.rpartition(":")
+        hint = "module:Id-v0 imports a module of yours that registers it"
+        suggestion = closest(name, gym.registry, 3, prefix + colon)
+        hint = f"{suggestion} ({hint})" if suggestion and not colon else suggestion or hint
+        raise ValueError(f"unknown environment {env_id!r}, {hint}") from error
+
+
 def time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> int | None:
     """Find the time limit of an environment, also among its arguments; None where there is none."""
     limit = env_kwargs.get("max_episode_steps") or gym.spec(env_id.rpartition(":")[2]).max_episode_steps
     return limit if limit is not None and limit > 0 else None  # -1 takes the limit away
+
+
+def with_time_limit(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the arguments of an environment for evaluation: without a time limit its episodes would not have to end."""
+    limit = {} if time_limit(env_id, env_kwargs) else {"max_episode_steps": LONGEST_EPISODE}
+    return {**env_kwargs, **limit}
+
+
+def tell_cut(name: str, option: str) -> str:
+    """Say that the episodes of an evaluation are cut, and what of the command line sets a time limit."""
+    return (
+        f"{name} has no time limit: the episodes of an evaluation are cut after {LONGEST_EPISODE:,} steps; "
+        f"{option} sets one for training and evaluation"
+    )
+
+
+@contextmanager
+def evaluations_that_end() -> Iterator[None]:
+    """Let every environment that RL Zoo makes for an evaluation, in training or of a trained agent, have a time limit."""
+    import rl_zoo3.utils
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    make_test, make_envs = rl_zoo3.utils.create_test_env, ExperimentManager.create_envs
+
+    def bounded(env_id: str, env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+        if time_limit(env_id, env_kwargs or {}) is None:
+            print(tell_cut(env_id, "--env-kwargs max_episode_steps:STEPS"))
+        return with_time_limit(env_id, env_kwargs or {})
+
+    def create_test_env(env_id: str, **kwargs: Any) -> Any:
+        return make_test(env_id, **{**kwargs, "env_kwargs": bounded(env_id, kwargs.get("env_kwargs"))})
+
+    def create_envs(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        if eval_env:
+            self.eval_env_kwargs = bounded(self.env_name.gym_id, self.eval_env_kwargs)
+        return make_envs(self, n_envs, eval_env=eval_env, no_log=no_log)
+
+    with (
+        patch.object(rl_zoo3.utils, "create_test_env", create_test_env),
+        patch.object(rl_zoo3, "create_test_env", create_test_env),
+        patch.object(ExperimentManager, "create_envs", create_envs),
+    ):
+        yield

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +15,19 @@ class Refused(Exception):
 def _is_abbreviation(option: str, written: str) -> bool:
     name = written.partition("=")[0]
     return option.startswith(name) and option != name
+
+
+def _checked(action: Any, text: str) -> str:
+    """Evaluate the value of ``KEY:VALUE`` as RL Zoo will do, which would not say where it stands."""
+    value = text.partition(":")[2]
+    try:
+        eval(value, type(action).__call__.__globals__)
+    except Exception as error:
+        raise Refused(
+            f"{action.option_strings[0]} {text}: {value!r} is no value of Python ({type(error).__name__}: {error}); "
+            "write KEY:VALUE, a text as KEY:\"'TEXT'\""
+        ) from error
+    return text
 
 
 @contextmanager
@@ -34,6 +48,8 @@ def completed_by(complete: Callable[[Namespace], None], folder: str | None = Non
                 action.choices, action.type = None, str
             elif action.dest in ("folder", "exp_folder", "exp_folders") and folder:
                 action.required, action.default = False, [folder] if action.nargs else folder
+            elif type(action).__name__ == "StoreDict":
+                action.type = partial(_checked, action)
         parsed = parse_args(self, args, namespace)
         try:
             complete(parsed)

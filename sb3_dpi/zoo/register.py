@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, MutableMapping
 from difflib import get_close_matches
 from functools import cache
@@ -23,6 +24,12 @@ ALGORITHMS = {
 """From name to class in ``sb3_dpi``; the name is also that of the file in ``zoo/hyperparams``"""
 OTHER_NAMES = {"ppo_lstm": "RecurrentPPO"}
 """Where RL Zoo's name of an algorithm is not that of its class"""
+
+
+SCHEDULE = re.compile(r"(lin_)?[-+.\deE]+")
+"""A text that stands for a number, or for one that falls to zero"""
+_NUMBERS = {"class", "int", "float", "None", "NoneType", "typing", "Union", "Optional", "collections", "abc", "Callable"}
+"""The words of an annotation that takes numbers and schedules only"""
 
 
 def _is_algorithm(candidate: Any) -> bool:
@@ -106,6 +113,27 @@ def unknown_argument(algorithm: type[Any], name: str, also: Iterable[str] = (), 
         return f"{algorithm.__name__} takes other words now, write {renamed[name]}"
     suggestion = closest(name, valid, 3) or f"choose one of: {', '.join(valid)}"
     return f"{algorithm.__name__} takes no such hyperparameter, {suggestion}"
+
+
+def impossible_value(algorithm: type[Any], name: str, value: Any) -> str:
+    """
+    Tell whether a value is of a kind that an argument cannot have: no number where it takes numbers only.
+
+    :return: What is wrong; empty where nothing is known to be
+    """
+    parameter = inspect.signature(algorithm).parameters.get(name)
+    if parameter is None:
+        return ""
+    is_annotated = parameter.annotation is not parameter.empty
+    words = set(re.findall(r"\w+", str(parameter.annotation if is_annotated else type(parameter.default))))
+    if not words <= _NUMBERS or not words & {"int", "float"}:
+        return ""
+    if isinstance(value, list | dict) or (isinstance(value, str) and not SCHEDULE.fullmatch(value)):
+        return f"a number is needed, not {value!r}"
+    # A default of 1 without an annotation may be a fraction all the same
+    if is_annotated and "float" not in words and isinstance(value, float) and not value.is_integer():
+        return f"a whole number is needed, not {value}"
+    return ""
 
 
 def register_algorithms(registry: MutableMapping[str, Any], *names: str) -> list[str]:

@@ -8,14 +8,13 @@ from typing import Any
 from unittest.mock import patch
 
 from sb3_dpi.zoo.cause import in_one_line
-from sb3_dpi.zoo.environments import LONGEST_EPISODE, time_limit
 from sb3_dpi.zoo.parser import Refused
 
 
 @contextmanager
 def one_line_for_setup() -> Iterator[None]:
     """
-    Let a training that cannot begin say so in one line and leave no numbered folder, and let every evaluation end.
+    Let a training that cannot begin say so in one line and leave no numbered folder.
 
     What goes wrong once it learns is an error of the environment or of the algorithm, and keeps its traceback.
 
@@ -36,7 +35,6 @@ def one_line_for_setup() -> Iterator[None]:
 
     wrapped = {
         "setup_experiment": _checked(ExperimentManager.setup_experiment),
-        "create_envs": _bounded(ExperimentManager.create_envs),
         **{name: learning(getattr(ExperimentManager, name)) for name in ("learn", "hyperparameters_optimization")},
     }
     with ExitStack() as patches:
@@ -69,18 +67,3 @@ def _checked(set_up: Callable[..., Any]) -> Callable[..., Any]:
                 shutil.rmtree(self.save_path, ignore_errors=True)
 
     return checked
-
-
-def _bounded(create: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(create)
-    def bounded(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
-        name = self.env_name.gym_id
-        if eval_env and time_limit(name, self.eval_env_kwargs) is None:
-            self.eval_env_kwargs = {**self.eval_env_kwargs, "max_episode_steps": LONGEST_EPISODE}
-            print(
-                f"{name} has no time limit: the episodes of an evaluation are cut after {LONGEST_EPISODE:,} steps; "
-                "--env-kwargs max_episode_steps:STEPS sets one for training and evaluation"
-            )
-        return create(self, n_envs, eval_env=eval_env, no_log=no_log)
-
-    return bounded
