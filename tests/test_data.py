@@ -1,7 +1,5 @@
 """Logged data: read from all that holds them, checked, and given to models."""
 
-import csv
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,67 +16,30 @@ from algorithms import (
     off_policy,
     parameters,
     small_aggrevated_oc,
+    small_dagger,
     small_dpi,
     small_dual_ac,
+    small_exit,
     small_mdgps,
+    small_mpc,
+    small_ppo,
+    small_sac,
 )
-from dummy_envs import POINT_MASS_ID, POINT_MASS_LIMIT, DictPointMass, limited, vec_env
+from dummy_envs import POINT_MASS_ID, POINT_MASS_LIMIT, DictPointMass, limited, pushed, vec_env
+from gymnasium import spaces
+from logged_data import assert_same, sampled, write_csv
 from small_tasks import MassSpringChain
+from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_dpi import DPI
+from sb3_dpi import DPI, MPC, DAgger
 from sb3_dpi.common.logged import LoggedEpisodes, beside
 from sb3_dpi.common.trajectories import Trajectories
-from sb3_dpi.data import DataError, Episode, Episodes, check, fill, read
+from sb3_dpi.data import DataError, Episodes, fill, read
 from sb3_dpi.data.__main__ import main
-
-
-def sampled(n: int = 6, env: gym.Env[Any, Any] | None = None, seed: int = 0) -> Episodes:
-    """:return: episodes of uniform actions"""
-    env = limited(POINT_MASS_LIMIT) if env is None else env
-    env.action_space.seed(seed)
-    episodes = []
-    for i in range(n):
-        seen, steps, ended = [env.reset(seed=seed + i)[0]], [], False
-        while not ended:
-            action = env.action_space.sample()
-            obs, reward, terminated, truncated, _ = env.step(action)
-            seen.append(obs)
-            steps.append((action, reward, terminated, truncated))
-            ended = terminated or truncated
-        observations = {key: np.array([obs[key] for obs in seen]) for key in seen[0]} if isinstance(seen[0], dict) else seen
-        columns = [np.array(column) for column in zip(*steps, strict=True)]
-        episodes.append(Episode(observations if isinstance(observations, dict) else np.array(observations), *columns))
-    return Episodes(tuple(episodes), "sampled", env.observation_space, env.action_space)  # type: ignore[arg-type]
-
-
-def assert_same(first: Episodes, second: Episodes) -> None:
-    assert len(first) == len(second)
-    for one, other in zip(first.episodes, second.episodes, strict=True):
-        for name in ("observations", "actions", "rewards", "terminated", "truncated"):
-            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-6, err_msg=name)
-
-
-def write_csv(path: Path, episodes: Episodes, last_row: bool = True, order: Callable[[list[Any]], Any] = list) -> None:
-    """A file with the last observation of each episode in a row without action, or in columns of what came next."""
-    rows = []
-    for number, each in enumerate(episodes.episodes):
-        seen = np.asarray(each.observations)
-        for t in range(len(each)):
-            after = [] if last_row else seen[t + 1].tolist()
-            rows.append(
-                [number, t, *seen[t], *each.actions[t], each.rewards[t], each.terminated[t], each.truncated[t], *after]
-            )
-        if last_row:
-            rows.append([number, len(each), *seen[-1], "", "", "", ""])
-    header = ["episode", "t", "obs_0", "obs_1", "action_0", "reward", "terminated", "truncated"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *([] if last_row else ["next_obs_0", "next_obs_1"])])
-        writer.writerows(order(rows))
-
 
 # ---------------------------------------------------------------------- reading
 
@@ -91,9 +52,9 @@ def test_files_of_episodes(tmp_path: Path) -> None:
     for last_row in (True, False):
         write_csv(tmp_path / "log.csv", episodes, last_row)
         assert_same(read(tmp_path / "log.csv", POINT_MASS_ID), episodes)
-    d4rl = {
-        "observations": np.concatenate([each.observations[:-1] for each in episodes.episodes]),
-        "next_observations": np.concatenate([each.observations[1:] for each in episodes.episodes]),
+    d4rl: dict[str, Any] = {
+        "observations": np.concatenate([np.asarray(each.observations)[:-1] for each in episodes.episodes]),
+        "next_observations": np.concatenate([np.asarray(each.observations)[1:] for each in episodes.episodes]),
         "actions": np.concatenate([each.actions for each in episodes.episodes]),
         "rewards": np.concatenate([each.rewards for each in episodes.episodes]),
         "terminals": np.concatenate([each.terminated for each in episodes.episodes]),
@@ -171,128 +132,31 @@ def test_a_full_ring_is_read_from_its_oldest_step() -> None:
     assert_same(replace(kept, episodes=kept.episodes[1:]), replace(episodes, episodes=episodes.episodes[1:]))
 
 
-# ---------------------------------------------------------------------- checking
+def test_whole_numbers_come_back_in_their_units() -> None:
+    """A buffer keeps fractions of their range, and not the range."""
 
+    class Whole(gym.ActionWrapper[Any, Any, Any]):
+        def __init__(self) -> None:
+            super().__init__(limited(POINT_MASS_LIMIT))
+            self.action_space = spaces.Box(-5, 5, (1,), np.int32)
 
-def spoiled(**changes: Callable[[Episode], Any]) -> Episodes:
-    episodes = sampled(20)
-    changed = (replace(each, **{name: of(each) for name, of in changes.items()}) for each in episodes.episodes)
-    return replace(episodes, episodes=tuple(changed))
+        def action(self, action: Any) -> np.ndarray:
+            return np.asarray(action, np.float32) / np.float32(5.0)
 
-
-def with_nan(each: Episode) -> np.ndarray:
-    rewards = each.rewards.copy()
-    rewards[3] = np.nan
-    return rewards
-
-
-WRONG = {
-    "rewards are not finite .* in 20 rows, first in episode 0, step 3": {"rewards": with_nan},
-    "Observations have shape \\(1,\\), those of the environment \\(2,\\)": {
-        "observations": lambda each: each.observations[:, :1]
-    },
-    "Actions have 2 numbers": {"actions": lambda each: np.repeat(each.actions, 2, 1)},
-    "actions are beyond their bounds, in entry 0 .*other units": {"actions": lambda each: 10.0 * each.actions},
-    "same length of 12 steps, as a time limit": {
-        "terminated": lambda each: each.truncated,
-        "truncated": lambda each: each.terminated,
-    },
-    "20 episodes go on after a step that ended them": {"terminated": lambda each: np.arange(len(each)) == 5},
-    "actions are written a row late": {"actions": lambda each: np.concatenate([each.actions[:1], each.actions[:-1]])},
-}
-
-
-@pytest.mark.parametrize("words", WRONG)
-def test_what_is_wrong_is_said(words: str) -> None:
-    episodes = spoiled(**WRONG[words])
-    assert not [finding for finding in check(sampled(20)) if finding.is_error]
-    errors = [finding.text for finding in check(episodes) if finding.is_error]
-    assert len(errors) == 1
-    with pytest.raises(DataError, match=words):
-        fill(small_dpi(), episodes)
-
-
-def test_what_is_merely_told() -> None:
-    tame = spoiled(observations=lambda each: np.concatenate([each.observations[:, :1], 0.0 * each.observations[:, 1:]], 1))
-    assert any("never change in entry 1" in str(finding) for finding in check(tame))
-    left = spoiled(truncated=lambda each: np.zeros(len(each), bool))
-    assert any("20 episodes end without a mark" in str(finding) for finding in check(left))
-    wide = sampled().action_space
-    space = gym.spaces.Box(2.0 * wide.low, 2.0 * wide.high)  # type: ignore[union-attr]
-    assert any("actions_in='bounds'" in str(finding) for finding in check(sampled(20), action_space=space))
-
-
-def test_late_actions_that_move_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a pendulum's three numbers only the speed tells of the action, and a column that is not read is named."""
-    env = gym.make("Pendulum-v1")
-    env.action_space.seed(0)
-    rows, before, seen = list[list[Any]](), 0.0, env.reset(seed=0)[0]
-    for _ in range(200):
-        action = env.action_space.sample()
-        row = [*seen, action[0], before]
-        seen, reward, _, is_cut, _ = env.step(action)
-        rows.append([*row, reward, is_cut, False])
-        before = float(action[0])
-    for names, is_late in (("action_0,previous", False), ("previous,action_0", True)):
-        text = f"obs_0,obs_1,obs_2,{names},reward,truncated,done\n"
-        (tmp_path / "log.csv").write_text(text + "\n".join(",".join(map(str, row)) for row in rows))
-        assert main(["check", str(tmp_path / "log.csv"), "--env", "Pendulum-v1"]) == 0
-        out = capsys.readouterr().out
-        assert ("written a row late?" in out) == is_late
-        assert "has done, previous, which is not read: call the ends of the task terminated" in out
-
-
-def test_rows_in_another_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for order, words in (
-        (lambda rows: rows[::-1], "time runs back"),
-        (lambda rows: sorted(rows, key=lambda row: row[1]), "not one below the other"),
-    ):
-        write_csv(tmp_path / "log.csv", sampled(), order=order)
-        assert main(["check", str(tmp_path / "log.csv"), "--env", POINT_MASS_ID]) == 1
-        assert words in capsys.readouterr().out
-
-
-def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "log.csv"
-    for text, words in (
-        ("obs_0,action_0,reward\n1,x,3\n", "line 2 has 'x' in column 'action_0'"),
-        ("obs_0,action_0,reward\n1,3\n", "line 2 has 2 cells, the header 3"),
-        ("1,2,3\n4,5,6\n", "has no header"),
-        ("obs_0,reward\n1,2\n", "has no actions"),
-        ("obs_0,action_0,reward\n", "holds no step"),
-        ("obs_0;action_0;reward\n1;2;3\n", "parts its cells by semicolons"),
-        ("obs_0,obs_0,action_0,reward\n1,1,2,3\n", "names columns twice: obs_0"),
-        ("obs_0,action_0,reward,episode\n1,2,3,0\n1,2,3,\n", "episode is empty in 1 rows, first in row 1"),
-        ("\N{BYTE ORDER MARK}obs_0,action_0,reward\n1,x,3\n", "line 2 has 'x' in column 'action_0'"),
-        ("obs_0,action_0,reward,terminated\n1,0,1,0\n2,0,1,1\n", "end with a termination whose observation is missing"),
-    ):
-        path.write_text(text, encoding="utf-8")
-        assert main(["check", str(path)]) == 1
-        assert words in capsys.readouterr().out
-    for name, words in (
-        ("log.csv", "cannot be read as csv"),
-        ("log.npz", "is no npz file"),
-        ("log.pkl", "cannot be read as pickle"),
-    ):
-        (tmp_path / name).write_bytes(bytes(range(128, 256)))
-        assert main(["check", str(tmp_path / name)]) == 1
-        assert words in capsys.readouterr().out
-    write_csv(path, sampled())
-    assert main(["check", str(path), "--env", "Nowhere-v0"]) == 1
-    assert "'Nowhere-v0' cannot be made" in capsys.readouterr().out
-    with (tmp_path / "other.pkl").open("wb") as file:
-        pickle.dump([1, 2], file)
-    with pytest.raises(DataError, match="holds a list, not a ReplayBuffer"):
-        read(tmp_path / "other.pkl")
-    assert main(["check", str(tmp_path / "missing.npz")]) == 1
-    with pytest.raises(DataError, match="own samples alone"):
-        fill(small_dual_ac(), sampled())
+    model = small_dpi(Whole()).learn(40)
+    episodes = read(model.replay_buffer, Whole())
+    actions = np.concatenate([each.actions for each in episodes.episodes])
+    assert 2.0 < np.abs(actions).max() <= 5.0
+    for source in (model.replay_buffer, episodes):
+        again = small_dpi(Whole())
+        fill(again, source)
+        np.testing.assert_allclose(again.memory.buffer.actions[:40], model.memory.buffer.actions[:40], atol=1e-6)
 
 
 # ---------------------------------------------------------------------- learning
 
 
-@off_policy
+@pytest.mark.parametrize("make", [make for make in off_policy.args[1] if make.algorithm is not DAgger], ids=str)
 def test_off_policy_algorithms_learn_from_it(make: Make) -> None:
     model = make(limited(POINT_MASS_LIMIT))
     before = parameters(model)
@@ -302,6 +166,104 @@ def test_off_policy_algorithms_learn_from_it(make: Make) -> None:
     assert parameters(model) != before
     with pytest.raises(DataError, match="buffer_size=120000"):
         fill(model, replace(sampled(1), episodes=sampled(1).episodes * 10_000))
+
+
+REFUSES: dict[str, tuple[Callable[[], Any], str]] = {
+    "DAgger": (small_dagger, "DAgger imitates what its expert or search says of each state, which logged data do not hold"),
+    "ExIt": (small_exit, "ExIt imitates what its expert or search says"),
+    "MPC": (lambda: small_mpc(system="simulator"), "plans in a given system and learns nothing"),
+    "DualAC": (small_dual_ac, "DualAC learns from its own samples alone: start from data with DPI, MPC"),
+    "PPO": (small_ppo, "PPO learns from its own samples alone"),
+    "DQN": (lambda: DQN("MlpPolicy", pushed(limited(12))), r"DQN acts by Discrete\(3\): only Box actions start from data"),
+    "SAC": (
+        lambda: small_sac(optimize_memory_usage=True, replay_buffer_kwargs={"handle_timeout_termination": False}),
+        "loses the last observations of episodes",
+    ),
+    "DPI": (lambda: small_dpi(vec_env(100, lambda: limited(12))), "has 72 steps, fewer than the 100 environments"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSES)
+def test_who_cannot_start_from_data_says_so(name: str) -> None:
+    make, words = REFUSES[name]
+    model = make()
+    before = parameters(model)
+    with pytest.raises(DataError, match=words):
+        fill(model, sampled())
+    assert parameters(model) == before
+    assert getattr(model, "replay_buffer", None) is None or model.replay_buffer.size() == 0
+
+
+def test_mpc_plans_by_them_from_the_first_step() -> None:
+    model = small_mpc()
+    few = sampled(1)
+    fill(model, few)
+    assert model.n_iterations == 0 and model.steps_since_training == 12, "too few to fit"
+    fill(model, sampled(9, seed=20))
+    assert model.n_iterations == 1 and float(model.ensemble.n_seen) == 120, "nothing is left out, or counted twice"
+    seen = np.concatenate([np.asarray(each.observations)[:-1] for each in (*few.episodes, *sampled(9, seed=20).episodes)])
+    np.testing.assert_allclose(model.ensemble.state_mean.numpy(), seen.mean(0), atol=1e-6)
+    planned: list[np.ndarray] = []
+    plan = MPC._plan
+    model._plan = lambda *args: planned.append(plan(model, *args)) or planned[-1]  # type: ignore[method-assign,func-returns-value]
+    model.learn(40)
+    assert len(planned) == 40
+    check_transitions(model)
+    assert len(model.memory) == 160
+
+
+class Reach(DictPointMass):
+    """A point mass that shall come to a place."""
+
+    def __init__(self) -> None:
+        super().__init__(("state", "position"))
+        box: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        seen = {"observation": spaces.Box(-np.inf, np.inf, (2,), np.float32), "achieved_goal": box, "desired_goal": box}
+        self.observation_space = spaces.Dict(seen)
+
+    def observation(self) -> Any:
+        """:return: dictionary of a task with goals"""
+        state = self.state.astype(np.float32)
+        return {"observation": state, "achieved_goal": state[:1], "desired_goal": np.zeros(1, np.float32)}
+
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, _: Any) -> np.ndarray:
+        """:return: nearness"""
+        nearness: np.ndarray = -np.abs(achieved - desired).sum(-1)
+        return nearness
+
+
+def test_buffers_that_read_on_find_where_episodes_end() -> None:
+    """Returns of several steps, and goals of hindsight, are of one episode, also where it was left without a mark."""
+
+    def left(episodes: Episodes) -> Episodes:
+        nothing = [replace(each, truncated=np.zeros(len(each), bool)) for each in episodes.episodes]
+        return replace(episodes, episodes=tuple(nothing))
+
+    model = small_sac(n_steps=3)
+    fill(model, left(sampled(5)))
+    kept: Any = model.replay_buffer
+    np.testing.assert_array_equal(np.flatnonzero(kept.timeouts), [11, 23, 35, 47, 59])
+    every_row = kept._get_samples(np.arange(60))
+    rewards = np.array([each.rewards for each in sampled(5).episodes])
+    expected = rewards + np.pad(0.99 * rewards[:, 1:], ((0, 0), (0, 1))) + np.pad(0.99**2 * rewards[:, 2:], ((0, 0), (0, 2)))
+    np.testing.assert_allclose(every_row.rewards.numpy().ravel(), expected.ravel(), rtol=1e-5)
+    assert not every_row.dones.any(), "what was left has a value"
+    model = small_sac(vec_env(2, lambda: limited(POINT_MASS_LIMIT)), n_steps=3)
+    fill(model, left(sampled(5)))
+    kept = model.replay_buffer
+    # the third episode is parted among the environments
+    np.testing.assert_array_equal(np.flatnonzero(kept.timeouts[:, 0]), [11, 23, 29])
+    np.testing.assert_array_equal(np.flatnonzero(kept.timeouts[:, 1]), [5, 17, 29])
+    env = gym.wrappers.TimeLimit(Reach(), POINT_MASS_LIMIT)
+    model = small_sac(env, "MultiInputPolicy", replay_buffer_class=HerReplayBuffer)
+    fill(model, left(sampled(5, env)))
+    kept = model.replay_buffer
+    np.testing.assert_array_equal(kept.ep_length[:60, 0], 12)
+    np.testing.assert_array_equal(kept.ep_start[:60, 0], np.repeat(np.arange(5) * 12, 12))
+    # a plain buffer says it as it was: DPI tells a break by its observations
+    plain = small_dpi()
+    fill(plain, left(sampled(5)))
+    assert not plain.memory.buffer.dones.any()
 
 
 def test_offline_needs_no_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +300,8 @@ def test_offline_needs_no_environment(tmp_path: Path, capsys: pytest.CaptureFixt
     assert float(model.ensemble.n_seen) == 144
     model.save(tmp_path / "model")
     again = DPI.load(tmp_path / "model")
-    np.testing.assert_array_equal(*(each.predict(np.ones(2, np.float32), deterministic=True)[0] for each in (again, model)))
+    actions = [each.predict(np.ones(2, np.float32), deterministic=True)[0] for each in (again, model)]
+    np.testing.assert_array_equal(actions[0], actions[1])
     heard: list[str] = []
 
     class Listener(BaseCallback):
@@ -352,6 +315,7 @@ def test_offline_needs_no_environment(tmp_path: Path, capsys: pytest.CaptureFixt
         def _on_training_end(self) -> None:
             heard.append("end")
 
+    assert model.preset_ is not None
     before, block = model._n_updates, model.preset_.train_freq
     model.learn_offline(9 * block, [Listener()], log_interval=1)
     assert heard == [f"{9 * block} updates", f"{block}, {block}", f"{2 * block}, {2 * block}", "end"]
@@ -474,8 +438,8 @@ def test_fewer_real_steps_to_the_threshold(make: Callable[..., Any], threshold: 
         while model.n_iterations < 3:
             model.learn(1, reset_num_timesteps=False)
             if mean_return(model, task()) >= threshold:
-                return model.num_timesteps
-        return 2 * model.num_timesteps
+                return int(model.num_timesteps)
+        return 2 * int(model.num_timesteps)
 
     common = {"learning_rate": 3e-3, "policy_kwargs": {"net_arch": [16]}} if make is small_mdgps else {}
     assert steps_until(sampled(60, task(), seed=1000)) < steps_until(None)

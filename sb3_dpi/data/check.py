@@ -7,24 +7,21 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_dpi.common.action_units import bounds
-from sb3_dpi.data.episodes import DataError, Episode, Episodes, Finding
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.data.episodes import DataError, Episode, Episodes, Finding, merged
+from sb3_dpi.data.order import order
 
 ROUNDING = 1e-4
 """By how much actions may be beyond their bounds, in units of the range: files keep few digits."""
 SAME_LENGTH = 5
-"""Episodes of one and the same length that end in a termination look like a time limit."""
-LATE_SHARE = 0.5
-"""Of the error of a linear model of changes, what is left with the next row's action where actions were written a row late."""
-WORTH_A_NOTE = 1e-3
-"""Of an output's variance, what its own action must leave for a note."""
-SHIFT_ROWS = 20_000
-"""Steps by which that is judged, at most."""
-RIDGE = 1e-6
+"""Episodes of one and the same length that end in a termination look like a time limit, where none is known."""
+LIMITED = "what a limit ends is truncated, not terminated, or the value of its states is lost"
 
 
 def check(
-    episodes: Episodes, observation_space: spaces.Space[Any] | None = None, action_space: spaces.Box | None = None
+    episodes: Episodes,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Box | None = None,
+    time_limit: int | None = None,
 ) -> tuple[Finding, ...]:
     """
     Look for what would spoil learning.
@@ -32,13 +29,15 @@ def check(
     :param episodes: logged data
     :param observation_space: of the environment to learn in; None for that of the data
     :param action_space: likewise
+    :param time_limit: likewise, the steps after which it ends an episode
     :return: errors first, then notes
     """
     seen, acted = observation_space or episodes.observation_space, action_space or episodes.action_space
-    found = [*episodes.notes, *_numbers(episodes), *_shapes(episodes, seen, acted), *_ends(episodes)]
+    limit = time_limit or episodes.time_limit
+    found = [*episodes.notes, *_numbers(episodes), *_shapes(episodes, seen, acted), *_ends(episodes, limit)]
     if not any(finding.is_error for finding in found):
-        found += [*_units(episodes, acted), *_range(episodes, seen), *_order(episodes)]
-    return tuple(sorted(dict.fromkeys(found), key=lambda finding: not finding.is_error))
+        found += [*_units(episodes, acted), *_range(episodes, seen), *order(episodes)]
+    return tuple(sorted(merged(found), key=lambda finding: not finding.is_error))
 
 
 def refuse(findings: tuple[Finding, ...], source: str) -> None:
@@ -88,7 +87,10 @@ def _numbers(episodes: Episodes) -> Iterator[Finding]:
             bad.setdefault(name, []).extend((number, int(row)) for row in rows)
     for name, places in bad.items():
         if places:
-            where = "episode {}, step {}".format(*places[0])
+            number, step = places[0]
+            where = f"episode {number}, step {step}"
+            if origin := episodes.episodes[number].place(step):
+                where += f" ({origin})"
             text = f"{name} are not finite (NaN or infinite) in {len(places)} rows, first in {where}"
             yield Finding(f"{text}: leave these episodes out, or repair what logged them", True)
 
@@ -111,7 +113,7 @@ def _shapes(episodes: Episodes, seen: spaces.Space[Any] | None, acted: spaces.Bo
         yield Finding("Episodes differ in the shapes of observations or actions: they are not of one task", True)
 
 
-def _ends(episodes: Episodes) -> Iterator[Finding]:
+def _ends(episodes: Episodes, limit: int | None) -> Iterator[Finding]:
     inside = [i for i, each in enumerate(episodes.episodes) if (each.terminated | each.truncated)[:-1].any()]
     if inside:
         text = f"{len(inside)} episodes go on after a step that ended them, first episode {inside[0]}"
@@ -119,14 +121,41 @@ def _ends(episodes: Episodes) -> Iterator[Finding]:
     both = sum(bool((each.terminated & each.truncated).any()) for each in episodes.episodes)
     if both:
         yield Finding(f"{both} episodes are marked as terminated and truncated: they count as terminated", False)
-    died = [len(each) for each in episodes.episodes if each.terminated[-1] and not each.truncated[-1]]
-    longest = max(map(len, episodes.episodes))
-    if len(died) >= SAME_LENGTH and died.count(longest) == len(died):
-        text = f"All {len(died)} terminated episodes have the same length of {longest} steps, as a time limit leaves them"
-        yield Finding(f"{text}: what a limit ends is truncated, not terminated, or the value of its states is lost", True)
+    died = [len(each) for each in episodes.episodes if each.terminated[-1]]
+    cut = [len(each) for each in episodes.episodes if each.truncated[-1] and not each.terminated[-1]]
+    if limit is None:
+        yield from _same_length(died, max(map(len, episodes.episodes)))
+    else:
+        yield from _against_limit(died, cut, limit)
     left = sum(not (each.terminated[-1] or each.truncated[-1]) for each in episodes.episodes)
     if left:
         yield Finding(f"{left} episodes end without a mark: they count as left before their end", False)
+
+
+def _same_length(died: list[int], longest: int) -> Iterator[Finding]:
+    if len(died) >= SAME_LENGTH and died.count(longest) == len(died):
+        text = f"All {len(died)} terminated episodes have the same length of {longest} steps, as a time limit leaves them"
+        yield Finding(f"{text}: {LIMITED}", True)
+
+
+def _against_limit(died: list[int], cut: list[int], limit: int) -> Iterator[Finding]:
+    """Lengths of the episodes that terminated, and of those that were truncated, beside the known limit."""
+    at_limit = died.count(limit)
+    if at_limit and at_limit == len(died):
+        text = f"All terminated episodes ({at_limit}) have the length of the environment's time limit of {limit} steps"
+        yield Finding(f"{text}: {LIMITED}", True)
+    elif at_limit:
+        text = (
+            f"{at_limit} of {len(died)} terminated episodes have the length of the environment's time limit of {limit} steps"
+        )
+        yield Finding(f"{text}: {LIMITED}", False)
+    beyond = sum(length > limit for length in (*died, *cut))
+    if beyond:
+        yield Finding(f"{beyond} episodes are longer than the environment's time limit of {limit} steps", False)
+    if not died and len({length for length in cut if length < limit}) > 1:
+        text = f"No episode terminated, and {sum(length < limit for length in cut)} were truncated before the environment's "
+        text += f"time limit of {limit} steps, at different lengths"
+        yield Finding(f"{text}: unless they were left early, terminated and truncated are exchanged", False)
 
 
 def _units(episodes: Episodes, acted: spaces.Box | None) -> Iterator[Finding]:
@@ -172,48 +201,6 @@ def _range(episodes: Episodes, seen: spaces.Space[Any] | None) -> Iterator[Findi
         still = np.flatnonzero(np.ptp(array.reshape(len(array), -1), axis=0) == 0.0)
         if len(still):
             yield Finding(f"{what} never change in {_entries(still)}", False)
-
-
-def _order(episodes: Episodes) -> Iterator[Finding]:
-    """Whether a step's change follows from its own action or rather from that of the next row."""
-    rows = [_lagged(each) for each in episodes.episodes if len(each) > 2]
-    if not rows:
-        return
-    states, actions, later, changes = (np.concatenate(arrays)[:SHIFT_ROWS] for arrays in zip(*rows, strict=True))
-    if len(states) < 10 * (states.shape[1] + actions.shape[1] + 1):
-        return
-    own, shifted = (_error(np.concatenate([states, acts], 1), changes) for acts in (actions, later))
-    rule = "Row t must hold what was seen at t and what was then done"
-    if shifted.mean() < LATE_SHARE * own.mean():
-        text = "What happens in a step follows from the action of the next row: actions are written a row late"
-        yield Finding(f"{text}. {rule}", True)
-    elif ((shifted < LATE_SHARE * own) & (own > WORTH_A_NOTE)).any():
-        # in one number alone it may be by chance, or what the policy saw in the next row
-        text = "Some of what happens in a step follows rather from the action of the next row: are actions written a row late?"
-        yield Finding(f"{text} {rule}", False)
-
-
-def _lagged(episode: Episode) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    seen = episode.observations
-    arrays = list(seen.values()) if isinstance(seen, dict) else [seen]
-    states = np.concatenate([np.asarray(a, np.float64).reshape(len(a), -1) for a in arrays], 1)
-    return states[:-2], episode.actions[:-1], episode.actions[1:], np.diff(states, axis=0)[:-1]
-
-
-def _error(inputs: FloatArray, outputs: FloatArray) -> FloatArray:
-    """Share of the outputs' variance that a linear model leaves, for each of those that vary."""
-    standard = _standard(inputs)
-    targets = _standard(outputs)
-    gram = standard.T @ standard / len(standard) + RIDGE * np.eye(standard.shape[1])
-    left = targets - standard @ np.linalg.solve(gram, standard.T @ targets / len(standard))
-    shares: FloatArray = np.mean(left**2, axis=0)
-    return shares
-
-
-def _standard(array: FloatArray) -> FloatArray:
-    spread = array.std(0)
-    moved: FloatArray = (array - array.mean(0))[:, spread > 1e-12] / spread[spread > 1e-12]
-    return moved
 
 
 def _of(observations: Any, key: str) -> np.ndarray:

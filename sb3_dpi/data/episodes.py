@@ -1,8 +1,8 @@
 """Logged episodes, whatever they came from."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,34 @@ class Finding:
     text: str
     is_error: bool
     """whether nothing should be learned from the data before it is repaired"""
+    where: str = ""
+    """the place, or the first of them; empty where it is about all"""
+    n: int = 1
+    """in how many places"""
 
     def __str__(self) -> str:
-        return f"{'error' if self.is_error else 'note'}: {self.text}"
+        return f"{'error' if self.is_error else 'note'}: {self.sentence}"
+
+    @property
+    def sentence(self) -> str:
+        """Place and text."""
+        if not self.where:
+            return self.text
+        return f"{self.where}: {self.text}" if self.n == 1 else f"{self.n} times, first in {self.where}: {self.text}"
+
+
+def merged(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """
+    Say once what was found in several places: thirty files have one fault thirty times.
+
+    :param findings: in the order in which they were found
+    :return: without repetitions, their texts whole sentences
+    """
+    places: dict[tuple[str, bool], Finding] = {}
+    for each in dict.fromkeys(findings):
+        key = each.text, each.is_error
+        places[key] = replace(places[key], n=places[key].n + each.n) if key in places else each
+    return tuple(Finding(each.sentence, each.is_error) for each in places.values())
 
 
 @dataclass(frozen=True)
@@ -43,9 +68,22 @@ class Episode:
     """whether the step ended the episode for good, ``[T]``"""
     truncated: BoolArray
     """whether a time limit ended it, ``[T]``"""
+    origin: str = field(default="", kw_only=True)
+    """what it was read from, for messages"""
+    rows: tuple[int, int] | None = field(default=None, kw_only=True)
+    """its first and last row there; None where it stands alone"""
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def place(self, step: int) -> str:
+        """
+        Say where a step was read, for messages.
+
+        :param step: its number; that behind the last one is about the last observation
+        :return: file and row; empty where they are not known
+        """
+        return self.origin if self.rows is None else f"{self.origin}, row {min(self.rows[0] + step, self.rows[1])}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +99,8 @@ class Episodes:
     """None where the source does not say"""
     notes: tuple[Finding, ...] = ()
     """what was found in reading"""
+    time_limit: int | None = None
+    """steps after which the environment ends an episode; None where the source does not say"""
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -120,8 +160,15 @@ def part(episode: Episode, begin: int, end: int) -> Episode:
     :param end: step behind the last
     :return: these steps, and the observation that followed them
     """
-    rest = (getattr(episode, name)[begin:end] for name in ("actions", "rewards", "terminated", "truncated"))
-    return Episode(map_observations(lambda array: array[begin : end + 1], episode.observations), *rest)
+    return replace(
+        episode,
+        observations=map_observations(lambda array: array[begin : end + 1], episode.observations),
+        actions=episode.actions[begin:end],
+        rewards=episode.rewards[begin:end],
+        terminated=episode.terminated[begin:end],
+        truncated=episode.truncated[begin:end],
+        rows=episode.rows and (episode.rows[0] + begin, min(episode.rows[0] + end, episode.rows[1])),
+    )
 
 
 @dataclass(frozen=True)
@@ -143,6 +190,9 @@ class StepTable:
     episode: IntArray | None = None
     """number of the episode, ``[n]``; None where only the ends tell episodes apart"""
 
+    source: str = ""
+    """where it comes from, for messages"""
+
     def __len__(self) -> int:
         return len(self.rewards)
 
@@ -154,43 +204,64 @@ class StepTable:
         """
         done = self.terminated | self.truncated
         number = np.zeros(len(self), dtype=int) if self.episode is None else self.episode
-        ends = np.append(done[:-1] | (np.diff(number) != 0), True)
+        changes: BoolArray = np.asarray(np.diff(number) != 0)
+        ends = np.append(done[:-1] | changes, True)
         if self.next_observations is None:  # the row of the last observation belongs to the step before
-            closing: BoolArray = np.asarray(np.isnan(self.actions).all(1), bool)
+            closing = self._closing(changes)
             ends |= closing
-            ends[:-1] &= ~closing[1:] | (np.diff(number) != 0)
+            ends[:-1] &= ~closing[1:] | changes
         breaks = np.zeros(len(self), dtype=bool)
         if self.next_observations is not None:
             breaks[:-1] = ~ends[:-1] & ~_same(self.next_observations, self.observations)
-        findings = list[Finding]()
-        if len(np.unique(number)) < 1 + int(np.sum(np.diff(number) != 0)):
-            findings.append(Finding("The rows of an episode are not one below the other: sort them by episode and time", True))
-        if breaks.any():
-            findings.append(Finding(_what_breaks(int(breaks.sum()), int((~ends).sum()), int(np.argmax(breaks))), False))
-        if self.next_observations is not None and breaks.sum() > 0.5 * max(int((~ends).sum()), 1):
-            findings.append(Finding("Most rows do not follow each other: are they shuffled? Log them in order of time", True))
+        findings = self._out_of_order(number, changes, breaks, int((~ends).sum()))
         episodes, begin = list[Episode](), 0
-        for end in np.flatnonzero(ends | breaks) + 1:
-            episode, lost_end = self._rows(begin, int(end))
-            if lost_end:
-                findings.append(Finding(_lost_end(begin, int(end)), True))
+        for end in (np.flatnonzero(ends | breaks) + 1).tolist():
+            episode, is_cut_short = self._rows(begin, end)
+            if is_cut_short:
+                findings.append(_cut_short(bool(self.terminated[end - 1]), f"{self.source}, row {end - 1}"))
             if len(episode):
                 episodes.append(episode)
-            begin = int(end)
+            begin = end
         return episodes, findings
 
+    def _closing(self, changes: BoolArray) -> BoolArray:
+        """Which rows only show the last observation of an episode. Where an action is missing within one, it was lost."""
+        after_end = np.append(False, (self.terminated | self.truncated)[:-1])
+        is_closing = np.append(changes, True) | after_end
+        if self.episode is None:
+            is_closing |= np.isnan(self.rewards)
+        closing: BoolArray = np.isnan(self.actions).all(1) & is_closing
+        return closing
+
+    def _out_of_order(self, number: IntArray, changes: BoolArray, breaks: BoolArray, n_within: int) -> list[Finding]:
+        """What the order of the rows says against them."""
+        findings = list[Finding]()
+        begins = np.append(0, np.flatnonzero(changes) + 1)
+        _, first = np.unique(number[begins], return_index=True)
+        again = np.setdiff1d(np.arange(len(begins)), first)
+        if len(again):
+            text = "The rows of an episode are not one below the other: sort them by episode and time"
+            findings.append(Finding(text, True, f"{self.source}, row {begins[again[0]]}"))
+        if breaks.any():
+            text = "The next row begins with another observation than the step ended with: the episode is cut there"
+            text += ", as if by a reset"
+            findings.append(Finding(text, False, f"{self.source}, after row {int(np.argmax(breaks))}", int(breaks.sum())))
+        if breaks.sum() > 0.5 * max(n_within, 1):
+            text = "Most rows do not follow each other: are they shuffled? Log them in order of time"
+            findings.append(Finding(text, True, self.source))
+        return findings
+
     def _rows(self, begin: int, end: int) -> tuple[Episode, bool]:
-        """An episode of these rows, and whether it ended in a state that nobody wrote down."""
+        """An episode of these rows, and whether its last step is left out, for nobody wrote down where it led."""
 
         def joined(now: np.ndarray, following: np.ndarray) -> np.ndarray:
             return np.concatenate([now[begin:end], following[end - 1 : end]])
 
-        last, lost_end = end, False
+        last, is_cut_short = end, False
         if self.next_observations is None:
             observations = map_observations(lambda array: array[begin:end], self.observations)
             last = end - 1
-            is_step = bool(np.isfinite(self.actions[last]).any())
-            lost_end = is_step and bool(self.terminated[last])
+            is_cut_short = bool(np.isfinite(self.actions[last]).any())
         elif isinstance(self.observations, dict):
             assert isinstance(self.next_observations, dict)
             observations = {key: joined(array, self.next_observations[key]) for key, array in self.observations.items()}
@@ -198,10 +269,11 @@ class StepTable:
             assert isinstance(self.next_observations, np.ndarray)
             observations = joined(self.observations, self.next_observations)
         terminated, truncated = self.terminated[begin:last].copy(), self.truncated[begin:last].copy()
-        if last < end and last > begin and not lost_end:  # the row of the last observation may carry the end's marks
-            terminated[-1] |= self.terminated[last] and not np.isfinite(self.actions[last]).any()
+        if begin < last < end:  # the row of the last observation may carry the end's marks
+            terminated[-1] |= bool(self.terminated[last]) and not is_cut_short
             truncated[-1] |= bool(self.truncated[last])
-        return Episode(observations, self.actions[begin:last], self.rewards[begin:last], terminated, truncated), lost_end
+        steps = self.actions[begin:last], self.rewards[begin:last], terminated, truncated
+        return Episode(observations, *steps, origin=self.source, rows=(begin, end - 1)), is_cut_short
 
 
 def _same(following: Observations, observations: Observations) -> BoolArray:
@@ -209,23 +281,17 @@ def _same(following: Observations, observations: Observations) -> BoolArray:
     keys: Sequence[Any] = list(observations) if isinstance(observations, dict) else [None]
     same: BoolArray = np.ones(0, dtype=bool)
     for number, key in enumerate(keys):
-        ended = following if key is None else following[key]
-        begun = observations if key is None else observations[key]
-        # files keep few digits
-        equal = np.isclose(np.asarray(ended)[:-1], np.asarray(begun)[1:], 1e-5, 1e-6).reshape(len(begun) - 1, -1).all(1)
-        same = equal if number == 0 else same & equal
+        ended = np.asarray(following if key is None else following[key])[:-1]
+        begun = np.asarray(observations if key is None else observations[key])[1:]
+        # files keep few digits; a number that was lost on its way is no reset
+        equal = np.isclose(ended, begun, 1e-5, 1e-6) | ~np.isfinite(ended) | ~np.isfinite(begun)
+        whole = equal.all(tuple(range(1, equal.ndim)))
+        same = whole if number == 0 else same & whole
     return same
 
 
-def _what_breaks(n: int, of: int, first: int) -> str:
-    return (
-        f"After {n} of {of} steps within episodes the next row begins with another observation than the step ended with, "
-        f"first after row {first}: episodes are cut there, as if by a reset"
-    )
-
-
-def _lost_end(begin: int, end: int) -> str:
-    return (
-        f"Rows {begin} to {end - 1} end with a termination whose observation is missing: add a row with the last observation "
-        "and an empty action, or columns next_obs_0, next_obs_1, ..."
-    )
+def _cut_short(is_terminated: bool, where: str) -> Finding:
+    remedy = "add a row with the last observation and an empty action, or columns next_obs_0, next_obs_1, ..."
+    if is_terminated:
+        return Finding(f"The observation in which an episode terminated is missing: {remedy}", True, where)
+    return Finding(f"The last step of an episode is left out, for the observation after it is missing: {remedy}", False, where)

@@ -3,6 +3,7 @@
 import csv
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,29 +17,23 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.asking import ask
 from sb3_dpi.common.extras import need
 from sb3_dpi.common.trajectories import Observations, map_observations
-from sb3_dpi.data.episodes import DataError, Episode, Episodes, Finding, StepTable
+from sb3_dpi.data.columns import ALIASES, read_csv
+from sb3_dpi.data.episodes import DataError, Episode, Episodes, Finding, StepTable, merged
 from sb3_dpi.trajopt.types import FloatArray
 
 Source = Any
 """A path, a Minari dataset or its id, or a replay buffer."""
 UNITS = ("environment", "bounds")
-ALIASES = {
-    "observations": ("obs", "observation"),
-    "next_observations": ("next_obs", "next_observation"),
-    "actions": ("acts", "action"),
-    "rewards": ("rews", "reward"),
-    "terminated": ("terminations", "terminals", "terminal"),
-    "truncated": ("truncations", "timeouts", "timeout"),
-    "episode": ("episodes", "episode_id", "trajectory"),
-}
-"""Names of arrays in npz files: ours, and those of D4RL, Minari and imitation."""
-READ = {*ALIASES, "time", "t", "step", "timestep", "action_low", "action_high"}
+TIMES = ("time", "t", "step", "timestep")
+READ = {*ALIASES, *TIMES, "action_low", "action_high"}
 """All that is looked at; more is told."""
 ENDS = {"done", "dones"}
 """Names that do not say how an episode ended."""
-TRUE, FALSE = ("true", "yes"), ("false", "no")
+KINDS = {"O": "Python objects", "U": "text", "S": "text", "c": "complex numbers", "M": "dates", "m": "spans of time"}
+"""What arrays may hold that is no number."""
 
 
 def read(
@@ -51,57 +46,79 @@ def read(
 
     :param source: a folder of episodes (npz, or csv with a header) or one such file; a Minari dataset, its folder or its id; a
         replay buffer of Stable-Baselines3 or its pickle, whose actions are in units of the bounds, as its algorithms keep them
-    :param env: whose spaces hold; only its spaces are read. None takes those that the source knows
+    :param env: whose spaces and time limit hold; nothing else of it is read. None takes those that the source knows
     :param actions_in: units of the actions in files: those of the ``"environment"``, or of the ``"bounds"`` (from -1 to 1)
     :return: episodes in the environment's units
     :raises DataError: if it cannot be read
     """
     if actions_in not in UNITS:
         raise ValueError(f"actions_in must be one of {', '.join(UNITS)}, got {actions_in!r}")
-    observation_space, action_space = spaces_of(env)
+    observation_space, action_space, time_limit = task_of(env)
     if hasattr(source, "iterate_episodes"):
         episodes = _from_minari(source)
     elif isinstance(source, ReplayBuffer):
-        episodes, actions_in = _from_buffer(source), "environment"
+        episodes, actions_in = _from_buffer(source, action_space), "environment"
     else:
-        episodes, actions_in = _from_path(source, actions_in)
+        episodes, actions_in = _from_path(source, actions_in, action_space)
     if not len(episodes):
-        why = "; ".join(note.text for note in episodes.notes if note.is_error)
+        why = "; ".join(note.text for note in merged(episodes.notes))
         raise DataError(f"{episodes.source} holds no step" + (f": {why}" if why else ""))
     episodes = replace(
         episodes,
         observation_space=observation_space or episodes.observation_space or _box_around(episodes),
         action_space=action_space or episodes.action_space,
+        time_limit=time_limit or episodes.time_limit,
     )
     return _to_env_units(episodes) if actions_in == "bounds" else episodes
 
 
-def spaces_of(env: "str | gym.Env[Any, Any] | VecEnv | None") -> tuple[spaces.Space[Any] | None, spaces.Box | None]:
+def task_of(
+    env: "str | gym.Env[Any, Any] | VecEnv | None",
+) -> tuple[spaces.Space[Any] | None, spaces.Box | None, int | None]:
     """
-    Look at the spaces of an environment.
+    Look at an environment.
 
     :param env: an id, which is made and closed again, an environment, or None
-    :return: of observations and actions, None where nothing is known
+    :return: spaces of observations and actions, and its time limit, None where nothing is known
     :raises DataError: if the environment cannot be made, or its actions are no Box
     """
     if env is None:
-        return None, None
+        return None, None, None
     try:
         made = gym.make(env) if isinstance(env, str) else env
     except (gym.error.Error, ImportError) as error:
         raise DataError(f"The environment {env!r} cannot be made: {error}") from error
-    seen, acted = made.observation_space, made.action_space
+    seen, acted, limit = made.observation_space, made.action_space, time_limit_of(made)
     if isinstance(env, str):
         made.close()
     if not isinstance(acted, spaces.Box):
         raise DataError(f"Actions must be a Box, those of the environment are {acted}")
-    return seen, acted
+    return seen, acted, limit
 
 
-def _from_path(source: Any, actions_in: str) -> tuple[Episodes, str]:
+def time_limit_of(env: "gym.Env[Any, Any] | VecEnv | None") -> int | None:
+    """
+    Ask for the steps after which an episode is ended.
+
+    :param env: an environment, a vectorised one, or None
+    :return: the limit; None where there is none, it is not known, or copies differ in it
+    """
+    name, limits, specs = "_max_episode_steps", list[Any](), list[Any]()
+    if isinstance(env, VecEnv):
+        limits, specs = ask(env, name) or [], ask(env, "spec") or []
+    elif isinstance(env, gym.Env):
+        limits, specs = [env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None], [env.spec]
+    for values in (limits, [getattr(spec, "max_episode_steps", None) for spec in specs]):
+        known = [int(value) for value in values if isinstance(value, int | np.integer) and value > 0]
+        if known and known == [known[0]] * len(values):
+            return known[0]
+    return None
+
+
+def _from_path(source: Any, actions_in: str, action_space: spaces.Box | None) -> tuple[Episodes, str]:
     path = Path(os.fspath(source))
     if path.suffix == ".pkl":
-        return _from_buffer(_unpickled(path), str(path)), "environment"
+        return _from_buffer(_unpickled(path), action_space, str(path)), "environment"
     if path.is_dir():
         if (path / "data" / "metadata.json").exists() or (path / "metadata.json").exists():
             return _from_minari(_minari_folder(path)), actions_in
@@ -139,6 +156,9 @@ def _minari_folder(path: Path) -> Any:
 def _from_minari(dataset: Any) -> Episodes:
     if not isinstance(dataset.action_space, spaces.Box):
         raise DataError(f"Actions must be a Box, those of the dataset are {dataset.action_space}")
+    seen = dataset.observation_space
+    if not all(isinstance(part, spaces.Box) for part in (seen.values() if isinstance(seen, spaces.Dict) else (seen,))):
+        raise DataError(f"Observations must be a Box or a Dict of such, those of the dataset are {seen}")
     episodes = [
         Episode(
             map_observations(np.asarray, each.observations),
@@ -151,7 +171,8 @@ def _from_minari(dataset: Any) -> Episodes:
         if len(each.rewards)
     ]
     name = str(getattr(dataset, "id", None) or "the Minari dataset")
-    return Episodes(tuple(episodes), name, dataset.observation_space, dataset.action_space)
+    limit = getattr(getattr(dataset, "env_spec", None), "max_episode_steps", None)
+    return Episodes(tuple(episodes), name, dataset.observation_space, dataset.action_space, time_limit=limit)
 
 
 # ---------------------------------------------------------------------- replay buffers
@@ -169,12 +190,15 @@ def _unpickled(path: Path) -> ReplayBuffer:
     return buffer
 
 
-def _from_buffer(buffer: ReplayBuffer, source: str = "the replay buffer") -> Episodes:
+def _from_buffer(buffer: ReplayBuffer, of_env: spaces.Box | None, source: str = "the replay buffer") -> Episodes:
     if buffer.optimize_memory_usage:
         raise DataError(f"{source} was kept with optimize_memory_usage: the last observations of its episodes are lost")
     if not isinstance(buffer.action_space, spaces.Box):
         raise DataError(f"Actions must be a Box, those of {source} are {buffer.action_space}")
-    low, high = bounds(buffer.action_space)
+    # of whole numbers a buffer of this package keeps fractions, and not the bounds
+    is_held = of_env is not None and of_env.dtype not in (np.float32, np.float64) and buffer.actions.dtype == np.float32
+    space = of_env if of_env is not None and is_held else buffer.action_space
+    low, high = bounds(space)
     size = buffer.size()
     order = (np.arange(size) + (buffer.pos if buffer.full else 0)) % buffer.buffer_size
     episodes, findings = list[Episode](), list[Finding]()
@@ -193,13 +217,14 @@ def _from_buffer(buffer: ReplayBuffer, source: str = "the replay buffer") -> Epi
             done & ~cut,
             done & cut,
             map_observations(rows, buffer.next_observations),
+            source=source if buffer.n_envs == 1 else f"{source}, environment {env}",
         )
         own, found = table.split()
         episodes += own
         findings += found
     if not buffer.handle_timeout_termination:
         findings.append(Finding("The buffer does not know time limits: episodes that they ended look terminated", False))
-    return Episodes(tuple(episodes), source, buffer.observation_space, buffer.action_space, tuple(findings))
+    return Episodes(tuple(episodes), source, buffer.observation_space, space, tuple(findings))
 
 
 # ---------------------------------------------------------------------- files
@@ -209,10 +234,10 @@ def _from_file(path: Path) -> Episodes:
     if path.suffix not in (".npz", ".csv"):
         raise DataError(f"{path} is of no kind that is known: npz, csv, pkl of a replay buffer, a folder, a Minari dataset")
     try:
-        arrays = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
+        arrays = read_csv(path) if path.suffix == ".csv" else _read_npz(path)
     except DataError:
         raise
-    except (ValueError, OSError, EOFError, csv.Error, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, csv.Error, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     return _from_arrays(arrays, str(path))
 
@@ -220,63 +245,102 @@ def _from_file(path: Path) -> Episodes:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):  # numpy would speak of pickles
         raise DataError(f"{path} is no npz file, or was damaged")
+    arrays = {}
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        for given in archive.files:
+            name, _ = _our_name(given)
+            # what is not read may be of any kind
+            arrays[given] = _numbers(archive, given, path) if name in READ else np.empty(0)
+    return arrays
+
+
+def _numbers(archive: Mapping[str, Any], name: str, path: Path) -> np.ndarray:
+    """An array of an npz file, if it is one of numbers."""
+    try:
+        array = np.asarray(archive[name])
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        what = KINDS.get(array.dtype.kind, f"values of the type {array.dtype}")
+        remedy = "write numbers, as np.asarray(..., float)"
+        if array.dtype.kind == "O":
+            remedy += "; of episodes of different lengths write one file each, or all steps one below the other"
+        raise DataError(f"{path}: the array {name} holds {what}, not numbers: {remedy}")
+    return array
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Episodes:
-    named = _named(arrays)
+    named = _named(arrays, source)
     missing = [name for name in ("observations", "actions", "rewards") if name not in named]
     if missing:
         raise DataError(f"{source} has no {' and no '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
     if not np.size(named["actions"]):
         raise DataError(f"{source} holds no step")
+    _check_dimensions(named, source)
     actions, notes = _rows(named["actions"]), _unread(named, source)
     n = len(actions)
-    marks = {}
-    for name in ("terminated", "truncated"):
-        marks[name] = _marks(named.get(name), n, f"{source}: {name}")
+    marks = {name: _marks(named.get(name), n, f"{source}: {name}") for name in ("terminated", "truncated")}
     if "terminated" not in named:
-        notes.append(Finding(f"{source} does not say which steps terminated: none counts as such", False))
-    rewards = np.asarray(named["rewards"], np.float64).reshape(-1)
+        notes.append(Finding("Nothing says which steps terminated: none counts as such", False, source))
+    rewards = _column(named["rewards"], f"{source}: rewards")
     seen = map_observations(_at_least_2d, named["observations"])
-    after = named.get("next_observations")
     lengths = _lengths(seen)
     if len(rewards) != n or len(set(lengths)) != 1 or lengths[0] not in (n, n + 1):
         raise DataError(
             f"{source} has {lengths[0]} observations, {n} actions and {len(rewards)} rewards: an episode of T steps has T "
             "actions and rewards and T + 1 observations, the last one included"
         )
+    number = _episode_numbers(named.get("episode"), {n, lengths[0]}, source)
     if lengths[0] == n + 1:
-        episodes, found = [Episode(seen, actions, rewards, marks["terminated"], marks["truncated"])] if n else [], []
+        episodes, found = [Episode(seen, actions, rewards, *marks.values(), origin=source)], list[Finding]()
+        if number is not None and (number != number[0]).any():
+            raise DataError(f"{source} holds several episodes: each needs its last observation, add next_observations")
     else:
-        number = None if "episode" not in named else _whole_numbers(named["episode"], f"{source}: episode")
-        following = None if after is None else map_observations(_at_least_2d, after)
-        table = StepTable(seen, actions, rewards, marks["terminated"], marks["truncated"], following, number)
-        found = _time_runs_back(named.get("time"), number, table, source)
-        episodes, more = table.split()
-        found += [replace(each, text=f"{source}: {each.text}") for each in more]
-    space = None
-    if "action_low" in arrays and "action_high" in arrays:
-        space = spaces.Box(arrays["action_low"], arrays["action_high"], dtype=arrays["action_low"].dtype.type)
-    return Episodes(tuple(episodes), source, None, space, (*notes, *found))
+        following = _following(named.get("next_observations"), seen, source)
+        table = StepTable(seen, actions, rewards, marks["terminated"], marks["truncated"], following, number, source)
+        episodes, found = table.split()
+    time = next((named[name] for name in TIMES if name in named), None)
+    found = [*_time_runs_back(time, number, marks["terminated"] | marks["truncated"], source), *found]
+    return Episodes(tuple(episodes), source, None, _bounds_in(arrays, source), (*notes, *found))
 
 
-def _named(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _our_name(given: str) -> tuple[str, str]:
+    """How we call an array, and the key where it is one of a dictionary: ``observations.KEY``."""
+    ours = {alias: name for name, aliases in ALIASES.items() for alias in (name, *aliases)}
+    head, _, key = given.partition(".")
+    return ours.get(head.lower(), head.lower()), key
+
+
+def _named(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, Any]:
     """By our names; what is called ``observations.KEY`` is collected in a dictionary."""
     named: dict[str, Any] = {}
-    ours = {alias: name for name, aliases in ALIASES.items() for alias in (name, *aliases)}
+    origin: dict[str, str] = {}
     for given, array in arrays.items():
-        head, dot, key = given.partition(".")
-        name = ours.get(head.lower(), head.lower())
-        if dot:
+        name, key = _our_name(given)
+        before = named.get(name)
+        if name in READ and name in named and not (key and isinstance(before, dict) and key not in before):
+            raise DataError(f"{source} has {origin[name]} and {given}, which mean the same: keep one of them")
+        origin[name] = given
+        if key and name in READ:
             named.setdefault(name, {})[key] = array
         else:
             named[name] = array
-    for name in ("time", "t", "step", "timestep"):
-        if name in named:
-            named["time"] = named[name]
     return named
+
+
+def _check_dimensions(named: Mapping[str, Any], source: str) -> None:
+    """Arrays have a row for each step; only observations have keys."""
+    for name in READ & set(named):
+        array, keys = named[name], name in ("observations", "next_observations")
+        if isinstance(array, dict) and not keys:
+            raise DataError(f"{source}: {name} has keys ({', '.join(array)}), which only observations may have")
+        parts = array if isinstance(array, dict) else {"": array}
+        for key, part in parts.items():
+            if np.ndim(part) == 0 and (keys or name == "actions"):
+                what = f"{name}.{key}" if key else name
+                raise DataError(f"{source}: {what} is a single number: write an array with a row for each step")
 
 
 def _unread(named: Mapping[str, Any], source: str) -> list[Finding]:
@@ -284,10 +348,10 @@ def _unread(named: Mapping[str, Any], source: str) -> list[Finding]:
     unread = sorted(set(named) - READ)
     if not unread:
         return []
-    text = f"{source} has {', '.join(unread[:8])}{', ...' if len(unread) > 8 else ''}, which is not read"
+    text = f"not read: {', '.join(unread[:8])}{', ...' if len(unread) > 8 else ''}"
     if ENDS.intersection(unread):
-        text += ": call the ends of the task terminated, those by a time limit truncated"
-    return [Finding(text, False)]
+        text += "; call the ends of the task terminated, those by a time limit truncated"
+    return [Finding(text, False, source)]
 
 
 def _lengths(observations: Observations) -> list[int]:
@@ -303,104 +367,90 @@ def _rows(array: Any) -> FloatArray:
     return whole.reshape(len(whole), -1)
 
 
+def _column(array: Any, what: str) -> FloatArray:
+    """A number for each step."""
+    given = np.asarray(array, np.float64)
+    if given.ndim > 1 and given.shape != (len(given), 1):
+        raise DataError(
+            f"{what} has shape {given.shape}, a column of one number for each step is meant: write one file for each episode, "
+            "or all steps one below the other"
+        )
+    flat: FloatArray = given.reshape(-1)
+    return flat
+
+
 def _marks(array: Any, n: int, what: str) -> np.ndarray:
     """Truth values of all steps; a single one is about the last step."""
     if array is None:
         return np.zeros(n, dtype=bool)
-    flat = np.nan_to_num(np.asarray(array, np.float64).reshape(-1))
+    flat = np.nan_to_num(_column(array, what))
     if len(flat) == n:
         return flat > 0
     if len(flat) == 1:
-        return np.append(np.zeros(max(n - 1, 0), dtype=bool), flat > 0)[-n:] if n else np.zeros(0, dtype=bool)
+        return np.append(np.zeros(n - 1, dtype=bool), flat > 0)
     raise DataError(f"{what} has {len(flat)} entries for {n} steps: one for each step, or one about the last")
 
 
-def _whole_numbers(array: Any, what: str) -> np.ndarray:
-    flat = np.asarray(array, np.float64).reshape(-1)
+def _episode_numbers(array: Any, n_rows: set[int], source: str) -> np.ndarray | None:
+    if array is None:
+        return None
+    what = f"{source}: episode"
+    flat = _column(array, what)
     bad = np.flatnonzero(~np.isfinite(flat))
     if len(bad):
         raise DataError(f"{what} is empty in {len(bad)} rows, first in row {bad[0]}: each row needs its number")
+    odd = np.flatnonzero(flat != np.round(flat))
+    if len(odd):
+        raise DataError(f"{what} is {flat[odd[0]]:g} in row {odd[0]}: number episodes by integers")
+    if len(flat) not in n_rows:
+        raise DataError(f"{what} has {len(flat)} entries for {max(n_rows)} rows: each row needs its number")
     return flat.astype(int)
 
 
-def _time_runs_back(time: Any, number: Any, table: StepTable, source: str) -> list[Finding]:
+def _following(after: Any, seen: Observations, source: str) -> Observations | None:
+    """What came next, if it is of the same kind as what was seen."""
+    if after is None:
+        return None
+    shaped: Observations = map_observations(_at_least_2d, after)
+    here, there = (
+        {key: array.shape for key, array in (each.items() if isinstance(each, dict) else [("", each)])}
+        for each in (seen, shaped)
+    )
+    if here != there:
+        shown = [", ".join(f"{key} {shape}".strip() for key, shape in shapes.items()) for shapes in (here, there)]
+        raise DataError(
+            f"{source} has observations of shape {shown[0]} and next_observations of shape {shown[1]}: they must be the same"
+        )
+    return shaped
+
+
+def _bounds_in(arrays: Mapping[str, np.ndarray], source: str) -> spaces.Box | None:
+    if "action_low" not in arrays or "action_high" not in arrays:
+        return None
+    low, high = arrays["action_low"], arrays["action_high"]
+    if low.shape != high.shape or low.dtype != high.dtype:
+        raise DataError(
+            f"{source} has action_low of shape {low.shape} ({low.dtype}) and action_high of shape {high.shape} "
+            f"({high.dtype}): they must be the same, a number for each action"
+        )
+    return spaces.Box(low, high, dtype=low.dtype.type)
+
+
+def _time_runs_back(time: Any, number: np.ndarray | None, done: np.ndarray, source: str) -> list[Finding]:
     if time is None:
         return []
-    clock = np.asarray(time, np.float64).reshape(-1)
-    same = ~(table.terminated | table.truncated)[:-1]
+    clock = _column(time, f"{source}: time")
+    n = len(done)
+    if len(clock) not in (n, n + 1):
+        raise DataError(f"{source}: time has {len(clock)} entries for {n} steps: write one for each, or leave it out")
+    same = ~done[:-1]
     if number is not None:
-        same &= np.diff(number) == 0
-    back = np.flatnonzero(same & (np.diff(clock) <= 0))
+        same = same & (np.diff(number[:n]) == 0)
+    back = np.flatnonzero(same & (np.diff(clock[:n]) <= 0))
     if not len(back):
         return []
-    text = f"{source}: time runs back or stands still within an episode, first after row {back[0]}: sort the rows by time"
-    return [Finding(text, True)]
-
-
-def _read_csv(path: Path) -> dict[str, np.ndarray]:
-    """Columns ``obs_*``, ``action_*``, ``reward``, and what there is of ``next_obs_*``, ``terminated``, ``truncated``,
-    ``episode``, ``time``."""
-    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a byte-order mark
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        rows = [row for row in reader if any(cell.strip() for cell in row)]
-    if not header or _is_number(header[0]):
-        raise DataError(f"{path} has no header: name its columns obs_0, ..., action_0, ..., reward, terminated, truncated")
-    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise DataError(f"{path} parts its cells by semicolons or tabs: write commas, and points in numbers")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path} names columns twice: {', '.join(twice)}")
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            raise DataError(f"{path}: line {number + 2} has {len(row)} cells, the header {len(header)}")
-    columns = {
-        name: np.array([_number(row[i], path, number + 2, name) for number, row in enumerate(rows)])
-        for i, name in enumerate(header)
-    }
-    groups: dict[str, list[str]] = {}
-    for name in header:
-        groups.setdefault(_group(name), []).append(name)
-    # columns are in the order of their numbers, whatever that of the file is
-    return {
-        group: np.stack([columns[name] for name in sorted(names, key=_by_number)], 1) if len(names) > 1 else columns[names[0]]
-        for group, names in groups.items()
-    }
-
-
-def _group(name: str) -> str:
-    """To which array a column belongs."""
-    lower = name.lower()
-    for array in ("next_observations", "observations", "actions"):
-        for prefix in (array, *ALIASES[array]):
-            if lower == prefix or lower.startswith((prefix + "_", prefix + "[")):
-                return array
-    return lower
-
-
-def _by_number(name: str) -> tuple[int, ...]:
-    """Numbers at the end come in their order; a name without one keeps its place, for sorting is stable."""
-    digits = "".join(c if c.isdigit() else " " for c in name).split()
-    return (int(digits[-1]),) if digits else (0,)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(cell: str, path: Path, line: int, column: str) -> float:
-    text = cell.strip().lower()
-    if text in TRUE or text in FALSE:
-        return float(text in TRUE)
-    if not text:
-        return float("nan")
-    if not _is_number(text):
-        raise DataError(f"{path}: line {line} has {cell!r} in column {column!r}, which is no number")
-    return float(text)
+    text = "Time runs back or stands still within an episode: sort the rows by time"
+    return [Finding(text, True, f"{source}, after row {back[0]}")]
 
 
 # ---------------------------------------------------------------------- all of them
