@@ -237,6 +237,7 @@ def test_what_is_asked_for_and_cannot_be_imported_is_refused(name: str, policy: 
 @pytest.mark.parametrize(
     ("to", "out", "files"),
     [
+        ("numpy", "pend.npz", ["pend.json", "pend.npz", "pend.py"]),
         ("torchscript", "pend_0.5", ["pend_0.5.json", "pend_0.5.pt"]),
         ("torchscript", "pend_0.5.pt", ["pend_0.5.json", "pend_0.5.pt"]),
         ("c", "pend_0.5", ["pend_0.5.h", "pend_0.5.json"]),

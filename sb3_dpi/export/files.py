@@ -49,7 +49,9 @@ def export_policy(
         raise ExportError(f"Unknown format {to!r}: use one of {', '.join(FORMATS)}")
     policy = as_deployed(model, vec_normalize)
     ending, write = FORMATS[to]
-    target = with_ending(Path(path), ending)
+    target = Path(path)
+    # what numpy reads is two files: either names both
+    target = target.with_suffix(ending) if to == "numpy" and target.suffix == ".npz" else with_ending(target, ending)
     target.parent.mkdir(parents=True, exist_ok=True)
     with th.enable_grad():  # as distributions do: a change of it would be a part of the graph
         files = write(policy, target)
