@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from reports import GRID, task, write_run
 
 from sb3_dpi.compare import figures as figures_module
@@ -88,6 +89,18 @@ def test_words_of_a_frontier_are_apart_and_inside(n: int, tasks: int, drawn: lis
     for box in (names, words):
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
     assert len(panels) == tasks and [series["x"] for series in panels[0]["series"]] == [[1.0 + i] for i in range(n)]
+
+
+def test_a_figure_is_the_same_whatever_the_process_has_set() -> None:
+    """Seaborn's ``set``, which the zoo's plots call, makes every word larger, for as long as the process lives."""
+    points = [Point(f"algorithm_{i}", 1.0 + i, float(i), float(i), float(i)) for i in range(9)]
+
+    def drawn() -> bytes:
+        return frontier_figure([("A-v0", points)], make_styles([p.name for p in points]), "return").png
+
+    plain = drawn()
+    with rc_context({"legend.fontsize": 11.0, "axes.titlesize": 12.0, "axes.facecolor": "#EAEAF2", "font.family": "serif"}):
+        assert drawn() == plain
 
 
 def test_a_single_evaluation_is_seen(drawn: list[Any]) -> None:

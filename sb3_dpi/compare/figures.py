@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.style import context as style_context
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from sb3_dpi.compare.statistics import FloatArray
 
-STYLE = mpl.rc_params_from_file(Path(__file__).with_name("lab.mplstyle"), use_default_template=False)
+STYLE: list[str | Path | dict[str, Any]] = ["default", Path(__file__).with_name("lab.mplstyle")]
+"""Styles of matplotlib, one after the other: a report looks the same whatever the process has set, seaborn say"""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#882255", "#8a8a2d", "#000000")
 """The first six are those of Okabe and Ito, from dark to light; the others are of Tol"""
 OWN = ("dpi", "aggrevated_oc", "mdgps", "dual_ac", "ppo", "trpo", "sac", "crossq", "tqc", "td3", "dagger", "exit", "mpc")
@@ -185,7 +186,7 @@ def _cut(line: Line, last: float) -> Line:
     return replace(line, x=x, **{name: np.interp(x, line.x, getattr(line, name)) for name in ("y", "low", "high")})
 
 
-@mpl.rc_context(STYLE)
+@style_context(STYLE)
 def curves_figure(
     title: str,
     lines: Sequence[Line],
@@ -223,7 +224,7 @@ def curves_figure(
     return _drawing(figure, [(axes, shown + [_series(line.name, GREY, line.x, line.y) for line in published])])
 
 
-@mpl.rc_context(STYLE)
+@style_context(STYLE)
 def profile_figure(title: str, lines: Sequence[Line], styles: dict[str, Style], subtitle: str = "") -> Drawing:
     """Draw performance profiles, over normalized scores."""
     figure, (axes,) = _figure()
@@ -258,7 +259,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], styles: dict[str, Style]) 
     return [_series(point.name, styles[point.name].color, [point.cost], [point.value]) for point in points]
 
 
-@mpl.rc_context(STYLE)
+@style_context(STYLE)
 def frontier_figure(panels: Sequence[tuple[str, Sequence[Point]]], styles: dict[str, Style], value: str) -> Drawing:
     """Draw what is reached against what it costs, a panel with its title per task or one for all."""
     columns = min(len(panels), 3)

@@ -12,6 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.style import context as style_context
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sb3_dpi.compare.figures import COLORS, STYLE
@@ -47,8 +48,7 @@ def _png(draw: Draw, tables: Mapping[str, pd.DataFrame], theme: Mapping[str, str
     own: dict[str, Any] = {name: theme["text"] for name in names}
     grounds = {name: theme["ground"] for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
     own = {**own, **grounds, "grid.color": theme["grid"], "font.size": 9.0, "axes.titlesize": 9.5, "lines.markersize": 4.0}
-    style: Any = {**STYLE, **own}
-    with mpl.rc_context(style), io.BytesIO() as file:
+    with style_context([*STYLE, own]), io.BytesIO() as file:
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         draw(figure, tables, colors)
         FigureCanvasAgg(figure).print_figure(file, format="png", dpi=DPI)
