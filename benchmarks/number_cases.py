@@ -2,35 +2,19 @@
 
 Cases are written in the words of the oldest tree that they are run in. Where a tree does not know a word, ``RENAMED`` has the
 newer one, ``REMOVED`` says that it is gone, and any other unknown word is an error: whoever renames an argument adds a row to
-``sb3_dpi/compare/former_words.py``.
+``former_words.py``.
 """
 
-import importlib.util
 import pickle
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import former_words
 import numpy as np
+from former_words import Renamed
 
-
-def _load_former_words() -> ModuleType:
-    """Beside an older tree, whose ``sb3_dpi`` has no such module."""
-    path = Path(__file__).parents[1] / "sb3_dpi" / "compare" / "former_words.py"
-    spec = importlib.util.spec_from_file_location("former_words", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-former_words = _load_former_words()
-Renamed = former_words.Renamed
-put, LEFT_OUT = former_words.put, former_words.LEFT_OUT
 RENAMED: dict[str, dict[str, Any]] = {
     **former_words.RENAMED,
     # net_arch of the cases is of both networks; "" is none: other arguments of the case say it already

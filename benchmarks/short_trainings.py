@@ -11,20 +11,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from former_words import LEFT_OUT, put
 from gymnasium import spaces
-from number_cases import (
-    CASES,
-    LEFT_OUT,
-    REMOVED,
-    REMOVED_VALUES,
-    RENAMED,
-    SMALL,
-    STEPS,
-    TIME_LIMIT,
-    Case,
-    Outcome,
-    put,
-)
+from number_cases import CASES, REMOVED, REMOVED_VALUES, RENAMED, SMALL, STEPS, TIME_LIMIT, Case, Outcome
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed

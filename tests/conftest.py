@@ -78,11 +78,13 @@ def small_lab(tmp_path: Path, no_figures: None) -> tuple[Path, dict[str, Task]]:
     """Two tasks; on the first all that can happen at a threshold happens."""
     out = tmp_path / "lab"
     for seed, means in enumerate(([0, 8, 8, 8, 8], [0, 0, 9, 9, 9], [8, 8, 8, 0, 3], [0, 0, 0, 8, 8]), 1):
-        write_run(out, "mdgps", "A-v0", seed, GRID, means, versions={**VERSIONS, "sources": "a" * 64})
+        write_run(out, "mdgps", "A-v0", seed, GRID, means, versions={**VERSIONS, "algorithm_version": "1"})
     for seed, means in enumerate(([0, 0, 8], [0, 1, 2], [0, 0, 4]), 1):
         write_run(out, "trpo", "A-v0", seed, (1000, 4000, 9000), means, seconds=30.0)
     for seed in (1, 2, 3):
-        write_run(out, "mdgps", "B-v0", seed, GRID, [0, 1, 5, 5 + seed, 5 + seed], versions={**VERSIONS, "sources": "a" * 64})
+        write_run(
+            out, "mdgps", "B-v0", seed, GRID, [0, 1, 5, 5 + seed, 5 + seed], versions={**VERSIONS, "algorithm_version": "1"}
+        )
         write_run(out, "trpo", "B-v0", seed, (1000, 3000, 4000, 5000), [0, 7, 8, 6 + seed])
     return out, {"B-v0": task("B-v0", 5.0, 7.0, scale=(0.0, 10.0)), "A-v0": task("A-v0", 7.5)}
 

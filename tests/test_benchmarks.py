@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from dummy_envs import POINT_MASS_ID
+
+from sb3_dpi.common.saved_models import renamed_arguments
+from sb3_dpi.zoo import ALGORITHMS, algorithm_class
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -173,6 +177,37 @@ def test_translation(numbers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
         trainings.translate("X", {"tests": 2}, {"n_steps"})
     with pytest.raises(ValueError, match="add a row for other"):
         trainings.translate("X", {"other": 2}, {"n_steps"})
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_table_has_every_former_word(name: str, numbers: ModuleType) -> None:
+    algorithm, words = ALGORITHMS[name], sys.modules["former_words"]
+    in_table = {*words.RENAMED.get(algorithm, {}), *words.GONE.get(algorithm, ())}
+    # of both kinds: DPI's critic is an argument now too
+    assert set(renamed_arguments(algorithm_class(name))) == in_table - ({"critic"} if name == "dpi" else set())
+
+
+@pytest.mark.parametrize(
+    "algorithm, former, present",
+    [
+        ("AggreVaTeDOC", {"safeguard": "off"}, {"trust": 1.0}),
+        ("AggreVaTeDOC", {"safeguard": "calibration"}, {"trust": None}),
+        ("AggreVaTeDOC", {"safeguard": 0.5}, {"trust": 0.5}),
+        ("DualAC", {"restart_after": None}, {"early_reset": {"after": 0}}),
+        ("DualAC", {"restart_spread": False, "restart_after": 9}, {"early_reset": {"spread": False, "after": 9}}),
+        ("DualAC", {"dual_weights": False, "inner_tolerance": None}, {"alpha_regularization": inf, "n_critic_updates": 0}),
+        ("DualAC", {"dual_weights": True, "inner_tolerance": 1e-4}, {}),
+        ("DPI", {"expert": "lqr", "trust_region": 0.1}, {"expert": {"kind": "lqr", "trust_region": 0.1}}),
+        ("DPI", {"critic": "returns", "critic_settling": None}, {"critic": {"kind": "returns", "lr_decay_after": 0}}),
+        ("DPI", {"averaging": 1.0, "target_kl": None}, {"preset": {"polyak": 1.0, "target_kl": 0}}),
+        ("PPO", {"target_kl": None, "n_steps": 8}, {"target_kl": None, "n_steps": 8}),
+    ],
+)
+def test_former_words(algorithm: str, former: dict, present: dict, numbers: ModuleType) -> None:
+    known = {"DualAC": {"early_reset", "alpha_regularization", "n_critic_updates"}, "DPI": {"world_model"}}.get(
+        algorithm, set()
+    )
+    assert load("short_trainings").translate(algorithm, former, known | set(present)) == present
 
 
 def test_backends() -> None:

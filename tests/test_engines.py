@@ -332,7 +332,8 @@ def test_a_lab_that_ends_leaves_no_worker(tmp_path: Path, mark: str, end: signal
     store, long = Store(tmp_path), make_config(label="long", n_timesteps=ENDLESS)
     with forked(lambda: run_all([long], Store(tmp_path), LocalEngine(2))) as lab:
         wait_for(lambda: any(store.unfinished(long).glob("*.monitor.csv")), 200)
-        assert len(workers_alive(mark)) == 2 and worker_of(store.log(long)) in workers_alive(mark)
+        # The worker, what waits for it and what forks both
+        assert len(workers_alive(mark)) == 3 and worker_of(store.log(long)) in workers_alive(mark)
         lab.send(end)
         _, printed = lab.end()
     wait_for(lambda: not workers_alive(mark), 5)

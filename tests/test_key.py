@@ -1,7 +1,6 @@
 """What identifies a run: configuration, versions, provenance."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -178,14 +177,11 @@ def raised(monkeypatch: pytest.MonkeyPatch, fresh: None) -> Callable[[], None]:
 
 
 def _stored(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """Copy a run whose record names a hash of sources; here are the packages that it ran with."""
-    stored = next(run for run in read_runs(STORED)[0] if "sources" in run.record["versions"])
+    """Copy a run of version 1; here are the packages that it ran with."""
+    stored = read_runs(STORED)[0][0]
     record, config = stored.record, stored.config
-    assert "algorithm_version" not in record["versions"]
-    if stored.table:
-        write_run(stored, record, out / config.path)
-    else:
-        shutil.copytree(stored.folder, out / config.path)
+    assert record["versions"]["algorithm_version"] == "1"
+    write_run(stored, record, out / config.path)
     real = key.version
     monkeypatch.setattr(key, "version", lambda name: record["versions"].get(name) or real(name))
     for cached in (run_versions, key._installed):
@@ -193,13 +189,13 @@ def _stored(out: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return config
 
 
-def test_a_record_that_names_sources_counts_as_version_1(
+def test_a_run_of_another_version_is_done_again_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Callable[[], None]
 ) -> None:
     monkeypatch.setattr(MDGPS, "algorithm_version", 1)
     config = _stored(tmp_path, monkeypatch)
     run, kept = read_record(tmp_path / config.path), contents(tmp_path)
-    assert run.versions["algorithm_version"] == "1" and "sources" not in run.versions and run.key == run_key(config)
+    assert run.key == run_key(config)
     store = Store(tmp_path)
     result = store.load(config)
     assert result is not None and not store.warnings and contents(tmp_path) == kept
@@ -242,7 +238,6 @@ def test_stored_runs_are_what_the_same_arguments_ask_for(tmp_path: Path, monkeyp
         seeds=1,
         first_seed=config.seed,
         eval_every=config.eval_every,
-        n_eval_episodes=config.n_eval_episodes,
     )
     (asked,) = make_configs(suite)
     assert asked.path == config.path and Store(tmp_path).load(asked) is not None

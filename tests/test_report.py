@@ -199,7 +199,7 @@ def test_warnings_of_several_tasks_are_put_together(tmp_path: Path, no_figures: 
 
 
 def test_fair_runs_raise_no_warning(tmp_path: Path, no_figures: None) -> None:
-    for algo, own in (("ppo", {"stable_baselines3": "2.9.2"}), ("mine", {"sources": "a" * 64}), ("other", {"theirs": "1.0"})):
+    for algo, own in (("ppo", {"stable_baselines3": "2.9.2"}), ("mine", {"mine": "a" * 64}), ("other", {"theirs": "1.0"})):
         for seed in (1, 2):
             write_run(tmp_path, algo, "A-v0", seed, GRID, [1, 2, 3, 4, 5], versions={**VERSIONS, **own})
     # What SB3 is in the versions of one run is in the packages of the others
@@ -216,9 +216,8 @@ def test_versions_of_an_algorithm_say_nothing_of_others(tmp_path: Path, no_figur
             versions = {**VERSIONS, "algorithm_version": version}
             write_run(tmp_path, algo, "A-v0", seed, GRID, [1, 2, 3, 4, 5], versions=versions)
     assert write_report(tmp_path, {}) == []
-    # An old record is one of version 1
     path = tmp_path / "dpi/A-v0_1/run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "versions": {**VERSIONS, "sources": "a" * 64}}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "versions": {**VERSIONS, "algorithm_version": "1"}}))
     assert write_report(tmp_path, {}) == ["A-v0: versions differ, algorithm_version of dpi: 1 (dpi seed 1); 3 (dpi seed 2)"]
 
 

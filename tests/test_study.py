@@ -21,9 +21,8 @@ from stored import CONFIG, NoEngine, contents, harm, write
 
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare import load_study
-from sb3_dpi.compare.record import CorruptRun, StoredRun, read_arrays, read_record
+from sb3_dpi.compare.record import CorruptRun, StoredRun, read_arrays
 from sb3_dpi.compare.report import write_report
-from sb3_dpi.compare.run import _write_settings
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.study import (
@@ -43,14 +42,12 @@ CONFIGS[2:] = [replace(config, eval_every=100, hyperparams={"a": 1e6, "b": [1.0,
 
 
 def exported(out: Path, configs: list[Any] = CONFIGS) -> Path:
-    """Write runs as comparisons of before exported them: without models and logs."""
+    """Write runs without models and logs."""
     for number, config in enumerate(configs):
         folder = write(Store(out), config, float(number))
         for path in folder.glob("*"):
             if path.name not in ("run.json", "evaluations.npz"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (folder / config.env_name).mkdir()
-        _write_settings(config, folder, read_record(folder).timing)
     shutil.rmtree(out / ".unfinished")
     (out / "tasks.yml").write_text("Pendulum-v1: {thresholds: [0.4]}")
     return out
@@ -75,7 +72,7 @@ def names(folder: Path) -> list[str]:
 def test_a_packed_study_says_what_its_folders_said(tmp_path: Path) -> None:
     out = exported(tmp_path)
     before = facts(out)
-    assert len(names(out)) == 4 * 4 + 1 and pack(out) == 4
+    assert len(names(out)) == 4 * 2 + 1 and pack(out) == 4
     assert names(out) == ["study.csv", "study.npz", "tasks.yml"] and facts(out) == before
     table = (out / "study.csv").read_bytes(), (out / "study.npz").read_bytes()
     assert pack(out) == 4 and facts(out) == before
@@ -149,11 +146,13 @@ def test_models_stay_where_they_are(tmp_path: Path) -> None:
     assert list(find_without_result(tmp_path)) == [], "its result is in the table"
 
 
-def test_settings_that_the_record_does_not_have_stay(tmp_path: Path) -> None:
+def test_evaluations_that_the_table_does_not_have_stay(tmp_path: Path) -> None:
     out = exported(tmp_path, CONFIGS[:1])
-    (out / CONFIG.path / "Pendulum-v1" / "config.yml").write_text("gamma: 0.5")
     pack(out)
-    assert (out / CONFIG.path / "Pendulum-v1" / "config.yml").read_text() == "gamma: 0.5"
+    (out / CONFIG.path).mkdir(parents=True)
+    (out / CONFIG.path / "evaluations.npz").write_bytes(b"of another run")
+    pack(out)
+    assert (out / CONFIG.path / "evaluations.npz").read_bytes() == b"of another run"
 
 
 def test_a_packed_study_is_run_no_more(tmp_path: Path) -> None:

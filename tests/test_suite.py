@@ -9,7 +9,10 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import yaml
+from stored import NoEngine
 
+from sb3_dpi.compare.schedule import run_all
+from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.suite import (
     Entrant,
     Suite,
@@ -307,7 +310,7 @@ def test_command_line_makes_runs() -> None:
         *(["trpo,ppo", "small=ppo"], ["Reacher-v5,Pendulum-v1"], ["ppo:3e3", "2000"]),
         *(["small.learning_rate=1e-3", "small.policy_kwargs={net_arch: [32, 16]}"], ["render_mode=rgb_array"]),
         *(["-7,-6", "Pendulum-v1:-200"],),
-        **{"seeds": 2, "first_seed": 5, "eval_every": 100, "n_eval_episodes": 2},
+        **{"seeds": 2, "first_seed": 5, "eval_every": 100},
     )
     names = [(task, name) for task in ("Reacher-v5", "Pendulum-v1") for name in ("trpo", "ppo", "small")]
     assert [(config.seed, config.env_id, config.name) for config in configs] == [
@@ -320,7 +323,7 @@ def test_command_line_makes_runs() -> None:
     assert configs[2].source == "RL Zoo, Reacher-v2, learning_rate=0.001, policy_kwargs={'net_arch': [32, 16]}"
     assert configs[1].source == "RL Zoo, Reacher-v2" and configs[1].hyperparams["learning_rate"] != 1e-3
     assert configs[0].env_kwargs == {"render_mode": "rgb_array"}
-    assert (configs[0].eval_every, configs[0].n_eval_episodes) == (100, 2)
+    assert (configs[0].eval_every, configs[0].n_eval_episodes) == (100, 10)
     assert _configs(["ppo"], ["Reacher-v5"])[0].n_timesteps == 1_000_000 and len(_configs(["ppo"], ["Reacher-v5"])) == 3
 
 
@@ -373,10 +376,11 @@ def test_hyperparameters_that_make_no_sense_are_found_before_any_run() -> None:
         make_configs(suite_from_arguments(["ppo"], ["Reacher-v5"], overrides=["ppo.n_timesteps=null"]))
 
 
-def test_two_runs_never_share_a_folder(load: Callable[..., Suite]) -> None:
+def test_two_runs_never_share_a_folder(load: Callable[..., Suite], tmp_path: Path) -> None:
     content = _suite(algorithms={"ppo": {}, "x": {"algo": "ppo"}}, tasks={"Reacher-v5": {}, "x": {"env": "Reacher-v5"}})
-    with pytest.raises(SuiteError, match=r"'x on Reacher-v5' and 'ppo on x' have the same folder x/ppo/Reacher-v5_1: rename"):
-        make_configs(load(content))
+    said = r"x on Reacher-v5, seed 1; ppo on x, seed 1: two different runs have the folder x/ppo/Reacher-v5_1\. Give variants"
+    with pytest.raises(ValueError, match=said):
+        run_all(make_configs(load(content)), Store(tmp_path), NoEngine())
 
 
 def test_algorithms_of_other_modules(third_party: str, load: Callable[..., Suite]) -> None:

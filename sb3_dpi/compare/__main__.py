@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -108,10 +109,8 @@ def make_engine(args: argparse.Namespace) -> Engine:
 def _prepare(out: Path) -> None:
     # Nothing is made yet: what cannot run leaves no folder
     place = next(folder for folder in (out, *out.parents) if folder.exists())
-    probe = place / f".writable-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        TemporaryFile(dir=place).close()
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
 
@@ -122,12 +121,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
     engine = make_engine(args)
-    for folder in args.baselines:
-        # Without them their runs, hours of them, would be run here in silence
-        if not Path(folder).is_dir():
-            raise ValueError(f"--baselines {folder}: no such folder")
+    # Without them their runs, hours of them, would be run here in silence
+    baselines = _folders(args.baselines, "--baselines")
     _prepare(out)
-    store = Store(out, [Path(folder) for folder in args.baselines])
+    store = Store(out, baselines)
 
     def check(pending: Sequence[RunConfig]) -> None:
         for note in check_runs(pending, out):
@@ -158,17 +155,17 @@ def report(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _folders(texts: str | Sequence[str]) -> list[Path]:
+def _folders(texts: str | Sequence[str], option: str = "--out", files: bool = False) -> list[Path]:
     folders = [Path(text) for text in ([texts] if isinstance(texts, str) else texts)]
     for folder in folders:
-        if not folder.exists():
-            raise ValueError(f"--out {folder}: no such folder")
+        if not (folder.exists() if files else folder.is_dir()):
+            raise ValueError(f"{option} {folder}: no such folder")
     return folders
 
 
 def pack_studies(args: argparse.Namespace, console: Console) -> int:
     """Turn studies into tables, and move them into an archive where one is named."""
-    outs = _folders(args.out)
+    outs = _folders(args.out, files=bool(args.archive))
     for study in [study for out in outs if out.is_dir() for study in studies(out)]:
         if args.archive and not any(read_runs(study)):
             continue  # Data of another kind
@@ -180,9 +177,7 @@ def pack_studies(args: argparse.Namespace, console: Console) -> int:
 
 def export(args: argparse.Namespace, console: Console) -> int:
     """Copy finished runs without models, with the thresholds and scales of their tasks."""
-    out, target = Path(args.out), Path(args.to)
-    if not out.is_dir():
-        raise ValueError(f"--out {out}: no such folder")
+    (out,), target = _folders(args.out), Path(args.to)
     tasks = read_tasks(out)
     number = export_runs(out, target)
     if number == 0:

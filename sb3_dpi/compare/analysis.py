@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import trim_mean
 
-from sb3_dpi.compare import fairness
 from sb3_dpi.compare.figures import Line
-from sb3_dpi.compare.runs import Group, Reader, Run
+from sb3_dpi.compare.runs import Group, Reader
 from sb3_dpi.compare.statistics import (
     FloatArray,
     Interval,
@@ -78,18 +77,11 @@ class Comparison:
     """From task and algorithm to runs"""
     names: tuple[str, ...]
     """All algorithms"""
-    tasks: Mapping[str, Task] = field(default_factory=dict)
-    baseline: str = ""
-    problems: tuple[str, ...] = ()
+    tasks: Mapping[str, Task]
+    """Thresholds and scales of all of them"""
+    baseline: str
+    problems: Sequence[str]
     """Runs that were left out, in words"""
-
-    def thresholds(self, task: str) -> tuple[float, ...]:
-        """The returns to reach on a task."""
-        return tuple(self.tasks[task].thresholds) if task in self.tasks else ()
-
-    def scale(self, task: str) -> tuple[float, float] | None:
-        """The returns that count as 0 and as 1 on a task, None where the suite gives none."""
-        return self.tasks[task].scale if task in self.tasks else None
 
     def common_steps(self, task: str) -> int:
         """The largest number of environment steps that all runs of a task reached."""
@@ -98,22 +90,17 @@ class Comparison:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """A row a run, as in ``runs.csv``."""
-        most = max((len(self.thresholds(task)) for task in self.groups), default=0)
-        every = ((task, run) for task, groups in self.groups.items() for group in groups.values() for run in group)
-        return pd.DataFrame([self._run(task, run, most) for task, run in every], dtype=object)
-
-    def _run(self, task: str, run: Run, most: int) -> dict[str, Any]:
-        config, reached = run.config, {}
-        for k, threshold in enumerate([*self.thresholds(task), *[None] * most][:most], 1):
-            reached[f"threshold_{k}"] = threshold
-            reached[f"steps_to_threshold_{k}"] = None if threshold is None else _steps_to([run], threshold)[0]
-            reached[f"share_kept_{k}"] = None if threshold is None else share_kept(run.on_grid, threshold)
-        return {
-            **{"task": task, "env": config.env_id, "name": config.name, "algo": config.algo, "seed": config.seed},
-            **{"n_timesteps": config.n_timesteps, **reached, "final_return": run.result.final_return},
-            **vars(run.result.timing),
-            **{"imported": int(run.result.imported), "folder": run.folder, "source": config.source},
-        }
+        most, rows = max(len(task.thresholds) for task in self.tasks.values()), []
+        for task, run in [(task, run) for task, groups in self.groups.items() for group in groups.values() for run in group]:
+            config, names = run.config, ("threshold", "steps_to_threshold", "share_kept")
+            reached: dict[str, Any] = dict.fromkeys(f"{name}_{k}" for k in range(1, most + 1) for name in names)
+            for k, threshold in enumerate(self.tasks[task].thresholds, 1):
+                values = threshold, _steps_to([run], threshold)[0], share_kept(run.grid, threshold)
+                reached |= {f"{name}_{k}": value for name, value in zip(names, values, strict=True)}
+            row = {"task": task, "env": config.env_id, "name": config.name, "algo": config.algo, "seed": config.seed}
+            row |= {"n_timesteps": config.n_timesteps, **reached, "final_return": run.final_return, **vars(run.timing)}
+            rows.append(row | {"imported": int(run.imported), "folder": run.folder, "source": config.source})
+        return pd.DataFrame(rows, dtype=object)
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -121,7 +108,7 @@ class Comparison:
         rows = []
         for task, groups in self.groups.items():
             of_runs = {name: self._row(task, group) for name, group in groups.items()}
-            for threshold in self.thresholds(task) or (None,):
+            for threshold in self.tasks[task].thresholds or (None,):
                 for name, group in groups.items():
                     config = group[0].config
                     first = {"task": task, "env": config.env_id, "threshold": threshold, "name": name, "algo": config.algo}
@@ -129,10 +116,10 @@ class Comparison:
         return pd.DataFrame(rows, dtype=object)
 
     def _row(self, task: str, group: Group) -> dict[str, Any]:
-        finals = np.array([run.result.final_return for run in group])
+        finals = np.array([run.final_return for run in group])
         common = self.common_steps(task)
-        seconds = pd.DataFrame([vars(run.result.timing) for run in group])
-        steps = np.array([run.result.curve.timesteps[-1] for run in group])
+        seconds = pd.DataFrame([vars(run.timing) for run in group])
+        steps = np.array([run.curve.timesteps[-1] for run in group])
         return {
             **{"seeds": len(group), "n_timesteps": int(_budget(group)), **_named("final", _iqm(finals))},
             **{"final_worst": float(finals.min()), "common_steps": common, **_named("common", self.value(group, common))},
@@ -152,7 +139,7 @@ class Comparison:
         walls = [run.wall_seconds_at(value) for run, value in zip(group, steps, strict=True)]
         return {
             "seeds_reached": sum(map(math.isfinite, steps)),
-            "seeds_keeping": sum(share_kept(run.on_grid, threshold) >= KEEPS for run in group),
+            "seeds_keeping": sum(share_kept(run.grid, threshold) >= KEEPS for run in group),
             "steps_median": median_steps(steps),
             "baseline": self.baseline if ratio else None,
             "ratio": ratio.value if ratio else None,
@@ -174,7 +161,7 @@ class Comparison:
         left_out: dict[str, str] = {}
         scores: dict[str, list[FloatArray]] = {name: [] for name in self.names}
         for task, groups in self.groups.items():
-            scale = self.scale(task)
+            scale = self.tasks[task].scale
             missing = [name for name in self.names if name not in groups]
             at = self.common_steps(task) if steps is None else steps
             values = {name: _values_at(group, at) for name, group in groups.items()}
@@ -199,26 +186,19 @@ class Comparison:
         """Make the curves of the aggregate: interquartile mean over runs and tasks with its interval."""
         lines = []
         for name in self.names:
-            groups = [self.groups[task][name] for task in aggregate.steps]
-            first, last = _range([run for group in groups for run in group])
-            if not groups or first >= last:
+            groups = {task: self.groups[task][name] for task in aggregate.steps}
+            first, last = _range([run for group in groups.values() for run in group])
+            if first >= last:
                 continue
-            x = np.geomspace(first, last, GRID)
-            # Rounding must not leave the range of any run
-            x[0], x[-1] = first, last
-            curves = []
-            for task, group in zip(aggregate.steps, groups, strict=True):
-                low, high = self.scale(task) or (0.0, 1.0)
-                curves.append((np.stack([np.interp(x, *run.curve) for run in group]) - low) / (high - low))
+            x, curves = np.geomspace(first, last, GRID), []
+            for task, group in groups.items():
+                low, high = self.tasks[task].scale or (0.0, 1.0)
+                curves.append((_returns(group, x) - low) / (high - low))
             finite = np.logical_and.reduce([np.isfinite(curve).all(axis=0) for curve in curves])
             if finite.any():
                 x, interval = x[finite], iqm_curve([curve[:, finite] for curve in curves])
                 lines.append(Line(name, x, interval.point, interval.low, interval.high))
         return lines
-
-    def warnings(self) -> list[str]:
-        """Say what makes the comparison less than fair, or less than complete."""
-        return [*self.problems, *fairness.warnings(self.groups)]
 
 
 _REACHED = (
@@ -240,23 +220,27 @@ def _budget(group: Group) -> float:
 
 
 def _steps_to(group: Group, threshold: float) -> list[float]:
-    return [steps_to_threshold(run.on_grid.timesteps, run.on_grid.results, threshold) for run in group]
+    return [steps_to_threshold(run.grid.timesteps, run.grid.results, threshold) for run in group]
 
 
 def _values_at(group: Group, steps: int) -> FloatArray:
-    return np.array([value_at(run.on_grid.timesteps, run.on_grid.means, steps) for run in group])
+    return np.array([value_at(run.grid.timesteps, run.grid.means, steps) for run in group])
 
 
 def _range(runs: Group) -> tuple[float, float]:
     """Find the environment steps between which all runs have evaluations."""
-    return max((run.curve[0][0] for run in runs), default=0.0), min((run.curve[0][-1] for run in runs), default=0.0)
+    return max((run.points[0][0] for run in runs), default=0.0), min((run.points[0][-1] for run in runs), default=0.0)
+
+
+def _returns(group: Group, x: FloatArray) -> FloatArray:
+    return np.stack([np.interp(x, *run.points) for run in group])
 
 
 def _line(name: str, group: Group) -> Line | None:
     first, last = _range(group)
-    x = np.unique(np.concatenate([run.curve[0] for run in group]))
+    x = np.unique(np.concatenate([run.points[0] for run in group]))
     x = x[(x >= first) & (x <= last)]
-    values = np.stack([np.interp(x, *run.curve) for run in group])
+    values = _returns(group, x)
     finite = np.isfinite(values).all(axis=0)
     if not finite.any():
         return None
@@ -271,4 +255,6 @@ def read_comparison(outs: Path | Sequence[Path], tasks: Mapping[str, Task], base
         reasons = "".join(f"\n{problem}" for problem in reader.problems)
         where = ", ".join(map(str, reader.outs))
         raise ValueError(f"{where}: no finished runs to report; start some with `python -m sb3_dpi.compare run`{reasons}")
-    return Comparison(reader.groups(tasks), reader.names, tasks, baseline, tuple(reader.problems))
+    groups = reader.groups(tasks)
+    all_tasks = {task: tasks.get(task) or Task(env=task) for task in groups}
+    return Comparison(groups, reader.names, all_tasks, baseline, reader.problems)

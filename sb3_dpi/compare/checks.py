@@ -22,8 +22,6 @@ from sb3_dpi.zoo.register import closest, impossible_value, unknown_argument
 SET_BY_THE_LAB = ("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model")
 """Arguments of an algorithm that are no hyperparameters"""
 
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-
 
 class SuiteError(ValueError):
     """A suite or an argument is wrong; the message names the key's path and the closest valid names."""
@@ -38,30 +36,6 @@ def offer(name: str, valid: Iterable[str]) -> str:
     """Name what is closest to what was written, or all that is valid where nothing is close."""
     names = list(valid)
     return closest(name, names, 3) or f"choose one of: {', '.join(names)}"
-
-
-def as_number(value: Any) -> Any:
-    """
-    Turn ``"1e-3"`` into the number that YAML does not see in it, also within lists and mappings.
-
-    :return: The value; ``"1e5"``, without a point, is a whole number
-    """
-    if isinstance(value, dict):
-        return {key: as_number(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [as_number(item) for item in value]
-    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
-        return value
-    found = float(value)
-    return int(found) if found.is_integer() and "." not in value else found
-
-
-def parse_value(content: str) -> Any:
-    """Read a value from the command line, which is YAML; ``1e-3`` is a number too."""
-    try:
-        return as_number(yaml.safe_load(content))
-    except yaml.YAMLError as error:
-        raise SuiteError(f"{content}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
 
 
 def check_algorithm(algo: str, path: str) -> None:
@@ -104,7 +78,7 @@ def check_env_kwarg(spec: EnvSpec, key: str, path: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
-    """YAML without its silence about a key that is there twice."""
+    """YAML that takes ``1e-3`` for a number, without its silence about a key that is there twice."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -115,15 +89,34 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
             seen.add(str(key.value))
         return node
 
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        """Read what YAML takes for a text; ``1e5``, without a point, is a whole number."""
+        found = float(node.value)
+        return int(found) if found.is_integer() and "." not in node.value else found
+
+
+_Loader.add_implicit_resolver("!number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789"))
+_Loader.add_constructor("!number", _Loader.construct_number)
+
+
+def _parse(content: Any, where: str) -> Any:
+    try:
+        return yaml.load(content, _Loader)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}, line {mark.line + 1}" if mark is not None and where != content else where
+        raise SuiteError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+
+
+def parse_value(content: str) -> Any:
+    """Read a value from the command line, which is YAML; ``1e-3`` is a number too."""
+    return _parse(content, content)
+
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; what is wrong in it is named with its line."""
     try:
         with path.open(encoding="utf-8") as file:
-            return as_number(yaml.load(file, _Loader))
+            return _parse(file, str(path))
     except OSError as error:
         raise SuiteError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        raise SuiteError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or error})") from error

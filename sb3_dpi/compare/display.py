@@ -1,35 +1,17 @@
 """How the progress of all runs is shown: live on a terminal, in a few plain lines elsewhere."""
 
-import time
-from collections.abc import Callable
-from datetime import timedelta
 from threading import Lock
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sb3_dpi.compare.engines import RunFailed
 from sb3_dpi.compare.types import RunConfig, RunResult
 
 REFRESHES_PER_SECOND = 2
-
-
-class TimeLeft(ProgressColumn):
-    """Shows what remains, which runs of different speeds do not tell by their number."""
-
-    max_refresh = 0.5
-
-    def __init__(self, seconds_left: Callable[[Task], float | None]) -> None:
-        super().__init__()
-        self.seconds_left = seconds_left
-
-    def render(self, task: Task) -> Text:
-        """Write hours, minutes and seconds."""
-        seconds = self.seconds_left(task)
-        text = "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))
-        return Text(text, style="progress.remaining")
+SECONDS_OF_ESTIMATE = 600.0
+"""Whose progress tells how much time is left: runs of several algorithms have several speeds"""
 
 
 class Display:
@@ -50,17 +32,14 @@ class Display:
         self.finished = finished
         self.failed = 0
         self.fractions: dict[str, float] = {}
-        self.times: dict[str, tuple[float, float]] = {}
-        """When a run began, and when its fraction was told"""
-        self.durations: list[float] = []
-        """Seconds of the runs that ended"""
         self.lock = Lock()
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[state]}", markup=False),
-            TimeLeft(self._seconds_left),
+            TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=SECONDS_OF_ESTIMATE,
             refresh_per_second=REFRESHES_PER_SECOND,
             transient=True,
             disable=not console.is_terminal,
@@ -89,8 +68,6 @@ class Display:
         with self.lock:
             before, fraction = self.fractions.get(config.path), min(timesteps / config.n_timesteps, 1.0)
             self.fractions[config.path] = fraction
-            now = time.monotonic()
-            self.times[config.path] = now if not fraction else self.times.get(config.path, (now, now))[0], now
             last = "" if mean_return is None else f", return {mean_return:.1f}"
             state = f"{timesteps:,} of {config.n_timesteps:,} steps{last}"
             if was_lost := before is not None and fraction < before:
@@ -112,8 +89,6 @@ class Display:
         """Show the end of one run: its result, or why there is none."""
         with self.lock:
             self.fractions.pop(config.path, None)
-            if config.path in self.times:
-                self.durations.append(time.monotonic() - self.times.pop(config.path)[0])
             if config.path in self.bars:
                 self.progress.remove_task(self.bars.pop(config.path))
             if isinstance(end, RunFailed):
@@ -125,23 +100,6 @@ class Display:
                 words = f"finished, return {end.final_return:.1f}, {seconds:,.0f} s"
             self._update_overall()
             self.note(f"{config}: {words}" + (f" ({self._counts()})" if self.progress.disable else ""))
-
-    def _seconds_left(self, task: Task) -> float | None:
-        """What remains of one run, or of all: those that wait are taken to last as long as the others do on average."""
-        now = time.monotonic()
-        left, durations = dict[str, float](), list(self.durations)
-        for path, fraction in list(self.fractions.items()):
-            begun, told = self.times[path]
-            if fraction > 0.0:
-                left[path] = max((told - begun) * (1.0 - fraction) / fraction - (now - told), 0.0)
-                durations.append((told - begun) / fraction)
-        if task.id != self.overall:
-            return next((left.get(path) for path, bar in list(self.bars.items()) if bar == task.id), None)
-        if not durations:
-            return None
-        waiting = self.total - self.finished - self.failed - len(left)
-        everything = sum(left.values()) + waiting * sum(durations) / len(durations)
-        return max(everything / max(len(self.fractions), 1), *left.values(), 0.0)
 
     def _counts(self) -> str:
         return f"{self.finished} of {self.total} runs finished" + (f", {self.failed} failed" if self.failed else "")

@@ -110,6 +110,7 @@ def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, w
     end: dict[str, Any] = {}
     # Appending: it is another comparison's log while that one is busy with the same run
     with log.open("a", encoding="utf-8") as errors, (workers or Workers()).start(errors) as process:
+        assert process.stdin is not None and process.stdout is not None
         report(0, None)
         try:
             process.stdin.write(order)
@@ -170,11 +171,6 @@ class Returned:
     """The finished run's folder as a zip archive, where the folder is not shared"""
 
 
-def _pack(folder: Path) -> bytes:
-    packed = shutil.make_archive(f"{folder}.packed", "zip", folder)
-    return Path(packed).read_bytes()
-
-
 def run_on_node(config: RunConfig, key: str, shared: tuple[str, str] | None, board: Any) -> Returned:
     """
     Execute one run as a Ray task.
@@ -190,14 +186,15 @@ def run_on_node(config: RunConfig, key: str, shared: tuple[str, str] | None, boa
 
     with tempfile.TemporaryDirectory(prefix="sb3_dpi-", ignore_cleanup_errors=True) as temporary:
         out, log = map(Path, shared or (temporary, os.path.join(temporary, "run.log")))
+        error, files = "", b""
         try:
             execute(config, key, out, log, report)
-            error = ""
+            if not shared:
+                folder = Store(out).folder(config)
+                files = Path(shutil.make_archive(f"{folder}.packed", "zip", folder)).read_bytes()
         except RunFailed as failure:
             error = failure.cause
-        if shared:
-            return Returned(error)
-        return Returned(error, log.read_bytes(), b"" if error else _pack(Store(out).folder(config)))
+        return Returned(error, b"" if shared else log.read_bytes(), files)
 
 
 def _check_address(address: str) -> None:

@@ -53,7 +53,7 @@ def _difference(runs: Sequence[Run], value: Callable[[Run], Any], words: str = "
 def _checks(runs: Sequence[Run]) -> Iterable[str]:
     """Say all that is less than fair, or less than complete, on a task."""
     by_name = _grouped(runs)
-    if imported := [run for run in runs if run.result.imported]:
+    if imported := [run for run in runs if run.imported]:
         yield f"imported baselines, matched by configuration and seed: {who(runs, imported)}"
     if said := _difference(runs, lambda run: run.config.n_timesteps, "{:,} steps"):
         yield f"budgets differ, so final returns are not at the same number of steps: {said}"
@@ -67,7 +67,7 @@ def _checks(runs: Sequence[Run]) -> Iterable[str]:
     if said := _difference(runs, lambda run: (run.config.eval_every, run.config.n_eval_episodes), words):
         yield f"evaluations differ, and tables read all on the coarsest grid: {said}"
     for name, group in by_name.items():
-        if odd := [run for run in group if run.settings != group[0].settings]:
+        if odd := [run for run in group if run.config.settings != group[0].config.settings]:
             yield f"hyperparameters of {name} are not the same for all seeds: {who(group, odd)} differ from the first"
     if said := _difference(runs, lambda run: f"{run.config.env_id} {json.dumps(run.config.env_kwargs, sort_keys=True)}"):
         yield f"the environment is not the same for all: {said}"
@@ -76,7 +76,7 @@ def _checks(runs: Sequence[Run]) -> Iterable[str]:
         steps, budget = group[0].config.hyperparams.get("learning_starts"), group[0].config.n_timesteps
         if isinstance(steps, int | float) and steps >= RANDOM_SHARE * budget:
             yield f"{name} takes the first {steps:,.0f} of {budget:,} steps at random (learning_starts)"
-    if odd := [run for run in runs if not np.isfinite(run.result.curve.results).all()]:
+    if odd := [run for run in runs if not np.isfinite(run.curve.results).all()]:
         yield f"returns that are not finite: {who(runs, odd)}"
     for key in sorted({key for run in runs for key in run.environment}):
         # An algorithm's own distribution says nothing about the others

@@ -6,7 +6,7 @@ touches pyplot: a report can be written from a thread, a notebook or a machine w
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,27 +114,20 @@ def _drawing(figure: Figure, series: Sequence[tuple[Axes, Sequence[dict[str, Any
     figure.savefig(stream, format="png", metadata={"Software": None})
     panels = []
     for axes, shown in series:
-        box, x = axes.get_position(), axes.get_xlim()
-        place = [box.x0, 1 - box.y1, box.x1, 1 - box.y0]
-        panels.append(
-            {
-                "box": [round(value, 4) for value in place],
-                "x": [float(f"{value:.6g}") for value in x],
-                "log": axes.get_xscale() == "log",
-                "series": shown,
-            }
-        )
+        box = axes.get_position()
+        place = [round(value, 4) for value in (box.x0, 1 - box.y1, box.x1, 1 - box.y0)]
+        log = axes.get_xscale() == "log"
+        panels.append({"box": place, "x": _rounded(axes.get_xlim(), 6), "log": log, "series": shown})
     return Drawing(stream.getvalue(), panels)
+
+
+def _rounded(values: Iterable[float], digits: int) -> list[float]:
+    return [float(f"{value:.{digits}g}") for value in values]
 
 
 def _series(name: str, color: str, x: Any, y: Any) -> dict[str, Any]:
     finite = np.isfinite(y)
-    return {
-        "name": name,
-        "color": color,
-        "x": [float(f"{value:.6g}") for value in np.asarray(x)[finite]],
-        "y": [float(f"{value:.4g}") for value in np.asarray(y)[finite]],
-    }
+    return {"name": name, "color": color, "x": _rounded(np.asarray(x)[finite], 6), "y": _rounded(np.asarray(y)[finite], 4)}
 
 
 def _text(value: float, _position: object = None) -> str:

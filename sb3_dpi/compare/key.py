@@ -7,7 +7,6 @@ results that came from elsewhere are matched by it, and the other versions are c
 
 import json
 import subprocess
-from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -16,10 +15,8 @@ from platform import machine, python_version, system
 from typing import Any
 
 from sb3_dpi.common.saved_models import SavedModel
-from sb3_dpi.compare.former_words import present_words
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import algorithm_class
-from sb3_dpi.zoo.register import ALGORITHMS
 
 PACKAGE = Path(__file__).parents[1]
 ALGORITHM_VERSION = "algorithm_version"
@@ -85,19 +82,6 @@ def configuration_key(config: RunConfig) -> str:
 def run_key(config: RunConfig, versions: dict[str, str] | None = None) -> str:
     """Identify a run: its configuration and the versions that its result depends on, by default those of this installation."""
     return _digest({**_content(config), "versions": run_versions(config.algo) if versions is None else versions})
-
-
-def stored_versions(versions: dict[str, str]) -> dict[str, str]:
-    """Read the versions of a record; where an old one names a hash of all ``sources`` the algorithm's version was 1."""
-    if "sources" not in versions:
-        return versions
-    return {**{name: found for name, found in versions.items() if name != "sources"}, ALGORITHM_VERSION: "1"}
-
-
-def in_present_words(config: RunConfig, versions: dict[str, str]) -> RunConfig:
-    """Say the hyperparameters of a record in the words that the algorithm takes now, and defaults that are others now."""
-    version = int(versions.get(ALGORITHM_VERSION, 1))
-    return replace(config, hyperparams=present_words(ALGORITHMS.get(config.algo, ""), config.hyperparams, version))
 
 
 def _git(*arguments: str) -> str | None:

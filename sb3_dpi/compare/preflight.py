@@ -52,11 +52,7 @@ def check_runs(configs: Sequence[RunConfig], out: Path) -> list[str]:
     sizes: dict[tuple[str, str], int] = {}
     problems: dict[str, None] = {}
     """In order, that of an environment once for all algorithms"""
-    for config in configs:
-        key = (config.name, config.task_name)
-        if key in sizes:
-            continue
-        sizes[key] = 0
+    for key, config in {(config.name, config.task_name): config for config in configs}.items():
         try:
             sizes[key] = _bytes_of_model(config)
         except SuiteError as error:

@@ -11,39 +11,21 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import IO, Protocol, TextIO, cast
-
-from sb3_dpi.compare.fork_server import KILL, START
+from typing import IO, Any, TextIO
 
 WORKER = "sb3_dpi.compare.worker"
 FORK_SERVER = "sb3_dpi.compare.fork_server"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-class Process(Protocol):
-    """A worker, as its parent sees it; leaving its context closes the pipes and waits for its end."""
-
-    stdin: IO[str]
-    stdout: IO[str]
-    returncode: int
-    """Once it has ended; the negative number of the signal that killed it"""
-
-    def __enter__(self) -> "Process": ...
-
-    def __exit__(self, *raised: object) -> None: ...
-
-    def kill(self) -> None:
-        """End it at once, unless it has ended."""
-
-
 class _Forked:
-    """A worker that a fork server has forked."""
+    """A worker that a fork server has forked; what it has of ``subprocess.Popen`` does the same."""
 
-    def __init__(self, stdin: int, stdout: int, told: TextIO, orders: socket.socket, pid: str) -> None:
+    def __init__(self, stdin: int, stdout: int, told: TextIO, pid: int) -> None:
         self.stdin: IO[str] = open(stdin, "w", encoding="utf-8")
         self.stdout: IO[str] = open(stdout, encoding="utf-8")
         self.returncode = 0
-        self._told, self._orders, self._pid = told, orders, pid
+        self._told, self._pid = told, pid
 
     def __enter__(self) -> "_Forked":
         return self
@@ -53,12 +35,19 @@ class _Forked:
         with suppress(BrokenPipeError):
             self.stdin.close()
         with self._told:
-            # Without a word the fork server was ended too, which happens by force alone
+            # Without a word what waits for it was ended too, which happens by force alone
             self.returncode = int(self._told.readline() or -signal.SIGKILL)
+        self._pid = 0  # it may be another's from now on
 
     def kill(self) -> None:
-        with suppress(OSError):  # the fork server has ended, and its workers with it
-            self._orders.send(f"{KILL} {self._pid}".encode())
+        """End it at once, unless it has ended."""
+        if self._pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+
+Process = subprocess.Popen[str] | _Forked
+"""A worker, as its parent sees it; leaving its context closes the pipes and waits for its end"""
 
 
 class ForkServer:
@@ -67,21 +56,13 @@ class ForkServer:
     def __init__(self) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", FORK_SERVER],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=_worker_environment(),
-                start_new_session=True,
-            )
-        self._has_begun = False
+            self._process = _start(FORK_SERVER, theirs.fileno(), subprocess.DEVNULL, subprocess.DEVNULL)
 
-    def start(self, log: TextIO) -> Process | None:
+    def start(self, log: TextIO) -> _Forked | None:
         """Start a worker whose stderr goes to a log; None where the fork server cannot."""
         (stdin, ours_in), (ours_out, stdout), (ours_told, told) = os.pipe(), os.pipe(), os.pipe()
         try:
-            socket.send_fds(self._orders, [START.encode()], [stdin, stdout, log.fileno(), told])
+            socket.send_fds(self._orders, [b"start"], [stdin, stdout, log.fileno(), told])
         except OSError:
             pass  # its death closes the pipes below
         finally:
@@ -93,13 +74,11 @@ class ForkServer:
             os.close(ours_in)
             os.close(ours_out)
             return None
-        self._has_begun = True
-        return _Forked(ours_in, ours_out, words, self._orders, pid)
+        return _Forked(ours_in, ours_out, words, int(pid))
 
     def end(self) -> None:
-        """End it and all its workers."""
-        if not self._has_begun:
-            self._process.kill()  # it may still import, and has nobody to end
+        """End it, even while it imports; its workers go on."""
+        self._process.kill()
         self._orders.close()
         self._process.wait()
 
@@ -115,19 +94,19 @@ class Workers:
         self._lock = Lock()
         self._alive: set[Process] = set()
         self._ended = False
-        self._server = ForkServer() if fork and sys.platform == "linux" and hasattr(os, "pidfd_open") else None
+        self._server = ForkServer() if fork and sys.platform == "linux" else None
 
     def start(self, log: TextIO) -> Process:
         """Start a worker whose stderr goes to a log."""
-        process = self._server.start(log) if self._server and not self._ended else None
+        process: Process | None = self._server.start(log) if self._server and not self._ended else None
         with self._lock:
             if not self._ended:
-                process = process or _start_fresh(log)
+                process = process or _start(WORKER, subprocess.PIPE, subprocess.PIPE, log)
                 self._alive = {process, *self._alive}
                 return process
         if process:
             process.kill()
-            process.__exit__()
+            process.__exit__(None, None, None)
         raise RuntimeError("The comparison has been interrupted")
 
     def end(self) -> None:
@@ -140,19 +119,11 @@ class Workers:
             self._server.end()
 
 
-def _start_fresh(log: TextIO) -> Process:
+def _start(module: str, stdin: int, stdout: int, stderr: int | TextIO) -> subprocess.Popen[str]:
     # A session of its own: Ctrl-C reaches this process alone, which then ends the workers without their tracebacks
-    process = subprocess.Popen(
-        [sys.executable, "-m", WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        encoding="utf-8",
-        env=_worker_environment(),
-        start_new_session=True,
-    )
-    return cast(Process, process)
+    streams: dict[str, Any] = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "encoding": "utf-8"}
+    command = [sys.executable, "-m", module]
+    return subprocess.Popen(command, **streams, env=_worker_environment(), start_new_session=True)
 
 
 def _worker_environment() -> dict[str, str]:

@@ -14,15 +14,7 @@ from zlib import error as ZlibError
 import numpy as np
 import numpy.typing as npt
 
-from sb3_dpi.compare.key import (
-    ALGORITHM_VERSION,
-    configuration_key,
-    in_present_words,
-    provenance,
-    run_key,
-    run_versions,
-    stored_versions,
-)
+from sb3_dpi.compare.key import ALGORITHM_VERSION, configuration_key, provenance, run_key, run_versions
 from sb3_dpi.compare.types import Curve, RunConfig, RunResult, Timing
 
 RECORD = "run.json"
@@ -35,6 +27,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 class CorruptRun(ValueError):
     """A finished run cannot be read; the message names the file."""
+
+
+def unreadable(path: Path, error: Exception) -> CorruptRun:
+    """Name a file that cannot be read, and why."""
+    return CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})")
 
 
 def make_record(config: RunConfig, timing: Timing, folder: Path) -> dict[str, Any]:
@@ -94,19 +91,14 @@ def parse_record(record: Any, folder: Path, where: Path, table: Path | None = No
     try:
         if record["format"] > FORMAT:
             raise CorruptRun(f"{where}: written by a newer version of this package")
-        config, versions = RunConfig(**record["config"]), stored_versions(record["versions"])
-        present = in_present_words(config, versions)
-        # Of an old record the key holds the hash of all sources, or words that have changed since
-        key = record["key"] if (versions, present) == (record["versions"], config) else run_key(present, versions)
-        if table is None:
-            curve = record["evaluations_sha256"]
-        timing, imported = Timing(**record["timing"]), bool(record.get("imported", False))
-        same = configuration_key(present)
+        config, timing, versions = RunConfig(**record["config"]), Timing(**record["timing"]), record["versions"]
+        key, same, imported = record["key"], record["configuration_key"], bool(record.get("imported"))
+        curve = curve if table else record["evaluations_sha256"]
         return StoredRun(folder, record, config, key, same, versions, timing, table, curve, imported)
+    except CorruptRun:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CorruptRun):
-            raise
-        raise CorruptRun(f"{where}: cannot be read ({type(error).__name__}: {error})") from error
+        raise unreadable(where, error) from error
 
 
 def read_record(folder: Path) -> StoredRun:
@@ -115,7 +107,7 @@ def read_record(folder: Path) -> StoredRun:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        raise unreadable(path, error) from error
     return parse_record(record, folder, path)
 
 
@@ -153,7 +145,7 @@ def read_arrays(run: StoredRun) -> Arrays:
             arrays = _table_arrays(path, path.stat().st_mtime_ns).get(run.curve, {})
             same = digest(arrays) == run.curve
     except (OSError, ValueError, KeyError, BadZipFile, ZlibError) as error:
-        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        raise unreadable(path, error) from error
     if not same:
         raise CorruptRun(f"{path}: not what the run wrote, {run.config} (its hash differs from that in its record)")
     return arrays

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from sb3_dpi.compare import fairness
 from sb3_dpi.compare.analysis import KEEPS, Aggregate, Comparison, read_comparison
 from sb3_dpi.compare.document import LEFT, markdown, page
 from sb3_dpi.compare.figures import (
@@ -95,8 +96,8 @@ def _ratio(row: Mapping[str, Any], baseline: str) -> str:
     return "-" if row["ratio"] is None else str(Ratio(row["ratio"], row["ratio_bound"]))
 
 
-def _named(row: Mapping[str, Any], name: str) -> Interval[float]:
-    return Interval(row[f"{name}_iqm"], row[f"{name}_low"], row[f"{name}_high"])
+def _cell(row: Mapping[str, Any], name: str, digits: int) -> str:
+    return _interval(Interval(*(row[f"{name}_{part}"] for part in ("iqm", "low", "high"))), digits, row["seeds"])
 
 
 def _digits(rows: Iterable[Sequence[Mapping[str, Any]]]) -> int:
@@ -104,51 +105,52 @@ def _digits(rows: Iterable[Sequence[Mapping[str, Any]]]) -> int:
     return 0 if largest >= 100 else 1 if largest >= 10 else 2
 
 
+def _table(lines: Sequence[Sequence[tuple[str, str]]]) -> pd.DataFrame:
+    """Make a table of lines that all have the same columns: name and text of each cell."""
+    return pd.DataFrame([[text for _, text in line] for line in lines], columns=[name for name, _ in lines[0]])
+
+
 def task_table(comparison: Comparison, task: str) -> pd.DataFrame:
     """Make the table of a task, without what depends on the clock: texts, a row an algorithm."""
-    baseline, algorithms = comparison.baseline, _rows(comparison, task)
-    digits, cells = _digits(algorithms), []
-    ratios = baseline in comparison.groups[task] and len(algorithms) > 1
-    header = ["algorithm"]
-    for threshold in comparison.thresholds(task):
-        header += [f"steps to {_threshold(threshold)} (seeds)", "keep it", *([f"ratio to {baseline}"] if ratios else [])]
-    header += [f"final return, {IQM}", "worst seed", f"return at {comparison.common_steps(task):,} steps, {IQM}"]
+    baseline, algorithms, lines = comparison.baseline, _rows(comparison, task), []
+    digits, ratios = _digits(algorithms), baseline in comparison.groups[task] and len(algorithms) > 1
     for rows in algorithms:
-        row = rows[0]
-        line, seeds = [row["name"]], row["seeds"]
-        for reached in rows if comparison.thresholds(task) else ():
-            line += [_steps(comparison, reached), f"{reached['seeds_keeping']}/{seeds}"]
-            line += [_ratio(reached, baseline)] if ratios else []
-        line += [_interval(_named(row, "final"), digits, seeds), _number(row["final_worst"], digits)]
-        line += [_interval(_named(row, "common"), digits, seeds), _budget(comparison, row), str(seeds), row["source"]]
-        cells.append(line)
-    return pd.DataFrame(cells, columns=[*header, "budget", "seeds", "hyperparameters"])
+        row, line = rows[0], [("algorithm", rows[0]["name"])]
+        for reached in rows if row["threshold"] is not None else ():
+            line.append((f"steps to {_threshold(reached['threshold'])} (seeds)", _steps(comparison, reached)))
+            line.append(("keep it", f"{reached['seeds_keeping']}/{row['seeds']}"))
+            line += [(f"ratio to {baseline}", _ratio(reached, baseline))] if ratios else []
+        line += [(f"final return, {IQM}", _cell(row, "final", digits)), ("worst seed", _number(row["final_worst"], digits))]
+        line.append((f"return at {row['common_steps']:,} steps, {IQM}", _cell(row, "common", digits)))
+        line += [("budget", _budget(comparison, row)), ("seeds", str(row["seeds"])), ("hyperparameters", row["source"])]
+        lines.append(line)
+    return _table(lines)
 
 
 def time_table(comparison: Comparison, task: str, steps: int | None = None) -> pd.DataFrame:
     """
     Make the table of a task's times, with the return at a number of environment steps, by default those that all runs reached.
     """
-    algorithms, at = _rows(comparison, task), comparison.common_steps(task) if steps is None else steps
-    digits, cells = _digits(algorithms), []
-    header = ["algorithm", *(f"wall seconds to {_threshold(threshold)}" for threshold in comparison.thresholds(task))]
-    header += ["wall seconds, all steps", "CPU seconds per 1000 steps", "evaluations' CPU seconds per 1000 steps"]
+    algorithms, at, lines = _rows(comparison, task), comparison.common_steps(task) if steps is None else steps, []
     for rows in algorithms:
-        row = rows[0]
-        line, whole = [row["name"]], _seconds(row["wall_seconds"])
-        if row["threshold"] is not None:
-            to = [reached["wall_seconds_to_threshold"] for reached in rows]
-            line += [f"> {whole}" if seconds == math.inf else _seconds(seconds) for seconds in to]
-        line += [whole, _seconds(row["cpu_seconds_per_1000_steps"]), _seconds(row["evaluation_cpu_seconds_per_1000_steps"])]
-        cells.append([*line, _interval(comparison.value(comparison.groups[task][row["name"]], at), digits, row["seeds"])])
-    return pd.DataFrame(cells, columns=[*header, f"return at {at:,} steps"])
+        row, line, whole = rows[0], [("algorithm", rows[0]["name"])], _seconds(rows[0]["wall_seconds"])
+        for reached in rows if row["threshold"] is not None else ():
+            seconds = reached["wall_seconds_to_threshold"]
+            text = f"> {whole}" if seconds == math.inf else _seconds(seconds)
+            line.append((f"wall seconds to {_threshold(reached['threshold'])}", text))
+        line += [("wall seconds, all steps", whole)]
+        line += [("CPU seconds per 1000 steps", _seconds(row["cpu_seconds_per_1000_steps"]))]
+        line += [("evaluations' CPU seconds per 1000 steps", _seconds(row["evaluation_cpu_seconds_per_1000_steps"]))]
+        value = comparison.value(comparison.groups[task][row["name"]], at)
+        lines.append([*line, (f"return at {at:,} steps", _interval(value, _digits(algorithms), row["seeds"]))])
+    return _table(lines)
 
 
 def reached_table(comparison: Comparison) -> pd.DataFrame | None:
     """Set all algorithms side by side at all thresholds: a row for each task and threshold; None where there is none."""
     cells = []
     for task in comparison.groups:
-        for threshold in comparison.thresholds(task):
+        for threshold in comparison.tasks[task].thresholds:
             table = comparison.summary[(comparison.summary["task"] == task) & (comparison.summary["threshold"] == threshold)]
             rows = {row["name"]: row for row in table.to_dict("records")}
             fewest = min(row["steps_median"] for row in rows.values())
@@ -229,7 +231,7 @@ class _Content:
             left_out.setdefault(reason, []).append(task)
         content: dict[str, Any] = dict.fromkeys(("scales", "scores", "improvement", "costs")) | {"left_out": left_out}
         if aggregate.steps:
-            scales = {task: comparison.scale(task) or (0.0, 1.0) for task in aggregate.steps}
+            scales = {task: comparison.tasks[task].scale or (0.0, 1.0) for task in aggregate.steps}
             rows = [[task, *map(_threshold, scales[task]), f"{steps:,}"] for task, steps in aggregate.steps.items()]
             content["scales"] = pd.DataFrame(rows, columns=["task", "low, score 0", "high, score 1", "common steps"])
             runs = {name: str(sum(map(len, scores))) for name, scores in aggregate.scores.items()}
@@ -278,10 +280,8 @@ class _Content:
         self.figures["frontier"] = frontier_figure([("All tasks", points)], self.styles, "normalized score")
         best = {point.name for point in frontier(points)}
         header = ["algorithm", f"normalized score, {IQM}", "CPU seconds per 1000 steps, mean over tasks", "on the frontier"]
-        rows = []
-        for name, value in aggregate.iqm.items():
-            score, cost = _interval(value, 3, _seeds(aggregate, name)), _seconds(costs[name])
-            rows.append([name, score, cost, "yes" if name in best else "no"])
+        scores = {name: _interval(value, 3, _seeds(aggregate, name)) for name, value in aggregate.iqm.items()}
+        rows = [[name, score, _seconds(costs[name]), "yes" if name in best else "no"] for name, score in scores.items()]
         return pd.DataFrame(rows, columns=header)
 
     def _points(self, task: str) -> list[Point]:
@@ -296,14 +296,13 @@ class _Content:
     def _task(self, task: str) -> dict[str, Any]:
         comparison = self.comparison
         entries = published_curves(comparison, task) if self.published else []
-        others = []
-        for entry in entries:
-            x, mean = np.array(entry["steps"], dtype=float), np.array(entry["mean"], dtype=float)
-            others.append(Line(entry["name"], x, mean, mean, mean))
+        others = [
+            Line(entry["name"], np.array(entry["steps"], float), *[np.array(entry["mean"], float)] * 3) for entry in entries
+        ]
         name = re.sub(r"[^\w.-]+", "-", f"curves_{task}")
         if lines := comparison.lines(task):
             subtitle = "interquartile mean over seeds, band: worst to best seed"
-            self.figures[name] = curves_figure(task, lines, self.styles, comparison.thresholds(task), others, subtitle)
+            self.figures[name] = curves_figure(task, lines, self.styles, comparison.tasks[task].thresholds, others, subtitle)
         table, times = task_table(comparison, task), time_table(comparison, task, self.steps)
         published = _published_table(entries) if entries else None
         return {"name": task, "figure": name, "table": table, "times": times, "published": published}
@@ -339,11 +338,10 @@ def write_report(
     """
     comparison = read_comparison(outs, tasks, baseline)
     to = to or (outs if isinstance(outs, Path) else outs[0])
-    warnings = comparison.warnings()
+    warnings = [*comparison.problems, *fairness.warnings(comparison.groups)]
     content = _Content(comparison, published, steps).collect(warnings)
     text, figures = markdown(content), content["figures"]
-    runs = [run.result for groups in comparison.groups.values() for group in groups.values() for run in group]
-    listed = episodes(runs)
+    listed = episodes([run for groups in comparison.groups.values() for group in groups.values() for run in group])
     files = {f"figures/{name}.png": figure.png for name, figure in figures.items()}
     tables = {"evaluations.csv": listed[[*listed.columns.drop("task"), "task"]]}
     tables |= {"runs.csv": comparison.runs, "summary.csv": comparison.summary}
@@ -363,7 +361,7 @@ def _terminal_columns(comparison: Comparison, task: str) -> list[tuple[int, str,
     """List rank, header and cells; where a terminal is too narrow the highest ranks are left out first, those of 0 stay."""
     table, times = task_table(comparison, task), time_table(comparison, task)
     # With thresholds the number of seeds is in brackets behind the steps too
-    thresholds = len(comparison.thresholds(task))
+    thresholds = len(comparison.tasks[task].thresholds)
     ranks = {"seeds": 5 if thresholds else 1, "worst seed": 4, "keep it": 3, f"ratio to {comparison.baseline}": 2}
     columns = []
     for name, (_, cells) in zip(table.columns, table.items(), strict=True):

@@ -1,6 +1,5 @@
 """The runs of a report: read from one folder or several, by task and algorithm, on one grid of evaluations a task."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,56 +15,35 @@ from sb3_dpi.compare.key import ALGORITHM_VERSION, RECORDED
 from sb3_dpi.compare.record import CorruptRun, read_result
 from sb3_dpi.compare.statistics import FloatArray
 from sb3_dpi.compare.study import find_without_result, read_runs
-from sb3_dpi.compare.types import Curve, RunConfig, RunResult
+from sb3_dpi.compare.types import Curve, RunResult
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class Run(RunResult):
     """A finished run, its place and what it ran on."""
 
-    result: RunResult
     folder: str
     """Relative to that of the comparison, with it where there are several"""
     environment: Mapping[str, str]
     """Versions of its key, of the other packages that matter, of Python, the platform and the device"""
-    grid: Curve | None = None
-    """Its evaluations on the grid of its task; None: all of them"""
-
-    @property
-    def config(self) -> RunConfig:
-        """Its configuration."""
-        return self.result.config
-
-    @property
-    def settings(self) -> str:
-        """Algorithm and hyperparameters in one text, which is the same for all seeds."""
-        return json.dumps([self.config.algo, self.config.hyperparams], sort_keys=True, default=str)
-
-    @property
-    def on_grid(self) -> Curve:
-        """What tables read."""
-        return self.grid or self.result.curve
+    grid: Curve
+    """Its evaluations on the grid of its task, what tables read"""
 
     @cached_property
-    def curve(self) -> tuple[FloatArray, FloatArray]:
+    def points(self) -> tuple[FloatArray, FloatArray]:
         """Environment steps and mean return of each evaluation, ``[k]``."""
-        return self.result.curve.timesteps.astype(np.float64), self.result.curve.means
+        return self.curve.timesteps.astype(np.float64), self.curve.means
 
     @property
     def steps(self) -> int:
         """Environment steps that it has surely done: a last rollout goes on beyond the budget."""
-        return min(self.config.n_timesteps, int(self.result.curve.timesteps[-1]))
+        return min(self.config.n_timesteps, int(self.curve.timesteps[-1]))
 
     def wall_seconds_at(self, steps: float) -> float:
-        """
-        Look up the wall seconds of training until an evaluation; infinity for infinity, NaN where the run did not store them.
-        """
-        curve = self.result.curve
-        if not math.isfinite(steps):
-            return math.inf
-        if curve.wall_seconds is None:
-            return math.nan
-        return float(curve.wall_seconds[np.searchsorted(curve.timesteps, steps)])
+        """Look up the wall seconds until an evaluation; infinity for infinity, NaN where the run did not store them."""
+        if not math.isfinite(steps) or self.curve.wall_seconds is None:
+            return math.nan if math.isfinite(steps) else math.inf
+        return float(self.curve.wall_seconds[np.searchsorted(self.curve.timesteps, steps)])
 
 
 Group = Sequence[Run]
@@ -86,7 +64,7 @@ def _on_one_grid(groups: Mapping[str, Group]) -> dict[str, Group]:
     if len(every) == 1:
         return dict(groups)
     points = evaluation_points(max(every), max(run.config.n_timesteps for run in runs))
-    return {name: [replace(run, grid=thin(run.result.curve, points)) for run in group] for name, group in groups.items()}
+    return {name: [replace(run, grid=thin(run.curve, points)) for run in group] for name, group in groups.items()}
 
 
 def _environment(result: RunResult, provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -112,7 +90,7 @@ class Reader:
         """By task, algorithm and seed"""
         self.problems: list[str] = []
         """What was left out, in words"""
-        self._first: dict[tuple[str, str], tuple[Path, str]] = {}
+        self._first: dict[tuple[str, str], tuple[Path, Any]] = {}
         for out in outs:
             self._read(out)
 
@@ -121,7 +99,7 @@ class Reader:
         passed_over: Counter[str] = Counter()
         for stored in found:
             config = stored.config
-            said = json.dumps([config.algo, config.hyperparams, config.env_kwargs], sort_keys=True, default=str)
+            said = config.settings, config.env_kwargs
             first, theirs = self._first.setdefault((config.task_name, config.name), (out, said))
             if first != out and said != theirs:
                 passed_over[f"runs of {config.name} on {config.task_name} in {out}; those of {first} count"] += 1
@@ -132,7 +110,8 @@ class Reader:
                 problems.append(error)
                 continue
             place = self._place(stored.folder, out)
-            run = Run(result, place, _environment(result, stored.record.get("provenance", {})))
+            environment = _environment(result, stored.record.get("provenance", {}))
+            run = Run(**vars(result), folder=place, environment=environment, grid=result.curve)
             known = self.runs.setdefault((config.task_name, config.name, config.seed), run)
             if known is not run:
                 self.problems.append(f"The same run twice, left out: {place}, which is {config} like {known.folder}")
@@ -148,7 +127,7 @@ class Reader:
     @property
     def names(self) -> tuple[str, ...]:
         """All algorithms, those of this package first."""
-        ours = {run.config.name for run in self.runs.values() if ALGORITHM_VERSION in run.result.versions}
+        ours = {run.config.name for run in self.runs.values() if ALGORITHM_VERSION in run.versions}
         return tuple(sorted({name for _, name, _ in self.runs}, key=lambda name: (name not in ours, name)))
 
     def groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, Group]]:

@@ -19,13 +19,14 @@ __all__ = ["RunFailed", "run_all"]
 def _by_key(configs: Sequence[RunConfig]) -> dict[str, list[RunConfig]]:
     """Group the runs that are the same; they may have different names."""
     groups: dict[str, list[RunConfig]] = {}
-    folders: dict[str, str] = {}
+    folders: dict[str, tuple[str, str]] = {}
     for config in configs:
         key = run_key(config)
-        if folders.setdefault(config.path, key) != key:
+        other = folders.setdefault(config.path, (str(config), key))
+        if other != (str(config), key):
             raise ValueError(
-                f"{config}: two different runs have the folder {config.path}. Give variants of an algorithm different labels, "
-                "and variants of an environment different task names."
+                f"{other[0]}; {config}: two different runs have the folder {config.path}. Give variants of an algorithm "
+                "different labels, and variants of an environment different task names."
             )
         groups.setdefault(key, []).append(config)
     return groups
@@ -36,22 +37,15 @@ def _print_warnings(store: Store, display: Display) -> None:
         display.note(f"Warning: {store.warnings.pop(0)}")
 
 
-def _execute(
-    pending: dict[str, RunConfig], store: Store, engine: Engine, display: Display
-) -> tuple[dict[str, RunResult], list[RunFailed]]:
-    results, failures = {}, []
-    with closing(engine.run(list(pending.values()), store, display.update)) as ends:
+def _execute(pending: Sequence[RunConfig], store: Store, engine: Engine, display: Display) -> Iterator[RunResult | RunFailed]:
+    with closing(engine.run(pending, store, display.update)) as ends:
         for ended in ends:
-            config, end = ended.config, ended.failure or store.load(ended.config)
-            if end is None:
-                end = RunFailed(config, f"no result in {store.folder(config)}", store.log(config))
-            if isinstance(end, RunFailed):
-                failures.append(end)
-            else:
-                results[config.path] = end
+            config = ended.config
+            nothing = RunFailed(config, f"no result in {store.folder(config)}", store.log(config))
+            end = ended.failure or store.load(config) or nothing
             display.finish(config, end)
             _print_warnings(store, display)
-    return results, failures
+            yield end
 
 
 def _goes_on_elsewhere(config: RunConfig, store: Store) -> bool:
@@ -63,7 +57,7 @@ def _goes_on_elsewhere(config: RunConfig, store: Store) -> bool:
 
 
 @contextmanager
-def _in_order(pending: dict[str, RunConfig], store: Store, display: Display) -> Iterator[dict[str, RunConfig]]:
+def _in_order(pending: Sequence[RunConfig], store: Store, display: Display) -> Iterator[Sequence[RunConfig]]:
     """
     Let other comparisons in the same folder know of this one, from before its first run has begun, and keep out of their way:
     who comes to what another one is busy with waits for it, so that this comes last and the rest from its end.
@@ -72,13 +66,13 @@ def _in_order(pending: dict[str, RunConfig], store: Store, display: Display) -> 
     (store.out / UNFINISHED).mkdir(parents=True, exist_ok=True)
     with suppress(filelock.Timeout):
         mark.acquire(timeout=0)
-    busy = {key: config for key, config in pending.items() if _goes_on_elsewhere(config, store)}
+    busy = [config for config in pending if _goes_on_elsewhere(config, store)]
     try:
         if mark.is_locked and not busy:
             yield pending
         else:
             display.note(f"Another comparison is busy in {store.out}: the results of the runs that it does are waited for")
-            yield {**{key: config for key, config in reversed(pending.items()) if key not in busy}, **busy}
+            yield [*(config for config in reversed(pending) if config not in busy), *busy]
     finally:
         mark.release()
 
@@ -99,28 +93,25 @@ def run_all(
     :param console: Where to show the progress and the store's warnings, stdout by default
     :param check: Called before the first run with those that are not finished; what it raises is raised
     :return: The results in the order of ``configs``, and the errors of the runs that failed
-    :raises ValueError: If two different runs have the same folder
+    :raises ValueError: If two different runs, or one under two names, have the same folder
     """
     groups = _by_key(configs)
-    results = {}
-    pending: dict[str, RunConfig] = {}
-    for key, group in groups.items():
-        if (result := store.load(group[0])) is None:
-            pending[key] = group[0]
-        else:
-            results[group[0].path] = result
-    check(list(pending.values()))
+    found = {group[0].path: store.load(group[0]) for group in groups.values()}
+    results = {path: result for path, result in found.items() if result is not None}
+    pending = [group[0] for group in groups.values() if group[0].path not in results]
+    check(pending)
     with Display(console or Console(), len(groups), len(groups) - len(pending)) as display:
         _print_warnings(store, display)
         if len(pending) < len(groups):
             display.note(f"{len(groups) - len(pending)} of {len(groups)} runs were finished before")
-        failures: list[RunFailed] = []
+        ends: list[RunResult | RunFailed] = []
         if pending:
             with _in_order(pending, store, display) as ordered:
-                done, failures = _execute(ordered, store, engine, display)
-            results.update(done)
+                ends = list(_execute(ordered, store, engine, display))
+        results |= {end.config.path: end for end in ends if isinstance(end, RunResult)}
         results.update(_copies(groups, set(results), store))
         _print_warnings(store, display)
+    failures = [end for end in ends if isinstance(end, RunFailed)]
     return [results[config.path] for config in configs if config.path in results], failures
 
 

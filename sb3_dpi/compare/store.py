@@ -9,8 +9,9 @@ first is found again when its configuration comes back.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import filelock
@@ -74,47 +75,34 @@ class Store:
         """
         folder = self.folder(config)
         try:
-            standing = self._standing(config)
-            if standing is not None:
+            if (standing := self._standing(config)) is not None:
                 return self._with_warning(read_result(standing, config))
         except CorruptRun as error:
             if not folder.exists():
                 raise
             aside = self.set_aside(folder)
             self.warnings.append(f"{error}; moved to {aside}, and the run is done again")
-        found = self._by_key.get(run_key(config))
-        # A row of a table may stand behind a folder that has taken its place
-        if found is not None and (found.table or (found.folder != folder and (found.folder / RECORD).is_file())):
+        for found in self._elsewhere(config):
             try:
                 result = read_result(found, config)
-            except CorruptRun:
-                pass
+            except CorruptRun as error:
+                self.warnings += [f"{error}; this stored baseline is passed over"] if found.imported else []
             else:
-                return result if self._place(found, config) else None
-        imported = self._baseline(config)
-        if imported is None:
-            return None
-        try:
-            result = replace(read_result(imported, config), imported=True)
-        except CorruptRun as error:
-            self.warnings.append(f"{error}; this stored baseline is passed over, and the run is done here")
-            return None
-        return self._with_warning(result) if self._place(imported, config) else None
-
-    def _baseline(self, config: RunConfig) -> StoredRun | None:
-        """Find the first stored baseline of a run; one of another version of its algorithm is named and passed over."""
-        candidates = self._imported.get(configuration_key(config), [])
-        for run in candidates:
-            if run.stands_in_for(config):
-                return run
-        if candidates:
-            found, present = (
-                versions.get(ALGORITHM_VERSION, "absent") for versions in (candidates[0].versions, run_versions(config.algo))
-            )
-            self.warnings.append(
-                f"{config}: the stored baseline ran with {ALGORITHM_VERSION} {found} (here {present}); it is passed over"
-            )
+                return self._with_warning(result) if self._place(found, config) else None
         return None
+
+    def _elsewhere(self, config: RunConfig) -> Iterator[StoredRun]:
+        """Find a run elsewhere in the comparison, then baselines; those of another version of its algorithm are named."""
+        found, baselines = self._by_key.get(run_key(config)), self._imported.get(configuration_key(config), [])
+        # A row of a table may stand behind a folder that has taken its place
+        if found is not None and (found.table or (found.folder != self.folder(config) and (found.folder / RECORD).is_file())):
+            yield found
+        same = [run for run in baselines if run.stands_in_for(config)]
+        yield from same
+        if baselines and not same:
+            then, now = (of.get(ALGORITHM_VERSION, "absent") for of in (baselines[0].versions, run_versions(config.algo)))
+            words = f"{ALGORITHM_VERSION} {then} (here {now}); it is passed over"
+            self.warnings.append(f"{config}: the stored baseline ran with {words}")
 
     def _with_warning(self, result: RunResult) -> RunResult:
         differences = version_differences(result.versions, run_versions(result.config.algo)) if result.imported else ""
@@ -175,9 +163,8 @@ class Store:
         """Move the folder of a run out of the way, keeping it; returns where it is now."""
         target = self.out / SET_ASIDE / folder.relative_to(self.out)
         target.parent.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while (aside := target.with_name(f"{target.name}.{number}")).exists():
-            number += 1
+        numbered = (target.with_name(f"{target.name}.{number}") for number in count(1))
+        aside = next(path for path in numbered if not path.exists())
         folder.rename(aside)
         for key, known in list(self._by_key.items()):
             if known.folder == folder and not known.table:

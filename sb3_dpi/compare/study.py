@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import lru_cache
 from hashlib import sha256
@@ -21,7 +21,6 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import filelock
 import numpy as np
-import yaml
 
 from sb3_dpi.compare.key import ALGORITHM_VERSION
 from sb3_dpi.compare.record import (
@@ -35,6 +34,7 @@ from sb3_dpi.compare.record import (
     read_arrays,
     read_record,
     read_result,
+    unreadable,
 )
 from sb3_dpi.compare.types import RunConfig, RunResult, Timing
 
@@ -45,7 +45,7 @@ TABLE = "study.csv"
 TASKS = "tasks.yml"
 UNFINISHED = ".unfinished"
 SET_ASIDE = "set_aside"
-TRASH = ".packed"
+_KEPT_APART = {UNFINISHED, SET_ASIDE}
 _CONFIG = tuple(field.name for field in fields(RunConfig))
 _TIMING = tuple(field.name for field in fields(Timing))
 _OTHERS = ("versions", "provenance", "key", "configuration_key", "evaluations_sha256", "format", "imported")
@@ -56,8 +56,7 @@ _TEXTS |= {"evaluations_sha256"}
 
 def find_runs(out: Path, name: str = RECORD) -> list[Path]:
     """Find the folders, ``out`` itself among them, that hold a record, or another file; those set aside are left out."""
-    kept_apart = {UNFINISHED, SET_ASIDE, TRASH}
-    return sorted(path.parent for path in out.rglob(name) if not kept_apart & set(path.relative_to(out).parts))
+    return sorted(path.parent for path in out.rglob(name) if not _KEPT_APART & set(path.relative_to(out).parts))
 
 
 def read_table(study: Path) -> list[StoredRun]:
@@ -73,7 +72,7 @@ def _read_table(study: Path, _modified: int) -> tuple[StoredRun, ...]:
         with path.open(encoding="utf-8", newline="") as file:
             return tuple(_parse_row(row, study) for row in csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CorruptRun(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        raise unreadable(path, error) from error
 
 
 def _parse_row(row: dict[str, str], study: Path) -> StoredRun:
@@ -201,7 +200,6 @@ def pack(study: Path) -> int:
     if begun:
         raise ValueError(f"{study}: no result of {', '.join(begun)}; finish these runs with the command that began them")
     with _alone(study):
-        shutil.rmtree(study / TRASH, ignore_errors=True)
         for left in study.rglob(".*.tmp"):
             left.unlink()
         runs = read_all(study)
@@ -216,39 +214,20 @@ def pack(study: Path) -> int:
         if any(run.table is None for run in runs):
             write_table(study, {run.folder: run for run in runs})
         for run in runs:
-            if run.table is None:
-                _clear(run, study)
-        shutil.rmtree(study / TRASH, ignore_errors=True)
+            _clear(run, study)
     return len(runs)
 
 
 def _clear(run: StoredRun, study: Path) -> None:
-    """Remove what a table has of a run: its folder at one stroke, or its record where that holds more, such as models."""
-    settings = run.folder / run.config.env_name
-    told = {run.folder / RECORD, run.folder / EVALUATIONS}
-    told |= {path for path in (settings / "config.yml", settings / "args.yml") if path.is_file() and _is_told(path, run)}
-    if all(path in told for path in run.folder.rglob("*") if path != settings):
-        trash = study / TRASH / "__".join(run.folder.relative_to(study).parts)
-        trash.parent.mkdir(exist_ok=True)
-        run.folder.rename(trash)
-        for parent in run.folder.parents:
-            if parent == study or any(parent.iterdir()):
-                break
-            parent.rmdir()
-    else:
-        (run.folder / RECORD).unlink()
-
-
-def _is_told(path: Path, run: StoredRun) -> bool:
-    """Tell whether the record says all that a file of settings says."""
-    config, record = run.record["config"], run.record
-    told: dict[str, Any] = {**config["hyperparams"], "n_timesteps": config["n_timesteps"]}
-    if path.name == "args.yml":
-        env_kwargs = config["env_kwargs"] or (config["hyperparams"].get("env_kwargs") or None)
-        told = {**config, "env": config["env_id"], "env_kwargs": env_kwargs, **record["timing"]}
-        told |= {"versions": record["versions"], "provenance": record["provenance"]}
-    stated = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return isinstance(stated, dict) and all(name in told and told[name] == value for name, value in stated.items())
+    """Remove what a table has of a run: its record, and its evaluations where the folder holds no more, such as models."""
+    (run.folder / RECORD).unlink(missing_ok=True)
+    path = run.folder / EVALUATIONS
+    if list(run.folder.glob("*")) == [path] and sha256(path.read_bytes()).hexdigest() == run.record["evaluations_sha256"]:
+        path.unlink()
+    inside = run.folder.relative_to(study)
+    for folder in (inside, *inside.parents)[:-1]:
+        with suppress(OSError):  # not empty
+            (study / folder).rmdir()
 
 
 def studies(out: Path) -> list[Path]:
@@ -289,7 +268,7 @@ def find_without_result(out: Path) -> Iterator[Path]:
     packed = {run.folder for run in read_runs(out)[0]}
     for path in sorted(out.rglob("*_*.log")):
         inside, folder = path.relative_to(out).parts, path.with_suffix("")
-        begun = path.stem.rpartition("_")[2].isdecimal() and not {UNFINISHED, SET_ASIDE, TRASH} & set(inside)
+        begun = path.stem.rpartition("_")[2].isdecimal() and not _KEPT_APART & set(inside)
         if begun and not (folder / RECORD).is_file() and folder not in packed:
             yield path
 

@@ -234,12 +234,12 @@ def _in_one_line(error: ValidationError, where: object) -> SuiteError:
     return SuiteError(": ".join(filter(None, (str(where), path, problem))))
 
 
-def _make_suite(content: Any, where: str, evaluation: Mapping[str, int | None], **numbers: int | None) -> Suite:
+def _make_suite(content: Any, where: str, eval_every: int | None, **numbers: int | None) -> Suite:
     if isinstance(content, dict):
         content = {**content, **{name: value for name, value in numbers.items() if value is not None}}
         written = content.get("evaluation") or {}
-        if isinstance(written, dict):
-            content["evaluation"] = written | {name: value for name, value in evaluation.items() if value is not None}
+        if eval_every is not None and isinstance(written, dict):
+            content["evaluation"] = {**written, "every": eval_every}
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
@@ -267,7 +267,7 @@ def load_suite(
     content = read_yaml(path)
     if isinstance(content, dict):
         content = {"name": path.stem, **content}
-    return _make_suite(content, path.name, {"every": eval_every}, seeds=seeds, first_seed=first_seed)
+    return _make_suite(content, path.name, eval_every, seeds=seeds, first_seed=first_seed)
 
 
 def _split(texts: Sequence[str]) -> list[str]:
@@ -295,7 +295,6 @@ def suite_from_arguments(
     seeds: int | None = None,
     first_seed: int | None = None,
     eval_every: int | None = None,
-    n_eval_episodes: int | None = None,
 ) -> Suite:
     """
     Make a suite from arguments of the command line; texts may hold several items with commas between, ``overrides`` apart.
@@ -327,8 +326,7 @@ def suite_from_arguments(
         for name in [env_id] if env_id else tasks:
             tasks[name]["thresholds"].append(parse_value(threshold))
     content = {"algorithms": _split(algos), "tasks": tasks}
-    evaluation = {"every": eval_every, "episodes": n_eval_episodes}
-    return _make_suite(content, "", evaluation, seeds=seeds, first_seed=first_seed)
+    return _make_suite(content, "", eval_every, seeds=seeds, first_seed=first_seed)
 
 
 def _resolve(entrant: Entrant, task: Task, label: str, name: str) -> tuple[dict[str, Any], str]:
@@ -379,16 +377,10 @@ def make_configs(suite: Suite, device: str = "cpu") -> list[RunConfig]:
     :param suite: The suite
     :param device: Device of PyTorch
     :return: All runs, every algorithm's first seed on every task first
-    :raises SuiteError: If two runs would be written into the same folder, or hyperparameters make no sense
+    :raises SuiteError: If hyperparameters make no sense
     :raises ImportError: If RL Zoo's hyperparameters are needed and RL Zoo is not installed
     """
     configs = [_make_config(suite, label, name, device) for name in suite.tasks for label in suite.algorithms]
-    known: dict[str, RunConfig] = {}
-    for config in configs:
-        other = known.setdefault(config.path, config)
-        if other is not config:
-            names = " and ".join(f"'{run.name} on {run.task_name}'" for run in (other, config))
-            raise SuiteError(f"{names} have the same folder {config.path}: rename a label or a task")
     seeds = range(suite.first_seed, suite.first_seed + suite.seeds)
     return [replace(config, seed=seed) for seed in seeds for config in configs]
 

@@ -1,5 +1,6 @@
 """The data of a comparison."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -68,6 +69,11 @@ class RunConfig:
         Variants have log folders of their own, ``[task/][label/]``: RL Zoo finds ``algorithm/environment_number`` there.
         """
         return "/".join(part for part in (self.task, self.label, self.algo_name, f"{self.env_name}_{self.seed}") if part)
+
+    @property
+    def settings(self) -> str:
+        """Algorithm and hyperparameters in one text, which is the same for all seeds."""
+        return json.dumps([self.algo, self.hyperparams], sort_keys=True, default=str)
 
     def __str__(self) -> str:
         return f"{self.name} on {self.task_name}, seed {self.seed}"

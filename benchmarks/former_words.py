@@ -1,10 +1,9 @@
-"""Words that the algorithms of this package took once, and what says the same now.
+"""Words that the algorithms of this package took once, and what says the same now; older trees are told by them.
 
-Stored runs keep the words of their time. A run is one of a configuration if it says the same in present words.
-The table needs nothing but Python, so that ``benchmarks/number_cases.py`` reads it beside older trees too.
+Stored runs say present words: whoever renames an argument rewrites those of ``results`` too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -104,13 +103,6 @@ GONE: dict[str, tuple[str, ...]] = {
 """Arguments that no newer one can stand in for: runs that set them are former ones"""
 
 
-FORMER_DEFAULTS: dict[str, tuple[tuple[int, dict[str, Any]], ...]] = {
-    "AggreVaTeDOC": ((3, {"n_conditions": 1, "conditions": "random", "aggregate": False}), (4, {"replay": 2})),
-    "DualAC": ((5, {"batch_size": 256, "n_critic_updates": 10, "window_length": 50}),),
-}
-"""The ``algorithm_version`` that has other defaults, and what runs of earlier ones mean by what they do not say"""
-
-
 def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
     """Add an argument, or the entry ``key`` of one that is a dictionary; a name beside entries is their ``"kind"``."""
     present = arguments.get(name)
@@ -121,31 +113,3 @@ def put(arguments: dict[str, Any], name: str, key: str, value: Any) -> None:
         arguments[name] = {**present, **(value if isinstance(value, dict) else {"kind": value})}
     else:
         arguments[name] = value
-
-
-def present_words(algorithm: str, arguments: Mapping[str, Any], version: int | None = None) -> dict[str, Any]:
-    """Say hyperparameters, in words of any time, in those of now; what is gone stays as it is.
-
-    :param algorithm: a class of the package
-    :param arguments: of its constructor
-    :param version: its ``algorithm_version`` then, whose defaults are said where they are others now; None: that of now
-    :return: hyperparameters
-    """
-    renamed = RENAMED.get(algorithm, {})
-    result: dict[str, Any] = {}
-    for name, value in arguments.items():
-        change = renamed.get(name)
-        if change is None or (change.beside is not None and isinstance(value, dict)):
-            put(result, name, "", value)
-            continue
-        newer = value if change.value is None else change.value(value)
-        if newer is not LEFT_OUT:
-            root, _, key = change.name.partition(".")
-            put(result, root, key, newer)
-    for changed, before in FORMER_DEFAULTS.get(algorithm, ()):
-        if version is not None and version < changed:
-            result = {**before, **result}
-    resets = result.get("early_reset")
-    if isinstance(resets, dict) and "after" in resets and resets.get("spread", True):
-        result["early_reset"] = resets["after"]  # as the zoo's entries write it
-    return result
