@@ -45,7 +45,7 @@ class Task:
 TASKS = {
     "Pendulum-v1": Task({"kind": "iCEM", "n_samples": 24}, 15, 2000, 250, 30, 5, 0.1),
     "Reacher-v5": Task({"kind": "iCEM", "n_samples": 24}, 10, 1500, 250, 30, 20, 0.01),
-    "HalfCheetah-v5": Task({"kind": "iCEM", "n_samples": 40}, 20, 10_000, 1000, 5, 2, 0.1),
+    "HalfCheetah-v5": Task({"kind": "iCEM", "n_samples": 30, "exponent": 0.25}, 30, 6000, 500, 5, 2, 0.1),
 }
 WAYS: dict[str, Callable[[Task], dict[str, Any]]] = {
     "dagger": lambda task: {},

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Model, parameters, small_dagger, small_exit, small_sac
+from algorithms import Model, parameters, small_dagger, small_exit, small_ppo, small_sac
 from dummy_envs import ITERATION, POINT_MASS_ID, DictPointMass, PointMass, limited, normalized, pushed, vec_env
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
@@ -231,18 +231,15 @@ def test_penalties_count_at_each_step_of_a_rollout() -> None:
     state = system.begin(system.simulator.reset(seed=1))
     actions = rng.uniform(-1.0, 1.0, (3, 4, 1))
 
-    def observe(states: np.ndarray) -> np.ndarray:
-        return np.array([system.simulator.observe(system.state(one)) for one in states], np.float64)
-
     def penalty(obs: np.ndarray, taken: np.ndarray) -> np.ndarray:
         return obs[:, 0] ** 2 + taken[:, 0]
 
     plain = system.rollout(state[None], actions, rng).rewards
-    found = CostedSystem(system, None, penalty, observe, lambda a: a).rollout(state[None], actions, rng).rewards
+    found = CostedSystem(system, None, penalty, lambda a: a).rollout(state[None], actions, rng).rewards
     for b in range(3):
         now = state[None]
         for t in range(4):
-            assert found[b, t] == pytest.approx(plain[b, t] - penalty(observe(now), actions[b : b + 1, t])[0], abs=1e-5)
+            assert found[b, t] == pytest.approx(plain[b, t] - penalty(system.observe(now), actions[b : b + 1, t])[0], abs=1e-5)
             now = system.step(now, actions[b : b + 1, t])
 
 
@@ -250,7 +247,7 @@ def test_penalties_count_at_each_step_of_a_rollout() -> None:
 
 
 def test_what_a_model_as_expert_is_shown() -> None:
-    """Its own VecNormalize, if it has an environment; else what the policy sees."""
+    """What the environments return, through its own VecNormalize where it has one, whatever the learning policy sees."""
     theirs = normalized(vec_env(1), [1.0, 2.0], [0.25, 0.5])
     ours = normalized(vec_env(1), [-3.0, 0.5], [4.0, 9.0])
     expert = PPO("MlpPolicy", theirs, seed=0, device="cpu", n_steps=4, batch_size=4, policy_kwargs={"log_std_init": -3.0})
@@ -259,10 +256,53 @@ def test_what_a_model_as_expert_is_shown() -> None:
     model = small_dagger(ours, expert=expert, train_freq=5).learn(5)
     seen, labels = rows(model, "observations")[:, 0], rows(model, "labels")[:, 0]
     np.testing.assert_allclose(labels, expert.predict(theirs.normalize_obs(seen), deterministic=True)[0], atol=1e-3)
-    expert.env = None
-    model = small_dagger(ours, expert=expert, train_freq=5).learn(5)
-    seen, labels = rows(model, "observations")[:, 0], rows(model, "labels")[:, 0]
-    np.testing.assert_allclose(labels, expert.predict(ours.normalize_obs(seen), deterministic=True)[0], atol=1e-3)
+    for without in (small_sac(), small_sac().policy):
+        without.env = None
+        model = small_dagger(ours, expert=without, train_freq=5).learn(5)
+        seen, labels = rows(model, "observations")[:, 0], rows(model, "labels")[:, 0]
+        np.testing.assert_allclose(labels, without.predict(seen, deterministic=True)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["beside", "named", "none"])
+@pytest.mark.parametrize("is_normalized", [False, True])
+@pytest.mark.parametrize("make", [small_ppo, small_exit])
+def test_a_saved_expert_sees_what_it_learned_from(make: Any, is_normalized: bool, way: str, tmp_path: Path) -> None:
+    """A search asks its networks about what it was saved with, too."""
+    searches = make is small_exit
+
+    def task() -> Any:
+        return pushed(vec_env(2, Shown)) if searches else vec_env(2, lambda: limited(12))
+
+    theirs = normalized(task(), [1.0, 2.0], [0.25, 0.5], training=False, norm_reward=False)
+    expert = make(theirs)
+    with th.no_grad():
+        expert.policy.action_net.weight.mul_(50.0)
+    expert.save(tmp_path / "expert")
+    theirs.save(str(tmp_path / ("vecnormalize.pkl" if way == "beside" else "other.pkl")))
+    named: dict[str, Any] = {
+        "beside": {},
+        "named": {"vec_normalize": tmp_path / "other.pkl"},
+        "none": {"vec_normalize": False},
+    }
+    given = {"algo": "exit" if searches else "ppo", "path": tmp_path / "expert", "device": "cpu", **named[way]}
+    given |= {"search_in_predict": True} if searches else {}
+    ours = normalized(task(), [-3.0, 0.5], [4.0, 9.0]) if is_normalized else task()
+    model = small_dagger(ours, expert=given, train_freq=5)
+    obs = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    asked = model._adviser.expert._present(obs) if searches else model._adviser._view(obs, obs)
+    np.testing.assert_allclose(asked, obs if way == "none" else theirs.normalize_obs(obs), rtol=1e-5)
+    model.learn(10)
+    if not searches:
+        seen, labels = rows(model, "observations")[:, 0], rows(model, "labels")[:, 0]
+        inputs = seen if way == "none" else theirs.normalize_obs(seen)
+        np.testing.assert_allclose(labels, expert.predict(inputs, deterministic=True)[0], atol=1e-3)
+
+
+def test_statistics_that_may_be_meant_are_named(tmp_path: Path) -> None:
+    small_sac(POINT_MASS_ID).save(tmp_path / "sac")
+    VecNormalize(vec_env(1, Position)).save(str(tmp_path / "vecnormalize.pkl"))
+    with pytest.raises(ValueError, match=r"do not fit the model.*In a dictionary write 'vec_normalize': FILE, or False"):
+        small_dagger(POINT_MASS_ID, expert={"algo": "sac", "path": tmp_path / "sac"})
 
 
 def test_an_expert_that_searches() -> None:
@@ -329,7 +369,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"expert": 3}, "expert is a model with a method predict, or a function"),
     ({"expert": OTHER}, "The expert's observation_space is .* take an expert of this task"),
     ({"expert": {"policy": "iCEM"}}, "expert has no key 'algo'"),
-    ({"expert": {"algo": "mcp"}}, "Unknown algorithm 'mcp' of the expert"),
+    ({"expert": {"algo": "mcp"}}, "Unknown algorithm 'mcp': name one of sb3_dpi"),
+    ({"expert": {"algo": "sac", "path": "nowhere.zip"}}, "There is no file nowhere.zip: give what model.save"),
+    ({"expert": MPC}, r"expert is the class MPC: give a model of it, MPC\(\.\.\.\), or its load\(path\)"),
+    ({"expert": MPC("iCEM", limited(12))}, r"MPC plans in an ensemble that has learned nothing: let it learn first"),
     ({"expert": "sac.zip"}, "Say whose model this is"),
     ({"expert": "iCME"}, "Policy iCME unknown: MPC has 'iCEM'"),
     ({"expert": lambda obs: obs[0, :1]}, r"float32 of shape \(1,\) where actions of shape \(1, 1\) are needed"),

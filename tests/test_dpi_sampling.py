@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from sb3_dpi import DPI
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.dpi import dpi as dpi_module
+from sb3_dpi.world_model import types
 
 # ---------------------------------------------------------------------- memory
 
@@ -99,6 +100,7 @@ def test_memory_forgets_the_oldest() -> None:
 
 def test_a_block_reads_no_more_of_a_larger_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dpi_module, "RECENT", 500)
+    monkeypatch.setattr(types, "JUDGED_BY", 500)
     read = []
     take = ReplayMemory.take
     monkeypatch.setattr(ReplayMemory, "take", lambda self, rows: (read.append(len(rows)), take(self, rows))[1])

@@ -1,6 +1,7 @@
 """The learned model: networks side by side, units, fit, residuals, data in the order of time."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sb3_dpi.world_model.frozen import FrozenEnsemble
 from sb3_dpi.world_model.imagination import make_windows, real_batch, roll_out, rollouts
 from sb3_dpi.world_model.mlp import StackedMLP
 from sb3_dpi.world_model.returns_critic import lambda_returns
-from sb3_dpi.world_model.types import Transitions, returns_to_go, stretch_ends, successors
+from sb3_dpi.world_model.types import Transitions, returns_to_go, stretch_ends, successors, take_without_outliers
 
 
 def system(n: int = 400, seed: int = 0, length: int = 20) -> ListMemory:
@@ -256,6 +257,41 @@ def test_units_change_slowly_and_no_prediction_with_them(fitted: tuple[Ensemble,
     th.testing.assert_close(change.scale, th.full((2,), 1.5))
     for one, two in zip(foretell(), expected, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-3 * np.abs(two).max())
+
+
+def observed(memory: ListMemory, block: int = 100) -> Ensemble:
+    """:return: a model that has followed the steps block by block, and knew those before"""
+    ensemble = Ensemble(2, 1, 2, 8)
+    for end in range(block, len(memory) + 1, block):
+        known = ListMemory(memory.take(np.arange(end)), memory.ends[:end])
+        ensemble.observe(take_without_outliers(known, known.newest(block)))
+    return ensemble
+
+
+@pytest.mark.parametrize("begins", [0, 200])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_one_wrong_observation_moves_no_unit(begins: int, is_last: bool) -> None:
+    """In the first block or a later one, and at the end of an episode, where it is no state of a later step."""
+    memory, wrong = system(400), system(400)
+    row = begins + int(np.flatnonzero(memory.ends[begins:] == is_last)[0])
+    wrong.data.next_states[row] = [1e9, 1e3]
+    if not is_last:
+        wrong.data.states[row + 1] = [1e9, 1e3]
+    expected, found = observed(memory), observed(wrong)
+    for name in ("state_mean", "state_std", "change_mean", "change_std", "state_low", "state_high"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0.3, atol=0.1)
+
+
+def test_units_follow_a_system_that_falls_late() -> None:
+    """What hardly varied until then is no outlier when it goes on being large."""
+    memory, plain = system(1000), Ensemble(2, 1, 2, 8)
+    small = np.where(np.arange(1000) < 800, 1e-4, 1.0)[:, None]
+    late = replace(memory.data, states=small * memory.data.states, next_states=small * memory.data.next_states)
+    for rows in np.split(np.arange(1000), 10):
+        plain.observe(late.take(rows))
+    ensemble = observed(ListMemory(late, memory.ends))
+    for name in ("state_mean", "state_std", "change_mean", "change_std", "state_low", "state_high"):
+        assert th.equal(getattr(ensemble, name), getattr(plain, name))
 
 
 def test_constant_dimensions() -> None:

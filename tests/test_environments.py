@@ -1,5 +1,6 @@
 """Environments that differ: telling them apart, a model and an expert for each, one policy, tests on others."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,23 @@ def test_processes_know_their_places() -> None:
         env.close()
 
 
-def test_arguments_of_make_tell_apart() -> None:
+@pytest.mark.parametrize("kind", [DummyVecEnv, partial(SubprocVecEnv, start_method="fork")], ids=["here", "processes"])
+def test_arguments_of_make_tell_apart(kind: Any) -> None:
     def make(**kwargs: Any) -> Any:
         return lambda: gym.make(CARTPOLE_ID, **kwargs)
 
-    env = DummyVecEnv([make(pole_mass=0.2), make(), make(pole_mass=0.2), make(pole_mass=0.3)])
+    env = kind([make(pole_mass=0.2), make(), make(pole_mass=0.2), make(pole_mass=0.3)])
     assert environment_indices(env).tolist() == [0, 1, 0, 2]
+    env.close()
+
+
+def test_names_tell_apart_where_specs_cannot_be_sent() -> None:
+    def scaled(name: str) -> Any:
+        return lambda: gym.wrappers.TransformReward(gym.make(name), lambda reward: 0.1 * reward)
+
+    env = SubprocVecEnv([scaled("CartPole-v0"), scaled("CartPole-v1"), scaled("CartPole-v1")], start_method="fork")
+    assert environment_indices(env).tolist() == [0, 1, 1]
+    env.close()
 
 
 def test_what_nothing_tells_apart_is_the_same() -> None:

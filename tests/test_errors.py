@@ -1,6 +1,8 @@
 """What a user gets wrong is answered by an error that says what to do."""
 
+import inspect
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from algorithms import (
     small_mdgps,
     those,
 )
-from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, limited, vec_env
+from dummy_envs import HORIZON, ITERATION, DictPointMass, ImagePointMass, PointMass, limited, vec_env
+from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -29,6 +32,7 @@ from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
 from sb3_dpi.common.choices import as_schedule, check_choice, parse_choice
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.finite import check_finite
+from sb3_dpi.mpc.planning import make_planner
 
 # ---------------------------------------------------------------------- arguments
 
@@ -45,8 +49,8 @@ OF_CONDITIONS: list[tuple[dict[str, Any], str]] = [
     ({"samples_per_condition": 3, "dynamics": {"min_samples": 4}}, "min_samples=4.*samples_per_condition=3 gives fewer"),
     ({"samples_per_condition": 0}, "samples_per_condition must be at least 1, got 0"),
     ({"n_conditions": 0}, "n_conditions must be at least 1, got 0"),
-    ({"horizon": 1}, "horizon must be at least 2, got 1"),
-    ({"horizon": 0}, "horizon must be at least 2, got 0"),
+    ({"horizon": 1}, "horizon must be at least 2, or None for the time limit, got 1"),
+    ({"horizon": 0}, "horizon must be at least 2, .*, got 0"),
     ({"gamma": 2.0}, "gamma must be from 0 to 1, got 2.0"),
     ({"gamma": math.nan}, "gamma must be from 0 to 1, got nan"),
     ({"min_std": math.inf}, "min_std must be at least 0 and finite, got inf"),
@@ -66,7 +70,7 @@ OF_MDGPS: list[tuple[dict[str, Any], str]] = [
 OF_AGGREVATED_OC: list[tuple[dict[str, Any], str]] = [
     ({"gae_lambda": 1.1}, "gae_lambda must be from 0 to 1, got 1.1"),
     ({"plan_lambda": -0.1}, "plan_lambda must be from 0 to 1, got -0.1"),
-    ({"trust": "off"}, "trust is a share from 0 to 1, or None for what the samples say, got 'off'"),
+    ({"trust": "off"}, "trust must be a number, or None, got 'off'"),
     ({"trust": 2.0}, "trust is a share from 0 to 1, or None for what the samples say, got 2.0"),
     ({"trust": math.nan}, "trust is a share from 0 to 1, .*got nan"),
     ({"target_kl": math.inf}, "target_kl must be above 0 and finite, got inf"),
@@ -124,7 +128,7 @@ OF_DUAL_AC: list[tuple[dict[str, Any], str]] = [
     ({"cg_damping": -1.0}, "cg_damping must"),
     ({"min_std": -1.0}, "min_std must be at least 0, got -1.0"),
     ({"max_std": 0.0}, "max_std must be above 0, got 0.0"),
-    ({"max_std": None}, "max_std must be a number: inf sets no limit"),
+    ({"max_std": None}, "max_std must be a number, got None"),
     ({"alpha_regularization": 0.0}, "alpha_regularization must be above 0, got 0.0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),
     ({"target_kl": math.inf}, "target_kl must be above 0 and finite, got inf"),
@@ -161,6 +165,71 @@ def test_arguments_out_of_range(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=f"{name} must"):
         small_aggrevated_oc(**options).learn(1)
+
+
+def numbers(make: Make, *kinds: Any) -> list[str]:
+    """:return: arguments whose annotation is one of these kinds"""
+    parameters = inspect.signature(make.algorithm).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.annotation in kinds and parameter.name != "seed"]
+
+
+@every_action
+def test_whole_numbers_have_no_fraction(make: Make, tmp_path: Path) -> None:
+    """Floats that are whole, as files may write them, are what they say."""
+    names = numbers(make, int, int | None, int | tuple[int, str] | None)
+    assert {"verbose", "stats_window_size"} < set(names)
+    for name in names:
+        with pytest.raises(ValueError, match=rf"{name} must be a whole number.*, got 2\.5"):
+            make(**{name: 2.5})
+    model = make(stats_window_size=7.0)
+    assert isinstance(model._stats_window_size, int)
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"verbose must be a whole number, got 0\.5"):
+        make.algorithm.load(tmp_path / "model", verbose=0.5)
+
+
+@every_action
+def test_text_and_nothing_are_no_numbers(make: Make) -> None:
+    for name in numbers(make, int, float):
+        for bad in ("0.9", None, [1]):
+            with pytest.raises(ValueError, match=rf"{name} must be a (whole )?number, got {re.escape(repr(bad))}"):
+                make(**{name: bad})
+    for name in numbers(make, int | None, float | None):
+        with pytest.raises(ValueError, match=rf"{name} must be .* or None, got '1e-1': write it without quotes .*1\.0e-3"):
+            make(**{name: "1e-1"})
+
+
+def test_numbers_in_settings() -> None:
+    with pytest.raises(ValueError, match=r"width of world_model must be a whole number, got 2\.5"):
+        small_dpi(world_model={"width": 2.5})
+    with pytest.raises(ValueError, match="n_samples of planner 'iCEM' must be a whole number, got '8': write it without"):
+        make_planner({"kind": "iCEM", "n_samples": "8"})
+    for options in ({"preset": {"gamma": "0.9"}}, {"preset": {"train_freq": 2.5}}, {"early_reset": {"after": 2.5}}):
+        with pytest.raises(ValueError, match=r"of (preset|early_reset) must be a (whole )?number, got"):
+            small_dpi(**options)
+    for options in ({"cost": {"ridge": "1e-3"}}, {"dynamics": {"min_samples": 2.5}}):
+        with pytest.raises(ValueError, match=r"of (cost|dynamics) must be a (whole )?number, got"):
+            small_mdgps(**options)
+    assert make_planner({"kind": "random", "n_samples": 8.0}).n_samples == 8  # type: ignore[union-attr]
+
+
+@every_action
+@pytest.mark.parametrize("bad", ["100", None, math.nan, math.inf], ids=str)
+def test_steps_that_are_no_number(make: Make, bad: Any) -> None:
+    with pytest.raises(ValueError, match="total_timesteps of learn must be a finite number of steps, got "):
+        make().learn(bad)
+
+
+@every_action
+def test_spaces_that_hold_nothing(make: Make) -> None:
+    class Empty(PointMass):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            setattr(self, name, spaces.Box(-1.0, 1.0, (0,)))
+
+    for name in ("observation_space", "action_space")[: 1 if make.discrete else 2]:
+        with pytest.raises(ValueError, match=f"The {name} .* holds no number: give an environment"):
+            make(Empty(name))
 
 
 @every_network
@@ -245,6 +314,9 @@ def test_horizon_beyond_the_time_limit(make: Make) -> None:
     with pytest.raises(ValueError, match=message):
         make(limited(12), horizon=13)
     assert make(limited(12), horizon=12).n_steps == 12 * 4
+    with pytest.raises(ValueError, match=r"episodes \(1 steps\): use None for the time limit"):
+        make(limited(1), horizon=10)
+    assert make(limited(1), horizon=None).learn(ITERATION).size.horizon == 1
 
 
 def test_jacobian_where_policy_and_planner_see_different_things() -> None:
@@ -292,13 +364,56 @@ def test_the_environment_that_is_not_finite_is_named(make: Make) -> None:
 
 
 def test_huge_numbers_are_finite() -> None:
-    """Although their sum is not."""
-    observations, rewards = np.full((2, 2), 3e38, np.float32), np.full(2, 1.7e308)
+    """Although the sum of their squares is not in single precision."""
+    observations, rewards = np.full((2, 2), 3e38, np.float32), np.full(2, 3e34)
     with np.errstate(over="ignore"):
         check_finite(observations, rewards, 0)
         rewards[1] = np.inf
         with pytest.raises(ValueError, match="Environment 1 returned a reward"):
             check_finite(observations, rewards, 0)
+
+
+class Huge(gym.ObservationWrapper):  # type: ignore[type-arg]
+    """
+    Observations in double precision and other units.
+
+    :param unit: of the observations
+    """
+
+    def __init__(self, unit: float) -> None:
+        super().__init__(limited(12))
+        self.unit, self.observation_space = unit, spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return self.unit * observation.astype(np.float64)
+
+
+@every_action
+def test_numbers_whose_sums_overflow(make: Make) -> None:
+    """What is a little smaller is learned from."""
+    for sound in (gym.wrappers.TransformReward(limited(12), lambda _: 3e34), Huge(1e149)):
+        model = make(make.fit(sound)).learn(2 * ITERATION)
+        assert np.isfinite(parameters(model)) and iterations(model) >= 1
+    for huge, what in (
+        (gym.wrappers.TransformReward(limited(12), lambda _: 1e35), r"a reward that is beyond 3e\+34"),
+        (Huge(1e160), r"an observation that is beyond 1e\+150"),
+    ):
+        with np.errstate(over="ignore"), pytest.raises(ValueError, match=f"Environment 0 returned {what} .* other units"):
+            make(make.fit(huge)).learn(ITERATION)
+
+
+@every_algorithm
+def test_what_episodes_begin_and_end_with_must_be_finite(make: Make) -> None:
+    class Ends(gym.Wrapper):  # type: ignore[type-arg]
+        def step(self, action: Any) -> Any:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            return obs * (np.nan if terminated or truncated else 1.0), reward, terminated, truncated, info
+
+    tasks = iter((limited(HORIZON), Ends(limited(HORIZON))))
+    with pytest.raises(ValueError, match="Environment 1 returned an observation that is not finite"):
+        make(make.fit(vec_env(2, lambda: next(tasks)))).learn(2 * ITERATION)
+    with pytest.raises(ValueError, match=r"Environment 0 returned an observation that is not finite .*after 0 steps"):
+        make(make.fit(limited(12, broken=("reset", 0)))).learn(ITERATION)
 
 
 def test_an_algorithm_is_its_train() -> None:

@@ -282,6 +282,17 @@ class Shared(PointMass):
         raise TypeError("it holds a socket")
 
 
+class Single(PointMass):
+    """Observed without an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-np.inf, np.inf, (), np.float32)
+
+    def observation(self) -> Any:
+        return np.array(self.state[0], np.float32)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -291,9 +302,10 @@ class Shared(PointMass):
         (lambda: small_exit(VecFrameStack(vec_env(2), 2)), "VecFrameStack.*FrameStackObservation"),
         (lambda: small_exit().predict((np.zeros(2, np.float32), {})), "given a tuple.*obs, info = env.reset"),
         (lambda: small_exit().predict(np.zeros(2, np.float32), search=True), "get_env.. were not reset yet.*set_env"),
-        (lambda: small_exit(n_simulations=2.5), "n_simulations must be a whole number of at least 1, got 2.5"),
-        (lambda: small_exit(n_simulations=0), "n_simulations must be a whole number of at least 1, got 0"),
-        (lambda: small_exit(horizon=0), "horizon must be a whole number of at least 1, got 0"),
+        (lambda: small_exit(n_simulations=2.5), "n_simulations must be a whole number, got 2.5"),
+        (lambda: small_exit(n_simulations=0), "n_simulations must be at least 1, got 0"),
+        (lambda: small_exit(Single()), "without an axis.*ReshapeObservation"),
+        (lambda: small_exit(horizon=0), "horizon must be at least 1, got 0"),
         (lambda: small_exit(gamma=1.01), "gamma must be from 0 to 1, got 1.01"),
         (lambda: small_exit(gae_lambda=-0.1), "gae_lambda must be from 0 to 1"),
         (lambda: small_exit(root_noise=2.0), "root_noise must be from 0 to 1"),

@@ -27,10 +27,10 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_dpi import DPI, MDGPS
+from sb3_dpi.common.saved_files import statistics_beside
 from sb3_dpi.export import ExportError, export_policy
 from sb3_dpi.export.__main__ import main
 from sb3_dpi.export.names import argument_names, importable
-from sb3_dpi.export.statistics import statistics_beside
 
 RUN = "Env-v0"
 

@@ -20,12 +20,23 @@ from algorithms import (
     with_networks,
     with_references,
 )
-from dummy_envs import HORIZON, ITERATION, POINT_MASS_LIMIT, DictPointMass, PointMass, limited, normalized, vec_env
+from dummy_envs import (
+    HORIZON,
+    ITERATION,
+    POINT_MASS_ID,
+    POINT_MASS_LIMIT,
+    DictPointMass,
+    PointMass,
+    limited,
+    normalized,
+    register,
+    vec_env,
+)
 from gymnasium import spaces
 from leaving import Batched, Seen
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from test_early_resets_above import Shifted
 
 from sb3_dpi.common.asking import ask
@@ -162,6 +173,22 @@ def test_rewards_and_ends_need_not_be_arrays(make: Make, kind: str) -> None:
         model = make(OfOtherKinds(vec_env(2, lambda: limited(POINT_MASS_LIMIT)), as_kind)).learn(2 * ITERATION)
         learned.append(parameters(model))
     assert learned[0] == learned[1] and model._n_updates > 0
+
+
+@with_references
+def test_what_cannot_be_sent_stays_in_its_process(make: Make) -> None:
+    """A lambda in a wrapper is in the environment's ``spec``: a worker that has to send it ends."""
+    register()
+
+    def task() -> gym.Env:
+        return gym.wrappers.TransformReward(gym.make(POINT_MASS_ID), lambda reward: 0.5 * reward)
+
+    env = SubprocVecEnv([task] * 2, start_method="fork")
+    try:
+        assert ask(env, "spec") is None and ask(env, "_max_episode_steps") == [POINT_MASS_LIMIT] * 2
+        assert iterations(make(env).learn(2 * ITERATION)) >= 1
+    finally:
+        env.close()
 
 
 # ---------------------------------------------------------------------- simulators of a batch

@@ -201,3 +201,6 @@ def test_random_steps_that_never_end_are_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert iterations(open_model(make, limited(12)).learn(40)) > 0
+        assert iterations(make(learning_starts=40).learn(26)) > 0, "blocks of the warm-up are completed"
+    with pytest.warns(UserWarning, match="it acts at random until 40 are kept"):
+        assert iterations(make(learning_starts=40).learn(25)) == 0

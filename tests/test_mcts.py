@@ -199,6 +199,9 @@ def test_bad_numbers_are_refused(options: dict[str, object], said: str) -> None:
 
 
 def test_priors_of_another_number_are_refused() -> None:
+    for noise in ((0.0, 0.5), (1.0, 1.5)):
+        with pytest.raises(ValueError, match="noise must be a concentration above 0 and a share"):
+            puct(Tree(), (), uniform, np.random.default_rng(0), noise=noise)
     with pytest.raises(ValueError, match="one for each of 3 actions, got 2"):
         puct(Tree(), (), lambda _: (np.ones(2), 0.0), np.random.default_rng(0))
 

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,24 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import small_dpi, small_mpc, small_ppo, small_sac
-from dummy_envs import ImagePointMass, PointMass, limited, vec_env
+from algorithms import (
+    small_exit,
+    small_mpc,
+    small_ppo,
+)
+from dummy_envs import ImagePointMass, PointMass, limited, pushed, vec_env
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_dpi import MPC
 from sb3_dpi.compare.evaluation import run_episodes
-from sb3_dpi.mpc import mpc
+from sb3_dpi.mpc import mpc, planning
 from sb3_dpi.mpc.planning import PLANNERS, make_planner
-from sb3_dpi.mpc.terminal_values import as_terminal_value
 from sb3_dpi.systems import NotCopyableError
+from sb3_dpi.trajopt import ilqr, in_time, shooting
 
 SMALL: dict[str, dict[str, Any]] = {
     "random": {"n_samples": 20},
@@ -115,6 +121,65 @@ def test_another_environment() -> None:
     assert np.isfinite(evaluate_policy(model, model.get_env(), 1)[0])  # type: ignore[arg-type]
 
 
+class Shown(PointMass):
+    """Says what it would observe in any state."""
+
+    def _get_obs(self) -> np.ndarray:
+        return np.asarray(self.observation())
+
+
+SEARCHES: dict[str, Callable[[Any], Any]] = {"MPC": small, "ExIt": lambda env: small_exit(env, search_in_predict=True)}
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_loops_of_those_who_gave_the_environment(kind: str) -> None:
+    """Whoever resets and steps it, and evaluates in it or beside it while it learns."""
+    env = gym.wrappers.TimeLimit(Shown(), LIMIT)
+    model = SEARCHES[kind](env)
+    env = env if kind == "MPC" else model.get_env().envs[0].env
+    obs, _ = env.reset(seed=3)
+    for _ in range(3):
+        action, _ = model.predict(obs)
+        obs, *_ = env.step(action)
+    beside = vec_env(2, lambda: Monitor(gym.wrappers.TimeLimit(Shown(), LIMIT)))
+    beside = beside if kind == "MPC" else pushed(beside)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.learn(3, callback=[EvalCallback(beside, n_eval_episodes=1, eval_freq=2, verbose=0)])
+        evaluate_policy(model, model.get_env(), 1)
+        model.learn(3, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="episode_start must say of each of 1 environments"):
+        model.predict(obs, episode_start=np.array([True, False]))
+    with pytest.raises(ValueError, match="set_env"):
+        model.predict(obs + 1.0)
+
+
+def test_parameters_that_change_are_followed() -> None:
+    for env_id, change in (("Pendulum-v1", "g"), ("InvertedDoublePendulum-v5", "mass")):
+        env = gym.make(env_id)
+        model = small(env, "random", horizon=3, replan_every=3)
+        base: Any = env.unwrapped
+        if change == "g":
+            base.g = 1.0
+        else:
+            base.model.body_mass[:] *= 3.0
+            base.model.opt.gravity[2] = -3.0
+        vec: Any = model.get_env()
+        obs, state, earned = vec.reset(), None, 0.0
+        for _ in range(3):
+            action, state = model.predict(obs, state)
+            obs, reward, _, _ = vec.step(action)
+            earned += float(reward[0])
+        assert state["foretold"][0] == pytest.approx(earned, rel=1e-5), env_id
+    both = vec_env(2, lambda: gym.make("Pendulum-v1"))
+    model = small(both, horizon=3)
+    obs = both.reset()
+    model.predict(obs)
+    both.envs[1].unwrapped.g = 1.0  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="Environment 1 differs from the first in g: plans for all are made in one simulator"):
+        model.predict(obs)
+
+
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "Hopper-v5", "Reacher-v5", "InvertedDoublePendulum-v5"])
 def test_stock_tasks_are_found_by_what_is_seen(env_id: str) -> None:
     """A plan from the observation alone is the plan from the true state."""
@@ -130,6 +195,23 @@ def test_stock_tasks_are_found_by_what_is_seen(env_id: str) -> None:
     same._finder._read = lambda env, n: ([shown], "")  # type: ignore[union-attr, method-assign]
     same._finder.state_from_obs = None  # type: ignore[union-attr]
     np.testing.assert_allclose(same.predict(obs, deterministic=True)[0], deduced, atol=1e-3)
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Walker2d-v5", "InvertedDoublePendulum-v5"])
+def test_velocities_that_are_cut_off_are_not_believed(env_id: str) -> None:
+    """They show as the limit, from which plans would begin."""
+    model, base = small(gym.make(env_id), horizon=3), gym.make(env_id).unwrapped
+    base.reset(seed=0)
+    for speed, is_seen in ((9.0, True), (11.0, False), (-11.0, False)):
+        velocities = np.zeros(base.model.nv)  # type: ignore[attr-defined]
+        velocities[-1] = speed
+        base.set_state(base.init_qpos, velocities)  # type: ignore[attr-defined]
+        obs = base._get_obs()  # type: ignore[attr-defined]
+        if is_seen:
+            model.predict(obs)
+            continue
+        with pytest.raises(ValueError, match=r"an observation of \w+ does not say it. Call model.set_env\(env\)"):
+            model.predict(obs)
 
 
 def test_time_limits_of_the_zoo_end_no_plan_either() -> None:
@@ -177,13 +259,13 @@ class Unbounded(PointMass):
 @pytest.mark.parametrize(
     ("kwargs", "error", "said"),
     [
-        ({"horizon": 0}, ValueError, "horizon must be a whole number of at least 1"),
-        ({"horizon": 2.5}, ValueError, "horizon must be a whole number"),
+        ({"horizon": 0}, ValueError, "horizon must be at least 1, got 0"),
+        ({"horizon": 2.5}, ValueError, "horizon must be a whole number, got 2.5"),
         ({"replan_every": 9}, ValueError, "replan_every must be from 1"),
         ({"system": "dream"}, ValueError, "Unknown system 'dream'"),
         ({"env": "CartPole-v1"}, AssertionError, r"Discrete\(2\) was provided: for Discrete actions take ExIt"),
         ({"env": Deaf()}, ValueError, "began two different episodes"),
-        ({"env": ImagePointMass(), "system": "ensemble"}, ValueError, "no model of images"),
+        ({"env": ImagePointMass(), "system": "ensemble", "buffer_size": 10**12}, ValueError, "no model of images"),
         ({"system": gym.make("Pendulum-v1")}, ValueError, "give one alike"),
         ({"policy_kwargs": {"net_arch": [8]}}, ValueError, "leave policy_kwargs out"),
         ({"learning_starts": -1}, ValueError, "learning_starts must be at least 0"),
@@ -216,10 +298,7 @@ def test_costs_that_are_not_finite_and_unknown_planners() -> None:
     for name in ("dream", {"kind": "dream"}, {"n_samples": 3}, None, type(small_ppo().policy)):
         with pytest.raises(ValueError, match=r"unknown: MPC has 'iCEM'.* its policy is the planner"):
             MPC(name, limited(LIMIT))  # type: ignore[arg-type]
-    for counts in ({"n_samples": 0}, {"n_samples": 5}, {"n_rounds": 0}):
-        with pytest.raises(ValueError, match="needs a sample and a round at least, and no more elites than samples"):
-            MPC({"kind": "iCEM", **counts}, limited(LIMIT))
-    with pytest.raises(ValueError, match="n_samples=5, n_elites=10, n_rounds=3: give n_elites too, up to 5"):
+    with pytest.raises(ValueError, match="n_elites=10 of n_samples=5: give no more elites than samples"):
         MPC({"kind": "iCEM", "n_samples": 5}, limited(LIMIT))
     with pytest.raises(ValueError, match=r"MPC needs an environment .* MPC\('iCEM', 'Pendulum-v1'\)"):
         MPC("iCEM", None)
@@ -240,14 +319,48 @@ def test_a_known_cost_and_a_terminal_value_decide() -> None:
         assert sign * model.predict(obs, deterministic=True)[0][0] > 0.2
 
 
-@pytest.mark.parametrize("make", [small_dpi, small_ppo, small_sac])
-def test_values_of_models(make: Any) -> None:
-    model = make().learn(40)
-    value = as_terminal_value(model)
-    assert value is not None
-    seen = np.random.default_rng(0).normal(size=(5, 2))
-    assert value(seen).shape == (5,) and np.all(np.isfinite(value(seen))) and np.ptp(value(seen)) > 0.0
-    assert small(terminal_value=model).discount == getattr(model, "discount", model.gamma)
+class Clock:
+    """Goes on by a second for each step of an environment."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        """:return: seconds"""
+        return self.now
+
+    perf_counter = monotonic
+
+
+@pytest.mark.parametrize("planner", SMALL)
+@pytest.mark.parametrize("limit", [1.0, 200.0])
+def test_time_ends_a_plan_wherever_it_is(planner: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    for module in (in_time, shooting, ilqr, planning):
+        monkeypatch.setattr(module, "time", clock)
+    step = PointMass.step
+
+    def slow(self: PointMass, action: Any) -> Any:
+        clock.now += 1.0
+        return step(self, action)
+
+    many = {} if planner == "iLQR" else {"n_samples": 1000}
+    model = MPC(
+        {"kind": planner, **SMALL[planner], **many},
+        limited(50),
+        horizon=4,
+        system="simulator",
+        max_plan_seconds=limit,
+        state_from_obs=into,
+        seed=0,
+    )
+    monkeypatch.setattr(PointMass, "step", slow)
+    obs, state = np.array([0.5, 0.5], np.float32), None
+    for _ in range(3):
+        begun = clock.now
+        action, state = model.predict(obs, state)
+        # to say what a plan of iLQR is takes a trajectory, its cost and its return
+        assert clock.now - begun <= limit + 4.0 * (3 if planner == "iLQR" else 1)
+        assert np.isfinite(action).all() and np.isfinite(state["foretold"]).all()
 
 
 def test_time_ends_a_plan() -> None:
@@ -270,6 +383,18 @@ def test_with_a_simulator_what_is_foretold_comes_true() -> None:
     assert measured["plan/plans_per_second"] * measured["plan/seconds"] == pytest.approx(1.0)
 
 
+def test_what_is_foretold_and_what_comes_are_in_one_unit() -> None:
+    def cost(obs: th.Tensor, action: th.Tensor, following: th.Tensor) -> th.Tensor:
+        return 100.0 * following.square().sum(-1) + obs[:, 0].abs() + action.square().sum(-1)
+
+    env = VecNormalize(vec_env(2, lambda: gym.wrappers.TimeLimit(Shown(-3.0, 3.0), 50)))
+    model = small(env, replan_every=4, train_freq=8, cost_fn=cost)
+    with pytest.warns(UserWarning, match="nothing to learn"):
+        model.learn(40, log_interval=None)
+    measured = model._foretelling.summary()
+    assert measured["plan/foretold_return"] == pytest.approx(measured["plan/realised_return"], rel=1e-3)
+
+
 @pytest.mark.parametrize("particles", ["ts1", "tsinf"])
 def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpc, "FIRST_FIT", 75)
@@ -288,11 +413,13 @@ def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert model.logger.name_to_value["model/r_squared"] > 0.5
     model.save(tmp_path / "mpc")
     loaded = MPC.load(tmp_path / "mpc")
-    obs = np.array([[0.5, 0.5]], np.float32)
+    assert isinstance(model.env, VecNormalize)
+    obs: Any = model.env.normalize_obs(np.array([[0.5, 0.5]], np.float32))
     plain, _ = loaded.predict(obs, deterministic=True)
-    model.env = None
-    np.testing.assert_array_equal(plain, model.predict(obs, deterministic=True)[0])
-    assert plain[0, 0] < 0.0
+    np.testing.assert_allclose(plain, model.predict(obs, deterministic=True)[0], atol=1e-5)
+    assert plain[0, 0] < 0.0 and loaded.predict(obs + 1.0, deterministic=True)[0] != plain
+    loaded.save(tmp_path / "again")
+    np.testing.assert_array_equal(MPC.load(tmp_path / "again").predict(obs, deterministic=True)[0], plain)
 
 
 def test_objects_are_not_saved(tmp_path: Path) -> None:

@@ -8,7 +8,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, every, iterations, logged, off_policy, on_policy, parameters, with_references
+from algorithms import (
+    Make,
+    every,
+    iterations,
+    logged,
+    off_policy,
+    on_policy,
+    parameters,
+    small_dagger,
+    small_exit,
+    small_mpc,
+    with_references,
+)
 from dummy_envs import ITERATION, DictPointMass, limited, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnNoModelImprovement
@@ -21,11 +33,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
+    VecEnvWrapper,
     VecExtractDictObs,
     VecFrameStack,
     VecMonitor,
     VecNormalize,
 )
+from test_early_resets_above import Shifted
 
 from sb3_dpi import DPI, MPC, DualAC
 
@@ -141,6 +155,42 @@ def test_wrappers(make: Make, wrapped: str) -> None:
         assert model.ep_info_buffer and {info["l"] for info in model.ep_info_buffer} <= {*range(1, 13)}
         _, lengths = evaluate_policy(model, env, 2, return_episode_rewards=True)
         assert lengths == [12, 12]  # type: ignore[comparison-overlap]
+
+
+class Reversed(VecEnvWrapper):
+    """Takes the opposite of each action."""
+
+    def reset(self) -> Any:
+        """:return: first observations"""
+        return self.venv.reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Begin a step."""
+        self.venv.step_async(-actions)
+
+    def step_wait(self) -> Any:
+        """:return: as of the environments"""
+        return self.venv.step_wait()
+
+
+class OwnMonitor(VecMonitor):
+    """May do anything."""
+
+
+PLANNING: dict[str, Callable[[Any], Any]] = {
+    "MPC": lambda env: small_mpc(env, system="simulator"),
+    "DAgger": lambda env: small_dagger(env, expert={"algo": "mpc", "policy": "random", "system": "simulator"}),
+    "ExIt": small_exit,
+}
+
+
+@pytest.mark.parametrize("wrapper", [Reversed, Shifted, OwnMonitor])
+@pytest.mark.parametrize("kind", PLANNING)
+def test_no_plan_is_made_past_a_wrapper(kind: str, wrapper: type[VecEnvWrapper]) -> None:
+    """What it does to actions and rewards is not in the simulator; what is known to change neither is fine."""
+    PLANNING[kind](VecMonitor(VecNormalize(vec_env(1, lambda: limited(12)))))
+    with pytest.raises(ValueError, match=f"What {wrapper.__name__} makes of .* is not known: wrap each environment instead"):
+        PLANNING[kind](VecNormalize(wrapper(vec_env(1, lambda: limited(12)))))
 
 
 @with_references

@@ -2,11 +2,13 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from problems import random_pd
 
+from sb3_dpi.trajopt.ilqr import ILQR
 from sb3_dpi.trajopt.noise import IN_CACHE, coloured, white
 from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, cross_entropy, elites, tempered_weights
 
@@ -223,11 +225,37 @@ def test_bad_input(planner: Shooter) -> None:
         planner.plan(lambda a: np.full(a.shape[:2], np.nan), LOW, HIGH, T, rng, n_states=B)
     with pytest.raises(ValueError, match="returns of actions"):
         planner.plan(lambda a: np.zeros(3), LOW, HIGH, T, rng, n_states=B)
-    with pytest.raises(ValueError, match="no more elites"):
-        replace(planner, n_samples=0).plan(problem, LOW, HIGH, T, rng, n_states=B)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=r"n_samples of .* must be a whole number of at least 1, got 0"):
+        replace(planner, n_samples=0)  # type: ignore[type-var]
     last = planner.plan(problem, LOW, HIGH, T, rng, n_states=B)
     with pytest.raises(ValueError, match="start cold"):
         planner.plan(problem, LOW, HIGH, T + 1, rng, n_states=B, start=last)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "said"),
+    [
+        (MPPI, {"temperature": 0.0}, "temperature of MPPI must be a number above 0, got 0.0"),
+        (MPPI, {"temperature": -1.0}, "temperature of MPPI must be a number above 0"),
+        (MPPI, {"trust_region": 0.0}, "trust_region of MPPI must be a number above 0"),
+        (MPPI, {"exponent": np.nan}, "exponent of MPPI must be a number at least 0, got nan"),
+        (RandomShooting, {"n_samples": 20.5}, "n_samples of RandomShooting must be a whole number"),
+        (CEM, {"n_rounds": 1.5}, "n_rounds of CEM must be a whole number"),
+        (CEM, {"n_samples": 5}, "fits n_elites=30 of n_samples=5: give no more elites than samples"),
+        (CEM, {"smallest_spread": -0.1}, "smallest_spread of CEM must be a number at least 0"),
+        (ICEM, {"momentum": 5.0}, "momentum of ICEM must be a number at least 0 and below 1, got 5.0"),
+        (ICEM, {"spread": -1.0}, "spread of ICEM must be a number above 0"),
+        (ICEM, {"kept": 3.0}, "kept of ICEM must be a number at least 0 and at most 1"),
+        (ICEM, {"decay": -1.0}, "decay of ICEM must be a number above 0 and at most 1"),
+        (ICEM, {"decay": "a"}, "decay of ICEM must be a number"),
+        (ILQR, {"max_iterations": 0}, "max_iterations of ILQR must be a whole number of at least 1"),
+        (ILQR, {"tolerance": -1.0}, "tolerance of ILQR must be a number at least 0"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range(make: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make(**options)
 
 
 def test_tempered_weights() -> None:

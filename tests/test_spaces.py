@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, buffer, every, every_algorithm, executed, iterations, parameters
+from algorithms import Make, buffer, every, every_action, every_algorithm, executed, iterations, parameters
 from dummy_envs import HORIZON, IMAGE_SHAPE, ITERATION, DictPointMass, ImagePointMass, Matrix, PointMass, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
@@ -168,7 +168,7 @@ def test_unbounded_actions(make: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
-@every_algorithm
+@every_action
 def test_types_of_observations(make: Make, dtype: Any) -> None:
     class Typed(PointMass):
         def __init__(self) -> None:
@@ -186,6 +186,24 @@ def test_types_of_observations(make: Make, dtype: Any) -> None:
     rows = {tuple(row) for row in kept.reshape(-1, 2)} - {(0, 0)}
     assert kept.dtype == dtype and iterations(model) == 2 and np.isfinite(parameters(model))
     assert len(rows) > 10 and rows <= {tuple(row) for row in env.seen}, "nothing is rounded"
+
+
+@every_algorithm
+def test_single_numbers(make: Make) -> None:
+    """Observed without any axis, one or many at once."""
+
+    class Single(PointMass):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(-np.inf, np.inf, (), np.float32)
+
+        def observation(self) -> Any:
+            return np.array(self.state[0], np.float32)
+
+    model = make(gym.wrappers.TimeLimit(Single(), 12)).learn(2 * ITERATION)
+    actions = model.predict(OBSERVATIONS[:, 0], deterministic=True)[0]
+    assert iterations(model) >= 1 and len(actions) == 20
+    assert np.shape(model.predict(OBSERVATIONS[0, 0], deterministic=True)[0]) == model.action_space.shape
 
 
 @pytest.mark.parametrize("observation_space", [spaces.Discrete(3), spaces.MultiBinary(3)], ids=str)

@@ -15,6 +15,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
+from sb3_dpi.common.environments import NumberedEnvironment
+from sb3_dpi.common.observed_states import environment_of
 from sb3_dpi.common.simulator_states import read_states
 from sb3_dpi.envs import CARTPOLE_ID
 from sb3_dpi.systems import ContinuousSimulator, NotCopyableError, ReadableState, Simulator
@@ -405,6 +407,62 @@ def test_states_of_vectorised_environments(wrap: str) -> None:
     states = read_states(simulator, env)
     for state, observation in zip(states, env.get_original_obs(), strict=True):
         np.testing.assert_array_equal(simulator.observe(state), observation)
+    env.close()
+
+
+class Squared(gym.ActionWrapper):  # type: ignore[type-arg]
+    """Says nobody how it was made, and holds what cannot be sent."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.function = lambda action: action**2
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        """:return: its square"""
+        return np.asarray(self.function(action))
+
+
+class Recorded(Squared, gym.utils.RecordConstructorArgs):
+    """Says how it was made."""
+
+    def __init__(self, env: gym.Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+
+def elsewhere(wrap: Callable[[gym.Env], gym.Env]) -> SubprocVecEnv:
+    """:return: a pendulum in another process"""
+    made = lambda: ReadableState(wrap(NumberedEnvironment(Monitor(gym.make("Pendulum-v1")), 0)))  # noqa: E731
+    return SubprocVecEnv([made], start_method="fork")
+
+
+def test_a_copy_of_what_is_in_another_process_has_its_wrappers() -> None:
+    env = elsewhere(lambda task: gym.wrappers.RescaleAction(task, np.float32(-1), np.float32(1)))
+    env.seed(3)
+    env.reset()
+    simulator = Simulator(environment_of(env))
+    (state,) = read_states(simulator, env)
+    action = np.array([0.5], np.float32)
+    _, reward, _ = simulator.step(state, action, np.random.default_rng(0))
+    assert simulator.action_space == env.action_space and reward == pytest.approx(float(env.step(action[None])[1][0]))
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (Squared, "How Squared was made in the other process is not known: derive it from"),
+        (Recorded, "cannot be sent .*: use a DummyVecEnv"),
+        (lambda env: gym.wrappers.TransformReward(env, lambda reward: -reward), "SubprocVecEnv cannot be copied: use a Dummy"),
+    ],
+)
+def test_what_another_process_cannot_tell(wrap: Any, said: str) -> None:
+    """It is said, and the process lives on."""
+    env = elsewhere(wrap)
+    env.reset()
+    with pytest.raises(ValueError, match=said):
+        read_states(Simulator(environment_of(env)), env)
+    env.step(np.zeros((1, 1), np.float32))
     env.close()
 
 

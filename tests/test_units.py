@@ -14,7 +14,16 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
 from sb3_dpi.common.finite import NotFiniteError
-from sb3_dpi.trajopt.units import FARTHEST, cut_outliers, geometric_mean, outlier_limit, power_of_two, spread_or_one, varies
+from sb3_dpi.trajopt.units import (
+    FARTHEST,
+    cut_outliers,
+    geometric_mean,
+    outlier_limit,
+    power_of_two,
+    replace_outliers,
+    spread_or_one,
+    varies,
+)
 
 PROBES = np.random.default_rng(0).uniform(-1.0, 1.0, (20, 2)).astype(np.float32).astype(np.float64)
 
@@ -62,8 +71,12 @@ def learn(make: Make, n_iterations: int, units: dict[str, Any], policy: str = "M
 
 
 def actions(model: Model, scale: float = 1.0, offset: float = 0.0, double: bool = False, **_: Any) -> np.ndarray:
-    """:return: where the point mass is at ``PROBES``"""
-    return model.predict((scale * (PROBES + offset)).astype(np.float64 if double else np.float32), deterministic=True)[0]
+    """:return: where the point mass is at ``PROBES``; of numbers, which do not tell small changes, their probabilities"""
+    observations = (scale * (PROBES + offset)).astype(np.float64 if double else np.float32)
+    if not isinstance(model.action_space, spaces.Discrete):
+        return model.predict(observations, deterministic=True)[0]
+    with th.no_grad():
+        return model.policy.get_distribution(model.policy.obs_to_tensor(observations)[0]).distribution.probs.numpy()
 
 
 @cache
@@ -83,7 +96,7 @@ def check_bits(first: Model, second: Model) -> None:
 
 
 @pytest.mark.parametrize("exponent", [-20, 20])
-@every_algorithm
+@every_action
 def test_a_power_of_two_of_the_rewards_changes_no_bit(make: Make, exponent: int) -> None:
     check_bits(learn(make, 2, {"reward": 2.0**exponent}), plain(make, 2))
 
@@ -108,7 +121,7 @@ def test_no_variant_knows_the_unit_of_rewards(algorithm: type[Model], options: d
 
 
 @pytest.mark.parametrize("reward", [1e-8, 1e8])
-@every_algorithm
+@every_action
 def test_no_factor_of_the_rewards_matters_beyond_rounding(make: Make, reward: float) -> None:
     np.testing.assert_allclose(actions(learn(make, 1, {"reward": reward})), actions(plain(make, 1)), atol=1e-3)
 
@@ -130,7 +143,7 @@ def test_units_of_the_observations_do_not_matter(make: Make, units: dict[str, An
 @every_algorithm
 def test_an_untrained_policy_knows_no_units(make: Make) -> None:
     """What samples first must not depend on them; gSDE, whose noise is made of what it sees, does."""
-    acts = [make(OtherUnits(scale=scale)).predict(scale * PROBES, deterministic=True)[0] for scale in (1.0, 1e8)]
+    acts = [actions(make(OtherUnits(scale=scale)), scale, double=True) for scale in (1.0, 1e8)]
     if make.squashes or make.plans:  # it begins with random actions
         return
     np.testing.assert_array_equal(*acts)
@@ -141,7 +154,8 @@ def test_an_untrained_policy_knows_no_units(make: Make) -> None:
 
 @every_algorithm
 def test_an_outlier_counts_as_far_as_the_limit(make: Make) -> None:
-    """Of two that are both beyond it the size is not seen; without a limit it would decide all."""
+    """Of two that are both beyond it the size is not seen. That hardly any is seen at all is measured in returns, which
+    ``test_run.py`` compares with those without one."""
     far, farther = (learn(make, 2, {"outlier": outlier}) for outlier in (-1e6, -1e9))
     check_bits(far, farther)
 
@@ -160,6 +174,22 @@ def test_outliers() -> None:
     sparse[7] = 1.0
     assert outlier_limit(sparse) == np.inf, "where nothing else was earned it is all there is"
     assert outlier_limit(np.array([3.0])) == np.inf
+
+
+def test_outliers_of_a_variable_are_medians() -> None:
+    """Each variable is judged by itself, in any units, and what never varied or varies often has none."""
+    rng = np.random.default_rng(0)
+    known = np.stack([rng.normal(size=1000), 500.0 + 1e-9 * rng.normal(size=1000), np.ones(1000), np.zeros(1000)], 1)
+    values = known[:3].copy()
+    values[1] = -1e6, 600.0, 7.0, 1.0
+    found = replace_outliers(values, known)
+    np.testing.assert_array_equal(found[[0, 2]], known[[0, 2]])
+    np.testing.assert_array_equal(found[1], [np.median(known[:, 0]), np.median(known[:, 1]), 7.0, 1.0])
+    scale = np.array([2.0**-30, 2.0**20, 8.0, 1.0])
+    np.testing.assert_array_equal(replace_outliers(scale * values, scale * known), scale * found)
+    known[:2, 0] = 1e6
+    assert replace_outliers(values, known)[1, 0] == -1e6, "two of a thousand are no outliers"
+    assert replace_outliers(values, known, n_each=2)[1, 0] == np.median(known[:, 0]), "where one spoils two, they are"
 
 
 # ---------------------------------------------------------------------- units

@@ -109,6 +109,23 @@ def test_variants_are_averaged() -> None:
         VariedSystem([variants[0], local()])
 
 
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Reacher-v5", "Pendulum-v1"])
+def test_what_is_observed_on_the_way(env_id: str) -> None:
+    """In threads as in copies, and as the environment shows it."""
+    env = gym.make(env_id)
+    first, _ = env.reset(seed=0)
+    system = ContinuousSimulator(env)
+    begun = system.begin(system.simulator.read(env))
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (2, 5, system.action_dim))
+    trace, plain = (getattr(system, name)(begun[None], actions, np.random.default_rng(0)) for name in ("trace", "rollout"))
+    np.testing.assert_allclose(trace.observations[0, 0, 0], first, atol=1e-9)
+    for t, action in enumerate(system.units_to_actions(actions[0])):
+        np.testing.assert_allclose(trace.observations[0, 0, t + 1], env.step(action)[0], atol=1e-9)
+    np.testing.assert_array_equal(trace.rewards[:, 0], plain.rewards)
+    np.testing.assert_array_equal(trace.alive[..., -1], plain.continuation)
+    np.testing.assert_array_equal(trace.observations[:, 0, -1], plain.last_observations[:, 0])
+
+
 @pytest.mark.parametrize("kind", ["ts1", "tsinf"])
 def test_particles_follow_members(kind: str) -> None:
     """With tsinf a particle stays in its member; with ts1 it changes, and every particle is in some member at each step."""

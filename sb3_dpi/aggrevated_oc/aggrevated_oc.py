@@ -218,8 +218,8 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         check_number("target_kl", as_schedule("target_kl", self.target_kl)(1.0), 0.0, open_below=True)
         check_number("trust_region", as_schedule("trust_region", self.trust_region)(1.0), 0.0)
         check_number("cg_damping", self.cg_damping, 0.0)
-        if self.trust is not None and not (isinstance(self.trust, float | int) and 0.0 <= self.trust <= 1.0):
-            raise ValueError(f"trust is a share from 0 to 1, or None for what the samples say, got {self.trust!r}")
+        if self.trust is not None and not 0.0 <= self.trust <= 1.0:
+            raise ValueError(f"trust is a share from 0 to 1, or None for what the samples say, got {self.trust}")
 
     def _planned_conditions(self, trajectories: Trajectories) -> int:
         return len(trajectories.alive) if self.aggregate else self.total_conditions

@@ -4,7 +4,8 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, SupportsFloat, TypeVar, Union, get_args, get_origin
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
@@ -67,6 +68,32 @@ def check_number(
     raise ValueError(f"{name} must be {said}, got {value}")
 
 
+def as_number(name: str, value: Any, annotation: Any) -> Any:
+    """Read an argument whose annotation says that it is a number.
+
+    :param name: of the argument
+    :param value: what was given
+    :param annotation: its type, or several; where others than numbers and None are among them, other values are left alone
+    :return: the value; a float that is whole as an integer where only integers are meant
+    :raises ValueError: if it is no number, or has a fraction where none is meant
+    """
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    is_whole = int in kinds and float not in kinds
+    what = f"{name} must be a {'whole ' if is_whole else ''}number{', or None' if NoneType in kinds else ''}, got {value!r}"
+    if int not in kinds and float not in kinds:
+        return value
+    if all(kind in (int, float, NoneType) for kind in kinds) and not isinstance(value, SupportsFloat):
+        if value is None and NoneType in kinds:
+            return value
+        is_text = isinstance(value, str)
+        raise ValueError(what + (": write it without quotes (YAML reads 1e-3 as text, 1.0e-3 as a number)" if is_text else ""))
+    if is_whole and isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(what)
+        return int(value)
+    return value
+
+
 def parse_choice(name: str, value: str | dict[str, Any], choices: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """Split a choice into its name and its options.
 
@@ -99,6 +126,19 @@ def as_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     return FloatSchedule(LinearSchedule(start, 0.0, 1.0) if value.startswith("lin_") else start)
 
 
+def numbers_of(name: str, cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the numbers in a dictionary of settings.
+
+    :param name: of the argument, for the error
+    :param cls: a dataclass
+    :param given: some of its fields
+    :return: a copy, see ``as_number``
+    :raises ValueError: if a number is none
+    """
+    kinds = {field.name: field.type for field in fields(cls)}
+    return {key: as_number(f"{key} of {name}", value, kinds[key]) for key, value in given.items()}
+
+
 def as_settings(name: str, cls: type[Settings], given: Settings | Mapping[str, Any]) -> Settings:
     """Read what belongs together, as a YAML file writes it or as an object.
 
@@ -106,7 +146,7 @@ def as_settings(name: str, cls: type[Settings], given: Settings | Mapping[str, A
     :param cls: a dataclass
     :param given: an object of it, or a dictionary of its fields
     :return: the object
-    :raises ValueError: if a key is unknown
+    :raises ValueError: if a key is unknown, or a number is none
     """
     if isinstance(given, cls):
         return given
@@ -116,6 +156,6 @@ def as_settings(name: str, cls: type[Settings], given: Settings | Mapping[str, A
     if unknown := [key for key in given if key not in known]:
         raise ValueError(f"Unknown key {unknown[0]!r} of {name}: it has " + ", ".join(known))
     try:
-        return cls(**given)
+        return cls(**numbers_of(name, cls, given))
     except TypeError as error:
         raise ValueError(f"{name} is not complete: {error}") from None

@@ -222,11 +222,12 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
             kept = self.iteration_.horizon if self.env is None and self.iteration_ is not None else None
             return min(limit or kept or LONGEST_HORIZON, LONGEST_HORIZON)
         if self.horizon < 2:
-            raise ValueError(f"horizon must be at least 2, got {self.horizon}")
+            raise ValueError(f"horizon must be at least 2, or None for the time limit, got {self.horizon}")
         if limit is not None and self.horizon > limit:
+            most = f"at most {limit}, or " if limit >= 2 else ""
             raise ValueError(
-                f"horizon={self.horizon} is longer than the environment's episodes ({limit} steps): use at most {limit}, or "
-                "None for the time limit"
+                f"horizon={self.horizon} is longer than the environment's episodes ({limit} steps): use {most}None for the "
+                "time limit"
             )
         return self.horizon
 

@@ -1,9 +1,11 @@
 """What all algorithms of this package take and refuse as Stable-Baselines3 does, and say more clearly."""
 
+import math
 import operator
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -60,6 +62,34 @@ def refuse_tuple(observation: Any) -> None:
         )
 
 
+def refuse_empty(name: str, space: spaces.Space[Any]) -> None:
+    """
+    Refuse observations or actions of no numbers.
+
+    :param name: of the space
+    :param space: of the environment
+    :raises ValueError: if there are none
+    """
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else (space,)
+    if all(isinstance(part, spaces.Box) and 0 in part.shape for part in parts):
+        raise ValueError(f"The {name} {space} holds no number: give an environment in which it holds one at least")
+
+
+def as_starts(episode_start: Any, n: int) -> np.ndarray:
+    """
+    Read where episodes begin.
+
+    :param episode_start: what ``predict`` was given
+    :param n: observations
+    :return: ``[n]``
+    :raises ValueError: if it says that of another number of environments
+    """
+    starts = np.asarray(episode_start, dtype=bool)
+    if starts.ndim > 1 or starts.size not in (1, n):
+        raise ValueError(f"episode_start must say of each of {n} environments whether an episode begins, got {episode_start}")
+    return np.broadcast_to(starts, (n,))
+
+
 class Conventions(BaseAlgorithm):
     """Seeds, names of policies, environments that are missing, and progress bars, alike for every algorithm."""
 
@@ -67,6 +97,8 @@ class Conventions(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self.seed = as_seed(self.seed)
+        for name in ("observation_space", "action_space"):
+            refuse_empty(name, getattr(self, name))
         if not isinstance(self.learning_rate, str):  # which the schedule refuses
             check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), 0.0)
         super()._setup_model()  # type: ignore[safe-super]  # that of the algorithm's base
@@ -94,13 +126,15 @@ class Conventions(BaseAlgorithm):
         names = ", ".join(map(repr, self.policy_aliases))
         raise ValueError(f"Policy {policy_name} unknown: {type(self).__name__} has {names}, or give a class")
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if not isinstance(total_timesteps, SupportsFloat) or not math.isfinite(total_timesteps):
+            raise ValueError(f"total_timesteps of learn must be a finite number of steps, got {total_timesteps!r}")
         if self.env is None:
             name = type(self).__name__
             raise AssertionError(
                 f"You must set the environment before calling learn(): {name}.load(path, env=env), or model.set_env(env)"
             )
-        return super()._setup_learn(*args, **kwargs)
+        return super()._setup_learn(total_timesteps, *args, **kwargs)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         given = CallbackList(callback) if isinstance(callback, list) else callback

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import varies
@@ -56,6 +58,18 @@ class ReturnScale:
         :return: units
         """
         return cls(mean, std if varies(np.array([std]), np.array([mean]))[0] else 0.0)
+
+
+def value_units(model: BaseAlgorithm) -> ReturnScale | None:
+    """Tell in which units an algorithm's value network predicts.
+
+    :param model: of this package, or of another, whose network predicts what it is paid
+    :return: units; None of this package's policies whose value network nobody teaches
+    """
+    if not isinstance(model, SavedModel):
+        return ReturnScale()
+    own: Any = model
+    return ReturnScale(*own._scale()) if hasattr(own, "_scale") else getattr(own, "return_scale", None)
 
 
 def actor_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:

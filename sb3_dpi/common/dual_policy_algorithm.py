@@ -33,6 +33,7 @@ from sb3_dpi.common.local_models import (
 )
 from sb3_dpi.common.logged import LoggedEpisodes, beside
 from sb3_dpi.common.plan_size import PlanSize, reduce_states
+from sb3_dpi.common.planner_state import without_outliers
 from sb3_dpi.common.policies import (
     BoundedGaussianCnnPolicy,
     BoundedGaussianMultiInputPolicy,
@@ -42,7 +43,7 @@ from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.common.trajectories import Trajectories, concatenate, map_observations
 from sb3_dpi.trajopt.types import FloatArray, IntArray, LinearGaussianController
-from sb3_dpi.trajopt.units import outlier_limit, spread_or_one
+from sb3_dpi.trajopt.units import cut_outliers, replace_outliers, spread_or_one
 from sb3_dpi.world_model.known_cost import CostFunction
 
 SelfDualPolicyAlgorithm = TypeVar("SelfDualPolicyAlgorithm", bound="DualPolicyAlgorithm")
@@ -209,15 +210,15 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
             raise ValueError("Logged episodes cannot help where states are reduced: take a shorter horizon or less replay")
         if self.n_environments > 1:
             raise ValueError("Logged episodes are of one task, here environments differ: train on one")
-        limit = outlier_limit(logged.rewards)
-        cut = replace(logged, rewards=np.clip(logged.rewards, -limit, limit))
-        self.logged = cut if self.logged is None else self.logged.joined(cut)
+        seen = [replace_outliers(states, logged.states) for states in (logged.states, logged.next_states)]
+        sound = replace(logged, states=seen[0], next_states=seen[1], rewards=cut_outliers(logged.rewards))
+        self.logged = sound if self.logged is None else self.logged.joined(sound)
 
     def recall(self) -> Trajectories:
         """Read this iteration's trajectories from the buffer, and remember them.
 
-        :return: those of the iterations that are kept stand behind the latest ones; rewards that are outliers are cut, and
-            states too large for a plan are reduced to ``state_rank`` numbers
+        :return: those of the iterations that are kept stand behind the latest ones; outliers are left out, and states too
+            large for a plan are reduced to ``state_rank`` numbers
         """
         latest = self.rollout_buffer.trajectories()
         M, _, T = latest.alive.shape
@@ -225,9 +226,8 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         together = (latest, *kept)
         self.past = together[: self.replay]
         trajectories = concatenate(together)
-        limit = outlier_limit(trajectories.rewards[trajectories.alive])
-        cut = replace(trajectories, rewards=np.clip(trajectories.rewards, -limit, limit))
-        return cut if self.state_rank is None else reduce_states(cut, self.state_rank)
+        sound = without_outliers(trajectories, self.observation_space)
+        return sound if self.state_rank is None else reduce_states(sound, self.state_rank)
 
     def standardize(self, trajectories: Trajectories) -> None:
         """Let the policy standardise its inputs by what was sampled; its function stays what it was.

@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_dpi.common.asking import ask
+from sb3_dpi.common.asking import ask, names
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 Environment = str | gym.Env | Callable[[], gym.Env]
@@ -89,7 +89,8 @@ def environment_indices(env: VecEnv) -> IntArray:
     :param env: the vectorised environment
     :return: ``[n_envs]``, from 0 on, in the order of their first appearance
     """
-    labels = ask(env, "environment_index") or [_identity(spec) for spec in ask(env, "spec") or [None] * env.num_envs]
+    specs = ask(env, "spec")
+    labels = ask(env, "environment_index") or (names(env) if specs is None else list(map(_identity, specs)))
     places = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return np.array([places[label] for label in labels])
 

@@ -9,44 +9,67 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
+LARGEST_REWARD = float(np.finfo(np.float32).max) / 1e4
+"""Buffers of Stable-Baselines3 keep sums of rewards in single precision."""
+LARGEST_OBSERVATION = 1e150
+"""Whose squares have sums in double precision."""
+
 
 class NotFiniteError(ValueError):
-    """An observation or reward is not finite."""
+    """An observation or reward is not finite, or sums of it would not be."""
 
 
-def check_finite(observations: Any, rewards: np.ndarray, n_steps: int, t: int | None = None) -> None:
-    """Refuse what would spoil everything learned.
+def check_finite(observations: Any, rewards: np.ndarray, n_steps: int, t: int | None = None, first: int = 0) -> None:
+    """Refuse what would spoil everything learned: what is not finite, or so large that what is made of it is not.
 
     :param observations: of all environments, ``[n_envs, ...]`` or a dictionary of such
     :param rewards: ``[n_envs]``
     :param n_steps: taken so far
     :param t: the time step of the trajectories; None where there are none
-    :raises NotFiniteError: if a number is not finite, naming environment and step
+    :param first: number of the first environment
+    :raises NotFiniteError: if a number is not finite or too large, naming environment and step
     """
-    arrays = observations.values() if isinstance(observations, dict) else (observations,)
+    arrays = list(observations.values() if isinstance(observations, dict) else (observations,))
     rewards = np.asarray(rewards)  # some wrappers return a list
-    total = sum(rewards.tolist())
+    total = 0.0
     for array in arrays:
         if array.dtype.kind == "f":
             flat = array.ravel()
             total += float(flat.dot(flat))  # the fastest way to see a NaN or infinity in a few numbers
-    if math.isfinite(total):
+    # a sum that is not finite may be one of single precision, of numbers that are sound
+    if math.isfinite(total) and sum(map(abs, rewards.tolist())) <= LARGEST_REWARD:
         return
-    bad = np.zeros(len(rewards), dtype=bool)
-    for array in arrays:
-        bad |= ~np.isfinite(array.reshape(len(array), -1)).all(1)
-    what = "an observation" if bad.any() else "a reward"
-    if not bad.any():
-        bad = ~np.isfinite(rewards)
-    if not bad.any():  # finite numbers whose sum is not
-        return
+    numbers = [("an observation", a.reshape(len(a), -1).astype(np.float64), LARGEST_OBSERVATION) for a in arrays]
     where = f"after {n_steps} steps in all"
     if t is not None:
         where = f"at step {t} of its trajectory ({where})"
-    raise NotFiniteError(
-        f"Environment {int(np.argmax(bad))} returned {what} that is not finite {where}. "
-        "The model is as before this rollout and can be saved; fix the environment, or end its episodes before it diverges"
-    )
+    for what, rows, largest in (*numbers, ("a reward", rewards.reshape(-1, 1), LARGEST_REWARD)):
+        for is_bad, why in ((~np.isfinite(rows), "is not finite"), (np.abs(rows) > largest, f"is beyond {largest:.0e}")):
+            if is_bad.any():
+                raise NotFiniteError(
+                    f"Environment {first + int(np.argmax(is_bad.any(1)))} returned {what} that {why} {where}. The model is as "
+                    "before this rollout and can be saved; fix the environment, end its episodes before it diverges, or take "
+                    "other units"
+                )
+
+
+def check_step(observations: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], n_steps: int) -> None:
+    """Refuse the same in what a step of a VecEnv returned, what episodes ended with included.
+
+    :param observations: of all environments, after their automatic resets, ``[n_envs, ...]`` or a dictionary of such
+    :param rewards: ``[n_envs]``
+    :param dones: which episodes have ended, ``[n_envs]``
+    :param infos: of the environments
+    :param n_steps: taken so far
+    :raises NotFiniteError: if a number is not finite or too large, naming environment and step
+    """
+    check_finite(observations, rewards, n_steps)
+    for i in np.flatnonzero(dones):
+        last: Any = infos[i].get("terminal_observation")
+        if last is not None:
+            keys = observations if isinstance(observations, dict) else None
+            ended: Any = np.asarray(last)[None] if keys is None else {key: np.asarray(last[key])[None] for key in keys}
+            check_finite(ended, np.zeros(1), n_steps, first=int(i))
 
 
 def check_observation(observation: PyTorchObs) -> None:

@@ -10,7 +10,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.finite import KeptStatistics, check_finite
+from sb3_dpi.common.finite import KeptStatistics, check_finite, check_step
 from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
 
 
@@ -42,6 +42,7 @@ class KeepsOriginals(ReadsOriginals, OffPolicyAlgorithm):
         :return: what was collected
         :raises ValueError: if an observation or reward is not finite, naming environment and step
         """
+        check_finite(self._last_obs, np.zeros(env.num_envs), self.num_timesteps)
         self._statistics = KeptStatistics(self.get_vec_normalize_env())
         if self._vec_normalize_env is not None:
             env = UnclippedTerminals(env, self._vec_normalize_env)
@@ -57,7 +58,7 @@ class KeepsOriginals(ReadsOriginals, OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         try:
-            check_finite(new_obs, original_rewards(self._vec_normalize_env, reward), self.num_timesteps)
+            check_step(new_obs, original_rewards(self._vec_normalize_env, reward), dones, infos, self.num_timesteps)
         except ValueError:
             self._statistics.restore()
             self._last_obs = None  # start from a reset

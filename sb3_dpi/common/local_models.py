@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sb3_dpi.common.choices import check_choice
+from sb3_dpi.common.choices import check_choice, numbers_of
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.trajopt.cost import anchor, fit_cost, project_psd
 from sb3_dpi.trajopt.dynamics import (
@@ -200,7 +200,7 @@ class CostSettings:
             return cls(cost_fn=value)
         for key in value or {}:
             check_choice("setting of cost", key, tuple(field.name for field in fields(cls)))
-        return cls(**(value or {}))
+        return cls(**numbers_of("cost", cls, value or {}))
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class RegressionSettings:
         for key in options:
             check_choice(f"setting of {name}", key, known)
         check_choice(name, options.get("prior", cls.prior), PRIORS)
-        return cls(**options)
+        return cls(**numbers_of(name, cls, options))
 
 
 def transition_points(trajectories: Trajectories) -> FloatArray:

@@ -5,21 +5,23 @@ the observation may come from another environment; of some tasks it determines t
 nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_dpi.common.asking import ask
-from sb3_dpi.common.original_observations import as_shown
+from sb3_dpi.common.asking import ask, beneath
+from sb3_dpi.common.original_observations import SHOWING_THE_SAME, as_shown
 from sb3_dpi.common.simulator_states import read_states
 from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.systems import Simulator, SimulatorState
-from sb3_dpi.systems.copies import class_name
+from sb3_dpi.systems.copies import WATCHING, class_name
 from sb3_dpi.systems.tasks import known_task
 from sb3_dpi.trajopt.types import FloatArray
 
@@ -27,6 +29,10 @@ StateFromObs = Callable[[Any, Any], None]
 """Puts an environment without wrappers into the state that an observation ``[do]``, or a dictionary of such, shows."""
 TOLERANCE = 1e-5
 """Up to which two observations are the same, absolute and relative: they may have passed through single precision."""
+
+
+class NotSaidError(Exception):
+    """What an observation does not say."""
 
 
 def _pendulum(base: Any, obs: FloatArray) -> None:
@@ -50,11 +56,19 @@ def _joints(base: Any, obs: FloatArray) -> None:
     task = known_task(base)
     n = 0 if task is None else task.n_skipped
     nq, nv = base.model.nq, base.model.nv
-    base.set_state(np.concatenate([np.zeros(n), obs[: nq - n]]), obs[nq - n : nq - n + nv].copy())
+    base.set_state(np.concatenate([np.zeros(n), obs[: nq - n]]), _velocities(base, obs[nq - n : nq - n + nv]))
+
+
+def _velocities(base: Any, seen: FloatArray) -> FloatArray:
+    """:return: velocities, of which the task shows none beyond a limit"""
+    task = known_task(base)
+    if task is not None and np.any(np.abs(seen) >= task.largest_velocity - TOLERANCE):
+        raise NotSaidError
+    return seen.copy()
 
 
 def _double_pendulum(base: Any, obs: FloatArray) -> None:
-    base.set_state(np.concatenate([obs[:1], np.arctan2(obs[1:3], obs[3:5])]), obs[5:8].copy())
+    base.set_state(np.concatenate([obs[:1], np.arctan2(obs[1:3], obs[3:5])]), _velocities(base, obs[5:8]))
 
 
 def _reacher(base: Any, obs: FloatArray) -> None:
@@ -81,15 +95,8 @@ STATES_FROM_OBS: dict[str, StateFromObs] = {
     f"{_MUJOCO}.inverted_double_pendulum_v5.InvertedDoublePendulumEnv": _double_pendulum,
     f"{_MUJOCO}.reacher_v5.ReacherEnv": _reacher,
 }
-"""Of stock tasks; what an observation does not determine, as Ant's contact forces, shows in that it is not reproduced."""
-
-
-def beneath(env: VecEnv) -> Any:
-    """:return: what steps the environments, without wrappers"""
-    base: Any = env
-    while isinstance(base, VecEnvWrapper):
-        base = base.venv
-    return getattr(base, "_base", base)  # beneath the layer of early resets
+"""Of stock tasks; what an observation does not determine, as Ant's contact forces, shows in that it is not reproduced, or
+stands at a limit, as velocities of Walker2d do."""
 
 
 def environment_of(env: VecEnv) -> gym.Env:
@@ -98,16 +105,17 @@ def environment_of(env: VecEnv) -> gym.Env:
 
     :param env: with its wrappers
     :return: the first, or where these are in other processes one of the same kind
-    :raises ValueError: if there is none, or a wrapper of all of them shows something else than it does
+    :raises ValueError: if there is none, or a wrapper of all of them may change what the copy would do or show
     """
-    base: Any = env
-    while isinstance(base, VecEnvWrapper):
-        above, base = base, base.venv
-        if not isinstance(above, VecTransposeImage) and above.observation_space.shape != base.observation_space.shape:
+    above: Any = env
+    while isinstance(above, VecEnvWrapper):
+        if not isinstance(above, VecNormalize) and type(above) not in SHOWING_THE_SAME:
             raise ValueError(
-                f"What {type(above).__name__} shows in a state of the simulator is not known: wrap each environment instead, "
-                "as gymnasium.wrappers.FrameStackObservation does in place of VecFrameStack"
+                f"What {type(above).__name__} makes of the simulator's steps is not known: wrap each environment instead, as "
+                "gymnasium.wrappers.FrameStackObservation does in place of VecFrameStack, or with MPC give an environment as "
+                "system or learn with system='ensemble'"
             )
+        above = above.venv
     base = beneath(env)
     if isinstance(base, DummyVecEnv):
         return base.envs[0]
@@ -117,14 +125,39 @@ def environment_of(env: VecEnv) -> gym.Env:
             f"The environments of a {type(base).__name__} cannot be copied: use a DummyVecEnv, or with MPC give an "
             "environment as system or learn with system='ensemble'"
         )
-    return gym.make(specs[0].id, **specs[0].kwargs)
+    return _made_anew(specs[0])
 
 
-def _was_reset(env: gym.Env) -> bool:
-    """Whether it has a state, as far as wrappers tell."""
+def _made_anew(spec: EnvSpec) -> gym.Env:
+    """:return: the environment, without wrappers that only watch it"""
+    wrappers = [wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point.replace(":", ".") not in WATCHING]
+    for wrapper in wrappers:
+        if wrapper.kwargs is None:
+            raise ValueError(
+                f"How {wrapper.name} was made in the other process is not known: derive it from "
+                "gymnasium.utils.RecordConstructorArgs too, or use a DummyVecEnv"
+            )
+    return gym.make(replace(spec, additional_wrappers=tuple(wrappers)))
+
+
+def evaluation_environments(callback: BaseCallback) -> tuple[VecEnv, ...]:
+    """
+    Find where callbacks evaluate a model while it learns.
+
+    :param callback: with those that it holds
+    :return: environments, beside those that the model learns in
+    """
+    own = (callback.eval_env,) if isinstance(callback, EvalCallback) else ()
+    held = [*getattr(callback, "callbacks", ()), getattr(callback, "callback", None)]
+    others = (evaluation_environments(one) for one in held if isinstance(one, BaseCallback))
+    return sum(others, own)
+
+
+def _was_reset(env: gym.Env, through_monitor: bool) -> bool:
+    """Whether it has a state, as far as wrappers tell; whoever was given the environment may reset it beneath the Monitor."""
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
-        if vars(layer).get("_has_reset") is False or (isinstance(layer, Monitor) and layer.needs_reset):
+        if vars(layer).get("_has_reset") is False or (through_monitor and isinstance(layer, Monitor) and layer.needs_reset):
             return False
         layer = layer.env
     return True
@@ -151,29 +184,41 @@ class StateFinder:
         self.base: Any = simulator.env.unwrapped
         self.state_from_obs = state_from_obs or STATES_FROM_OBS.get(class_name(self.base))
 
-    def find(self, observations: Observations, originals: Observations, env: VecEnv | None) -> list[SimulatorState]:
+    def find(
+        self,
+        observations: Observations,
+        originals: Observations,
+        env: VecEnv | None,
+        others: Sequence[VecEnv] = (),
+        is_here: bool = False,
+    ) -> list[SimulatorState]:
         """
         Find the states.
 
         :param observations: as the model is shown them, ``[n, ...]`` or a dictionary of such
         :param originals: as the environments return them, likewise
         :param env: the model's; None where it has none
+        :param others: where it may be evaluated
+        :param is_here: whether ``env`` is known to be where it acts, as it is while it learns, whoever else has stepped it
+            since it was last observed
         :return: of each observation
         :raises ValueError: if one is not found
         """
         n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-        found, problem = self._read(env, n)
+        read, problem = self._read(env, n)
+        found = [(env, read), *((other, self._read(other, n)[0]) for other in others)]
         states = []
-        for i, state in enumerate(found):
+        for i in range(n):
             observation = _row(observations, i)
-            if state is None or not self._shows(state, observation, env):
-                original = _row(originals, i)
-                state = self._deduce(original)
+            there = [(one, of_each[i]) for one, of_each in found]
+            state = next((s for one, s in there if s is not None and (is_here or self._shows(s, observation, one))), None)
+            if state is None:
+                state = self._deduce(_row(originals, i))
                 # what an environment observes may not be known: then who gave state_from_obs is believed
                 if state is not None and self._observed(state) is None:
-                    state = replace(state, observation=original)
-            if state is None or not self._shows(state, observation, env):
-                raise ValueError(self._not_found(i, problem))
+                    state = replace(state, observation=_row(originals, i))
+                if state is None or not self._shows(state, observation, env):
+                    raise ValueError(self._not_found(i, problem))
             states.append(state)
         return states
 
@@ -190,10 +235,13 @@ class StateFinder:
         base = beneath(env)
         kept: Any = getattr(base, "buf_obs", None)
         for i, state in enumerate(states):
-            if isinstance(base, DummyVecEnv) and not _was_reset(base.envs[i]):
+            if not isinstance(base, DummyVecEnv):
+                break
+            is_known = self._observed(state) is not None
+            if not _was_reset(base.envs[i], through_monitor=not is_known):
                 return nothing, "the environments of get_env() were not reset yet"
             # what wrappers with a memory show cannot be computed, but is known
-            if isinstance(base, DummyVecEnv) and self._observed(state) is None:
+            if not is_known:
                 shown = {key: rows[i].copy() for key, rows in kept.items()}
                 states[i] = replace(state, observation=shown.get(None, shown))
         return list(states), "the environments of get_env() are elsewhere"
@@ -218,7 +266,10 @@ class StateFinder:
             return None
         self.simulator.reset(seed=0)
         shown: Any = map_observations(lambda array: np.asarray(array, dtype=np.float64), original)
-        self.state_from_obs(self.base, shown)
+        try:
+            self.state_from_obs(self.base, shown)
+        except NotSaidError:
+            return None
         return self.simulator.read(self.simulator.env)
 
     def _not_found(self, i: int, problem: str) -> str:

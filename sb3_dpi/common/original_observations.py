@@ -17,10 +17,12 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecTransposeImage,
     VecVideoRecorder,
+    is_vecenv_wrapped,
     unwrap_vec_normalize,
 )
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from sb3_dpi.common.asking import beneath
 from sb3_dpi.common.trajectories import Observations, map_observations
 
 SHOWING_THE_SAME = (VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
@@ -101,6 +103,22 @@ def as_shown(env: VecEnv | None, observations: Observations) -> Observations:
     return found
 
 
+def seen_through(env: VecEnv, normalizer: VecNormalize | None) -> VecEnv:
+    """Show observations to a model that has no environment of its own.
+
+    :param env: whose environments they are of
+    :param normalizer: the model's own; None where it saw them as they are
+    :return: for ``as_shown``, never to be stepped
+    """
+    shown: VecEnv = beneath(env)
+    if is_vecenv_wrapped(env, VecTransposeImage):
+        shown = VecTransposeImage(shown)
+    if normalizer is None:
+        return shown
+    normalizer.venv = shown
+    return normalizer
+
+
 def original_rewards(normalizer: VecNormalize | None, rewards: np.ndarray) -> np.ndarray:
     """Rewards of the last step as the environments returned them.
 
@@ -156,7 +174,7 @@ class ReadsOriginals(BaseAlgorithm):
     """What an algorithm that keeps original observations inherits beside its base of Stable-Baselines3."""
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
-        return None if self.env is None else unwrap_vec_normalize(self.env)
+        return self._vec_normalize_env if self.env is None else unwrap_vec_normalize(self.env)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if self.env is not None:

@@ -18,6 +18,7 @@ import torch as th
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_dpi.common.choices import as_number
 from sb3_dpi.common.conventions import Conventions, plain
 
 SelfSavedModel = TypeVar("SelfSavedModel", bound="SavedModel")
@@ -84,7 +85,7 @@ class SavedModel(Conventions):
             _check_header(cls, saved)
             _refuse_renamed(cls, (*kwargs, *(custom_objects or {})))
             _refuse_unknown(cls, kwargs, {*saved, *cls.stored_as, *ALWAYS_LOADABLE})
-        stored = {cls.stored_as.get(name, name): plain(value) for name, value in kwargs.items()}
+        stored = {cls.stored_as.get(name, name): value for name, value in _read(cls.__init__, kwargs).items()}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **stored)
 
     def _check_saved_format(self) -> None:
@@ -163,12 +164,20 @@ def _refuse_unknown(algorithm: type[SavedModel], names: Iterable[str], valid: se
 
 def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
     """Let a constructor take numpy's numbers, and name the new word for an old one; ``inspect`` and ``help`` see itself."""
-    taken = set(inspect.signature(init).parameters)
+    names = list(inspect.signature(init).parameters)
 
     @functools.wraps(init)
     def checked(self: SavedModel, *args: Any, **kwargs: Any) -> None:
         # A class of the user's may go on taking an old word
-        _refuse_renamed(type(self), [name for name in kwargs if name not in taken])
-        init(self, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+        _refuse_renamed(type(self), [name for name in kwargs if name not in names])
+        given = _read(init, dict(zip(names[1:], args, strict=False)))
+        init(self, *given.values(), *args[len(given) :], **_read(init, kwargs))
 
     return checked
+
+
+def _read(init: Callable[..., None], given: dict[str, Any]) -> dict[str, Any]:
+    """:return: arguments of a constructor, numbers as Python's"""
+    parameters = inspect.signature(init).parameters
+    kinds = {name: parameter.annotation for name, parameter in parameters.items() if name != "seed"}  # see ``as_seed``
+    return {name: as_number(name, plain(value), kinds.get(name)) for name, value in given.items()}

@@ -18,6 +18,7 @@ from sb3_dpi.common.action_units import hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_schedule, check_choice
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
+from sb3_dpi.common.planner_state import replace_vectors
 from sb3_dpi.common.regression import regress_mean
 from sb3_dpi.common.replay_memory import check_buffer, deal_out
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
@@ -315,6 +316,10 @@ class DAgger(SavedModel, Collecting):
         buffer: Any = self.replay_buffer
         time, env = np.divmod(rows, self.n_envs)
         inputs: Any = map_observations(lambda array: array[time, env], buffer.observations)
+        if len(getattr(self.policy.pi_features_extractor, "columns", ())):
+            judges = np.linspace(0, buffer.size() - 1, min(buffer.size(), MEASURED)).astype(int)
+            known: Any = map_observations(lambda array: array[judges].reshape(-1, *array.shape[2:]), buffer.observations)
+            inputs = replace_vectors(inputs, known, self.observation_space)
         if self._vec_normalize_env is not None:
             inputs = self._vec_normalize_env.normalize_obs(inputs)
         return inputs, buffer.labels[time, env].astype(np.float64), buffer.spreads[time, env].astype(np.float64)

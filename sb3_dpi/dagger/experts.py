@@ -4,12 +4,10 @@ An expert is a model of Stable-Baselines3 or anything else with its method ``pre
 environments (``as_expert``), or a function of observations. What it is shown:
 
 - a planner, all that DAgger's environments show, whose states it looks up;
-- a function, observations as the environments return them;
-- a model with an environment, the same through the VecNormalize of its own environment where it has one;
-- what has no environment, as a model that was loaded without one, what the learning policy sees.
+- all others, observations as the environments return them, models through their own VecNormalize where they have one: that of
+  their environment, or what was saved with a model that is named by its path.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +25,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.named_models import load_model, named_algorithm
 from sb3_dpi.common.trajectories import Observations
 from sb3_dpi.dagger.buffers import label_size
 from sb3_dpi.systems.protocols import Penalty
@@ -34,26 +33,6 @@ from sb3_dpi.trajopt.types import FloatArray
 
 Expert = Any
 """A model, an object with its method ``predict``, or a function from observations ``[n, ...]`` to actions ``[n, ...]``."""
-LIBRARIES = ("sb3_dpi", "stable_baselines3", "sb3_contrib")
-
-
-def named_algorithm(name: str) -> Any:
-    """
-    Find a class of models.
-
-    :param name: as RL Zoo writes it, ``"mpc"`` or ``"sac"``, or ``"module:Class"``
-    :return: the class
-    :raises ValueError: if there is none
-    """
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-    wanted = name.replace("_", "").lower()
-    for library in map(importlib.import_module, LIBRARIES):
-        for attribute in library.__all__:
-            if attribute.lower() == wanted:
-                return getattr(library, attribute)
-    raise ValueError(f"Unknown algorithm {name!r} of the expert: name one of {', '.join(LIBRARIES)}, or write module:Class")
 
 
 def make_expert(given: Expert | str | Mapping[str, Any], env: VecEnv, seed: int | None) -> Expert:
@@ -61,7 +40,7 @@ def make_expert(given: Expert | str | Mapping[str, Any], env: VecEnv, seed: int 
     The expert that is meant.
 
     :param given: a planner's name, which plans in the simulator; a dictionary whose key ``"algo"`` names a class, with the
-        ``"path"`` of a saved model or arguments of the constructor; or the expert itself
+        ``"path"`` of a saved model (see ``load_model``) or arguments of the constructor; or the expert itself
     :param env: in which it shall act
     :param seed: of what is made here
     :return: the expert
@@ -75,10 +54,12 @@ def make_expert(given: Expert | str | Mapping[str, Any], env: VecEnv, seed: int 
         options = dict(given)
         if "algo" not in options:
             raise ValueError(f"expert has no key 'algo', the name of its class, such as 'mpc' or 'sac': got {dict(given)}")
-        algorithm = named_algorithm(str(options.pop("algo")))
         if "path" in options:
-            return algorithm.load(**options)
+            return load_model(options)
+        algorithm = named_algorithm(str(options.pop("algo")))
         return algorithm(**{"policy": "MlpPolicy", "env": env, "seed": seed, **options})
+    if isinstance(given, type):
+        raise ValueError(f"expert is the class {given.__name__}: give a model of it, {given.__name__}(...), or its load(path)")
     if not hasattr(given, "predict") and not callable(given):
         raise ValueError(
             "expert is a model with a method predict, or a function from observations [n, ...] to actions [n, ...], got "
@@ -160,6 +141,11 @@ class Adviser:
                 f"{_name(expert)} tells no Gaussian and no probabilities of actions, as PPO does: set imitate='action'"
             )
         self.plans = plans(expert)
+        if not getattr(expert, "has_learned", True):
+            raise ValueError(
+                f"{_name(expert)} plans in an ensemble that has learned nothing: let it learn first, or plan in the simulator "
+                "(system='simulator')"
+            )
         self.expert = expert.as_expert(env, penalty) if self.plans else expert
         self.space: Any = env.action_space
         self.state: Any = None
@@ -192,11 +178,7 @@ class Adviser:
     def _view(self, shown: Observations, originals: Observations) -> Any:
         if self.plans:
             return shown
-        if not isinstance(self.expert, BaseAlgorithm):
-            return shown if hasattr(self.expert, "predict") else originals
-        if self.expert.env is None:
-            return shown
-        own = self.expert.get_vec_normalize_env()
+        own = self.expert.get_vec_normalize_env() if isinstance(self.expert, BaseAlgorithm) else None
         return originals if own is None else own.normalize_obs(originals)
 
     def _checked(self, answer: np.ndarray, n: int) -> np.ndarray:

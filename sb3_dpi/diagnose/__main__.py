@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sb3_dpi  # noqa: F401
+from sb3_dpi.common.saved_files import ExportError, model_name, saved_file
 from sb3_dpi.diagnose.chapters import left_out
 from sb3_dpi.diagnose.run import diagnose
 from sb3_dpi.diagnose.subject import DiagnoseError
-from sb3_dpi.export.deployed import ExportError, saved_file
-from sb3_dpi.export.names import model_name
 from sb3_dpi.export.statistics import add_statistics, asked_statistics
 
 

@@ -15,8 +15,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 from sb3_dpi.common.action_units import bounds, is_bounded
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
+from sb3_dpi.common.saved_files import ExportError, check_statistics, load_normalizer, saved_file
 from sb3_dpi.common.saved_models import SavedModel
-from sb3_dpi.export.deployed import ExportError, check_statistics, load_normalizer, load_policy, saved_file
+from sb3_dpi.export.deployed import load_policy
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.trajopt.types import FloatArray
 

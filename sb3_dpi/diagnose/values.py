@@ -10,13 +10,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.aggrevated_oc import AggreVaTeDOC
-from sb3_dpi.dagger import DAgger
+from sb3_dpi.common.critic import value_units
 from sb3_dpi.diagnose.episodes import Episode
 from sb3_dpi.diagnose.subject import Subject
 from sb3_dpi.dpi import DPI
-from sb3_dpi.dual_ac import DualAC
 from sb3_dpi.expert_iteration import ExIt
-from sb3_dpi.mdgps import MDGPS
 from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray
 
@@ -69,19 +67,15 @@ def value_function(subject: Subject) -> Values | None:
     model, policy = subject.model, subject.policy
     if isinstance(model, DPI):
         return (lambda episode: _dpi_values(model, episode)) if model.ensemble.has_units else None
-    if isinstance(model, MDGPS | DAgger) or not isinstance(policy, ActorCriticPolicy) or model is None:
-        return None  # a network that nobody has taught
-    mean, std = 0.0, 1.0
-    if isinstance(model, AggreVaTeDOC | ExIt):
-        mean, std = model.return_scale.mean, model.return_scale.std
-    elif isinstance(model, DualAC):
-        mean, std = model._scale()
+    units = None if model is None else value_units(model)
+    if not isinstance(policy, ActorCriticPolicy) or units is None:
+        return None
 
     @th.no_grad()
     def values(episode: Episode) -> FloatArray:
         found = policy.predict_values(obs_as_tensor(episode.seen, policy.device)).reshape(-1)
         standard: FloatArray = found.double().cpu().numpy()
-        return mean + std * standard
+        return units.mean + units.std * standard
 
     return values
 

@@ -109,9 +109,10 @@ class BlockCollector(LearnsFromBlocks):
         before = self._last_obs
         self._steps_to_learn = None
         result = super()._setup_learn(total_timesteps, *args, **kwargs)
-        if len(self.memory) + total_timesteps < self._warm_up_rows():
+        if self._learns_nothing_in(int(total_timesteps)):
+            how = "as before" if self.n_iterations else "at random"
             warnings.warn(
-                f"{type(self).__name__} does not learn in these {int(total_timesteps):,} steps: it acts at random until "
+                f"{type(self).__name__} does not learn in these {int(total_timesteps):,} steps: it acts {how} until "
                 f"{self._warm_up_rows():,} are kept, {len(self.memory):,} are. Let it take more, or lower learning_starts",
                 stacklevel=5,
             )
@@ -119,6 +120,15 @@ class BlockCollector(LearnsFromBlocks):
             self._episode_steps[:] = 0
         self.logger.info(f"{type(self).__name__}: {self._foretell()}")
         return result
+
+    def _learns_nothing_in(self, n_steps: int) -> bool:
+        """Whether so many steps are too few; the last block is completed, and of episodes nobody knows how long they are."""
+        if len(self.memory) + n_steps >= self._warm_up_rows():
+            return False
+        block = self._next_block()
+        size = block.frequency * self.n_envs
+        completed = -(-n_steps // size) * size
+        return block.unit == TrainFrequencyUnit.STEP and len(self.memory) + completed < self._warm_up_rows()
 
     def _foretell(self) -> str:
         """What the steps of ``learn`` begin with, in words."""

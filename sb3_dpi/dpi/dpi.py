@@ -33,6 +33,7 @@ from sb3_dpi.dpi.arguments import (
     first_temperature,
     make_critic,
     make_expert,
+    warn_of_time,
 )
 from sb3_dpi.dpi.diagnostics import critic_r_squared, foresight, policy_change, progress
 from sb3_dpi.dpi.offline import OfflineLearner
@@ -47,7 +48,7 @@ from sb3_dpi.world_model.experts import Expert
 from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.imagination import Imagination, Windows, make_windows, rollouts
-from sb3_dpi.world_model.types import returns_to_go, stretch_ends
+from sb3_dpi.world_model.types import returns_to_go, stretch_ends, take_without_outliers
 
 RECENT = 5000
 """Steps that count as recent: from half of them windows begin, and their rewards and returns give unit and bounds of value."""
@@ -216,6 +217,7 @@ class DPI(SavedModel, OfflineLearner):
         self._expert = make_expert(self.expert)
         super()._setup_model()
         check_size(self._expert, self.imagination, self.policy)
+        warn_of_time(self.world_model, self.update_to_data, FIRST_MODEL_STEPS, self.policy)
         hold_fractions(self.replay_buffer)
         self._rng = np.random.default_rng(self.seed)
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model
@@ -338,7 +340,7 @@ class DPI(SavedModel, OfflineLearner):
             self.preset_ = replace(self.preset_, gamma=discount_for_time_limit(self.time_limit, self.preset_.gamma))
         n_unseen = len(memory) if fresh else self.steps_since_training + self.logged_since_training
         if n_unseen > 0:
-            change = self.ensemble.observe(memory.take(memory.newest(n_unseen)))
+            change = self.ensemble.observe(take_without_outliers(memory, memory.newest(n_unseen)))
             for part in () if fresh else (self.policy.actor, self.policy.averaged, self.critic):
                 part.rescale_states(change.scale, change.shift)
         rewards = memory.take(memory.newest(2 * RECENT)).rewards

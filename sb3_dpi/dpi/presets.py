@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_dpi.common.choices import as_schedule, check_choice
+from sb3_dpi.common.choices import as_schedule, check_choice, numbers_of
 from sb3_dpi.world_model.ensemble import DivergedError, Ensemble
-from sb3_dpi.world_model.types import Memory
+from sb3_dpi.world_model.types import Memory, take_without_outliers
 
 ENOUGH_FALLS = 10
 """Random episodes that must have ended by themselves before a task counts as one with falls."""
@@ -134,7 +134,7 @@ def parse_preset(preset: str | dict[str, Any] | None) -> tuple[str | None, dict[
 
     :param preset: None, a name, or a dictionary of numbers that may name it under ``"kind"``
     :return: name, None where DPI chooses, and numbers
-    :raises ValueError: if the name or a number's name is unknown
+    :raises ValueError: if the name or a number's name is unknown, or a number is none
     """
     options = dict(preset) if isinstance(preset, dict) else {"kind": preset}
     kind = options.pop("kind", None)
@@ -144,7 +144,7 @@ def parse_preset(preset: str | dict[str, Any] | None) -> tuple[str | None, dict[
     for name in options:
         if name not in known:
             raise ValueError(f"preset: {name!r} is unknown; its numbers are {', '.join(known)}")
-    return kind, options
+    return kind, numbers_of("preset", Preset, {name: value for name, value in options.items() if value is not None})
 
 
 def resolve(kind: str, *given: dict[str, Any]) -> Preset:
@@ -170,7 +170,7 @@ def measure_r2(ensemble: Ensemble, memory: Memory) -> float:
     """
     learner, rows = copy.deepcopy(ensemble), memory.newest(MEASURED)
     latest = np.isin(rows, memory.newest(len(rows) // 5))
-    learner.observe(memory.take(rows))
+    learner.observe(take_without_outliers(memory, rows))
     try:
         learner.fit(memory, MODEL_STEPS, MODEL_BATCH, np.random.default_rng(len(rows)), rows[~latest])
     except DivergedError:

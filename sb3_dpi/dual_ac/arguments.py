@@ -48,5 +48,3 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         if name in given:
             value = as_schedule(name, given[name])(1.0)
             check_number(name, value, 0.0, open_below=True, may_be_inf=name != "target_kl")
-    if "max_std" not in given:
-        raise ValueError("max_std must be a number: inf sets no limit")

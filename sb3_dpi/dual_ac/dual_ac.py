@@ -24,6 +24,7 @@ from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
 from sb3_dpi.common.original_observations import as_arrays
+from sb3_dpi.common.planner_state import replace_vectors
 from sb3_dpi.common.policies import StandardizedPolicy
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
@@ -233,6 +234,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         :raises ValueError: if an observation or reward is not finite, naming environment and step
         """
         assert self._last_obs is not None and self._last_episode_starts is not None
+        check_finite(self._last_obs, np.zeros(env.num_envs), self.num_timesteps)
         self.policy.set_training_mode(False)
         rollout_buffer.buffer_size = n_rollout_steps  # it grows with experience
         rollout_buffer.reset()
@@ -254,7 +256,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            self._check_finite(new_obs, rewards, statistics)
+            self._check_step(new_obs, rewards, dones, infos, statistics)
             self._endings.add(n_steps, new_obs, dones, infos)
             self.saw_failure |= bool(self._endings.terminated[n_steps].any())
             self._learn_time_limit(dones, infos)
@@ -303,14 +305,6 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         self.early_reset_ = chosen
         return chosen
 
-    def _check_finite(self, new_obs: Any, rewards: np.ndarray, statistics: KeptStatistics) -> None:
-        try:
-            check_finite(new_obs, rewards, self.num_timesteps)
-        except ValueError:
-            statistics.restore()
-            self._last_obs = None  # start from a reset
-            raise
-
     def _to_env_units(self, actions: np.ndarray) -> np.ndarray:
         if not isinstance(self.action_space, spaces.Box):
             return actions
@@ -327,7 +321,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         """One iteration of Algorithm 1: V-step, alpha-step and pi-step on the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        self._update_standardization(flatten_time(self.rollout_buffer.observations))
+        self._update_standardization(self._seen())
         batch, judgement = self._batch, self._judgement  # of pi_{t-1}, the behaviour policy pi_b; alpha_{t-1}, by V_{t-1}
         targets = self.rollout_buffer.returns.astype(np.float64)  # E^{pi_b}[sum_i gamma^i R(s_i, a_i)], Eq. 9
         solve = self._solve_values(batch, targets, judgement.weights)  # V = argmin L_r(V, alpha_{t-1}, pi_{t-1}), Eq. 13
@@ -339,13 +333,17 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         self._follow_episodes(self._endings.n_episodes)
         self._report(explained_variance(self.rollout_buffer.values.reshape(-1), targets.reshape(-1)), solve, step)
 
+    def _seen(self, more: Any = None) -> Any:
+        """Observations of the rollout without outliers, and more of them behind."""
+        known = flatten_time(self.rollout_buffer.observations)
+        return replace_vectors(concatenate(known, more), known, self.observation_space)
+
     def _recall(self) -> Batch:
         """The rollout as it happened: the true next observations behind those of the buffer."""
         buffer, endings = self.rollout_buffer, self._endings
-        observations = flatten_time(buffer.observations)
-        starts = buffer.episode_starts.reshape(-1).astype(bool)
-        self._remember_resets(take(observations, starts))
-        every = obs_as_tensor(concatenate(observations, endings.observations()), self.device)
+        seen = self._seen(endings.observations())
+        self._remember_resets(take(seen, np.flatnonzero(buffer.episode_starts)))
+        every = obs_as_tensor(seen, self.device)
         # Stable-Baselines3 keeps MultiBinary actions as integers, which torch has no log-probability for
         actions = th.as_tensor(flatten_time(buffer.actions).astype(np.float32), device=self.device)
         if isinstance(self.action_space, spaces.Discrete):

@@ -6,6 +6,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_dpi.common.finite import KeptStatistics, check_step
 from sb3_dpi.common.iteration_size import describe, shrink
 
 EPISODES, FEWEST_STEPS, MOST_STEPS = 10, 256, 1024
@@ -102,6 +103,15 @@ class RolloutsOfEpisodes(OnPolicyAlgorithm):
     """``n_steps``, as long as nobody has given another"""
     wanted_steps: int | None = None
     """Of all environments, by the latest rollout; None before the first"""
+
+    def _check_step(self, new_obs: Any, rewards: Any, dones: np.ndarray, infos: list[Any], statistics: KeptStatistics) -> None:
+        """Refuse what would spoil everything learned."""
+        try:
+            check_step(new_obs, rewards, dones, infos, self.num_timesteps)
+        except ValueError:
+            statistics.restore()
+            self._last_obs = None  # start from a reset
+            raise
 
     def _choose_steps(self) -> None:
         """Set the steps until the next update, where they are not given."""

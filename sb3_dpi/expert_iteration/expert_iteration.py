@@ -12,14 +12,14 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_dpi.common.choices import arguments_of_base
 from sb3_dpi.common.critic import ReturnScale, rescale_values
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
-from sb3_dpi.common.original_observations import SHOWING_THE_SAME
+from sb3_dpi.common.original_observations import seen_through
 from sb3_dpi.common.replay_memory import deal_out
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.expert_iteration.buffers import SearchDictReplayBuffer, SearchReplayBuffer
@@ -167,10 +167,18 @@ class ExIt(Searching):
                 f"ExIt searches among finitely many actions and needs a Discrete action space from 0 on, got "
                 f"{self.action_space}: for a Box take MPC, or DAgger for a network that imitates it"
             )
+        parts = (
+            self.observation_space.spaces.values()
+            if isinstance(self.observation_space, spaces.Dict)
+            else [self.observation_space]
+        )
+        if any(isinstance(part, spaces.Box) and not part.shape for part in parts):
+            raise ValueError(
+                "Observations without an axis are not read: wrap the environment in ReshapeObservation(env, (1,))"
+            )
         for name in AT_LEAST_ONE:
-            number = getattr(self, name)
-            if not isinstance(number, int | np.integer) or number < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {number}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be from {low:g} to {high:g}, got {getattr(self, name)}")
@@ -197,16 +205,8 @@ class ExIt(Searching):
         if self._simulator is None:
             if self.env is None:
                 raise ValueError("A search needs an environment to copy: load(path, env=env), or model.set_env(env)")
-            wrapper: Any = self.env
-            while isinstance(wrapper, VecEnvWrapper):
-                if not isinstance(wrapper, (VecNormalize, *SHOWING_THE_SAME)):
-                    raise ValueError(
-                        f"What {type(wrapper).__name__} shows in a state of the simulator is not known: wrap each environment "
-                        "instead, as gymnasium.wrappers.FrameStackObservation does in place of VecFrameStack"
-                    )
-                wrapper = wrapper.venv
             # a time limit is no part of the task: the value network closes what it would cut
-            self._simulator = Simulator(environment_of(self.env), time_limits=False)
+            self._simulator = Simulator(environment_of(self.env), time_limits=False, keeps_parameters=False)
             self._finder = StateFinder(self._simulator, self.state_from_obs)
         return self._simulator
 
@@ -234,7 +234,7 @@ class ExIt(Searching):
         expert = copy.copy(self)
         expert.n_envs = env.num_envs
         expert.set_env(env)
-        expert._seen_through = self.env
+        expert._seen_through = seen_through(env, self.get_vec_normalize_env()) if self.env is None else self.env
         return expert
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
@@ -256,7 +256,7 @@ class ExIt(Searching):
             self.replay_buffer.cut(everywhere=True)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_seen_through", "_statistics"]
+        own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_seen_through", "_evaluated_in", "_statistics"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -12,14 +12,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_dpi.common.conventions import refuse_tuple
+from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.common.finite import check_observation
 from sb3_dpi.common.kept_originals import KeepsOriginals
-from sb3_dpi.common.observed_states import StateFinder, StateFromObs
+from sb3_dpi.common.observed_states import StateFinder, StateFromObs, evaluation_environments
 from sb3_dpi.common.original_observations import as_shown
 from sb3_dpi.common.saved_models import SavedModel
-from sb3_dpi.common.simulator_states import read_states
+from sb3_dpi.common.simulator_states import follow_parameters, read_states
 from sb3_dpi.common.trajectories import map_observations
 from sb3_dpi.expert_iteration.buffers import SearchReplayBuffer
 from sb3_dpi.expert_iteration.policies import Judge
@@ -60,6 +60,8 @@ class Searching(SavedModel, KeepsOriginals):
     _kept: np.ndarray
     _seen_through: VecEnv | None
     """as whose wrappers show it the networks see what is observed; None: those of the environments it searches in"""
+    _evaluated_in: tuple[VecEnv, ...] = ()
+    """by callbacks of ``learn``"""
     _found: list[SearchResult]
     _rng: np.random.Generator
 
@@ -143,16 +145,18 @@ class Searching(SavedModel, KeepsOriginals):
         )
         kept = np.full(n, None, dtype=object)
         if state is not None:
-            if not isinstance(state, np.ndarray) or state.shape != (n,) or state.dtype.kind != "O":
+            is_one = isinstance(state, np.ndarray) and state.shape == (n,) and state.dtype.kind == "O"
+            if not is_one or not all(one is None or isinstance(one, tuple) for one in state):
                 raise ValueError(f"state must be what the last predict of this model returned for {n} environments, or None")
             kept = state.copy()
         if episode_start is not None:
-            kept[np.asarray(episode_start, dtype=bool)] = None
-        self._make_simulator()
-        assert self._finder is not None
+            kept[as_starts(episode_start, n)] = None
+        simulator = self._make_simulator()
+        assert self._finder is not None and self.env is not None
+        follow_parameters(simulator, self.env)
         normalizer = None if self.env is None else unwrap_vec_normalize(self.env)
         originals = seen if normalizer is None else normalizer.unnormalize_obs(seen)
-        states = self._finder.find(seen, originals, self.env)
+        states = self._finder.find(seen, originals, self.env, self._evaluated_in)
         if self._seen_through is not None:
             own = unwrap_vec_normalize(self._seen_through)
             seen = originals if own is None else own.normalize_obs(originals)
@@ -167,6 +171,7 @@ class Searching(SavedModel, KeepsOriginals):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
+        self._evaluated_in = evaluation_environments(result[1])
         if self._last_obs is not before:  # a reset: what comes next is no part of the episode that was left
             self.replay_buffer.cut()
         return result
@@ -191,6 +196,7 @@ class Searching(SavedModel, KeepsOriginals):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search from the first step on: what learns later imitates it."""
         assert self.env is not None
+        follow_parameters(self._make_simulator(), self.env)
         states = read_states(self._make_simulator(), self.env)
         self._found = self.search(states, self._last_obs, self._kept, True, [self._rng] * n_envs)
         self.simulator_steps += sum(result.n_steps for result in self._found)

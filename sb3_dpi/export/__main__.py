@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sb3_dpi  # noqa: F401
-from sb3_dpi.export.deployed import ExportError, saved_file
+from sb3_dpi.common.saved_files import ExportError, model_name, saved_file
 from sb3_dpi.export.files import FORMATS, export_policy
-from sb3_dpi.export.names import importable, model_name
+from sb3_dpi.export.names import importable
 from sb3_dpi.export.statistics import add_statistics, asked_statistics
 
 

@@ -11,18 +11,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.policies import STATE_KEY, BoundedGaussianPolicy
+from sb3_dpi.common.saved_files import ExportError, check_statistics, load_normalizer, saved_file, statistics_by_key
 from sb3_dpi.mpc.policies import PlanPolicy
-
-
-class ExportError(ValueError):
-    """A policy that cannot be exported as asked."""
 
 
 class Normalizer(nn.Module):
@@ -35,7 +31,7 @@ class Normalizer(nn.Module):
 
     def __init__(self, normalizer: VecNormalize, keys: Sequence[str]):
         super().__init__()
-        self.clip, statistics = float(normalizer.clip_obs), _by_key(normalizer)
+        self.clip, statistics = float(normalizer.clip_obs), statistics_by_key(normalizer)
         self.indices = [i for i, key in enumerate(keys) if key in statistics]
         for i in self.indices:
             mean, var = statistics[keys[i]].mean, statistics[keys[i]].var
@@ -54,37 +50,6 @@ class Normalizer(nn.Module):
             standard = (seen[i] - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}")
             seen[i] = standard.clamp(-self.clip, self.clip).float()
         return seen
-
-
-def _by_key(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
-    """Of the observations that it normalises; one empty key for a Box."""
-    if not normalizer.norm_obs:  # then it has none
-        return {}
-    if not isinstance(normalizer.obs_rms, dict):
-        return {"": normalizer.obs_rms}
-    return {key: normalizer.obs_rms[key] for key in normalizer.norm_obs_keys or ()}
-
-
-def check_statistics(normalizer: VecNormalize, space: spaces.Space[Any]) -> None:
-    """
-    Let nobody normalise by the statistics of other observations: shapes that differ may still broadcast.
-
-    :param normalizer: with its statistics
-    :param space: of the model's observations
-    :raises ExportError: if they do not fit
-    """
-    known = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    shapes = {key: tuple(known[key].shape or ()) for key in known}
-    given = {key: tuple(np.shape(statistics.mean)) for key, statistics in _by_key(normalizer).items()}
-    if any(shapes.get(key) != shape for key, shape in given.items()):
-        raise ExportError(
-            f"The statistics of VecNormalize do not fit the model: they are of {_in_words(given)}, it observes "
-            f"{_in_words(shapes)}. Give those that were saved with it (--vec-normalize FILE), or none (--no-vec-normalize)"
-        )
-
-
-def _in_words(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{key!r} {shape}" if key else f"shape {shape}" for key, shape in shapes.items())
 
 
 class DeployedPolicy(nn.Module):
@@ -152,22 +117,6 @@ class DeployedPolicy(nn.Module):
         return tuple(th.as_tensor(np.array(rows, space.dtype)) for rows, space in zip(drawn, chosen, strict=True))
 
 
-def saved_file(path: Path) -> Path:
-    """
-    Find the file of a saved model.
-
-    :param path: as it was given to ``model.save``, which adds ``.zip``
-    :return: what it wrote
-    :raises ExportError: if there is none
-    """
-    for file in (path, Path(f"{path}.zip")):
-        if file.is_file():
-            return file
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder: give the file that model.save() wrote, its name ends with .zip")
-    raise ExportError(f"There is no file {path}: give what model.save() wrote")
-
-
 def load_policy(path: Path) -> BasePolicy:
     """
     Read the policy of a saved model, whatever algorithm it is of.
@@ -189,25 +138,6 @@ def load_policy(path: Path) -> BasePolicy:
     policy: BasePolicy = made(data["observation_space"], data["action_space"], _no_rate, **options)
     policy.load_state_dict(parameters["policy"])  # type: ignore[arg-type]
     return policy
-
-
-def load_normalizer(path: Path) -> VecNormalize:
-    """
-    Read the statistics that ``VecNormalize.save`` wrote.
-
-    :param path: the file
-    :return: the wrapper, without an environment
-    :raises ExportError: if there is no file, or it is none
-    """
-    if not path.is_file():
-        raise ExportError(f"There is no file {path}: give what VecNormalize.save() wrote")
-    try:
-        normalizer = load_from_pkl(io.BytesIO(path.read_bytes()))
-    except Exception as error:
-        raise ExportError(f"{path} cannot be read as statistics of VecNormalize: {error}") from error
-    if not isinstance(normalizer, VecNormalize):
-        raise ExportError(f"{path} holds {type(normalizer).__name__}, not VecNormalize: give what VecNormalize.save() wrote")
-    return normalizer
 
 
 def as_deployed(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sb3_dpi.export.deployed import ExportError
+from sb3_dpi.common.saved_files import ExportError
 from sb3_dpi.export.program import Step
 
 WRITTEN = {

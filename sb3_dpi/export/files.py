@@ -15,8 +15,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi.common.extras import install_command
+from sb3_dpi.common.saved_files import ExportError
 from sb3_dpi.export.c_header import write_c
-from sb3_dpi.export.deployed import DeployedPolicy, ExportError, as_deployed
+from sb3_dpi.export.deployed import DeployedPolicy, as_deployed
 from sb3_dpi.export.names import argument_names, importable, is_importable, with_ending
 from sb3_dpi.export.numpy_source import write_numpy
 from sb3_dpi.export.program import Program, make_program

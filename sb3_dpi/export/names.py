@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-_ENDING = ".zip"
 _HIDING = ("math", "numpy", "pathlib")
 """A module that is called so would be imported in place of what it needs"""
 # What stands in the code that is written, and cannot be an argument of it too
@@ -14,16 +13,6 @@ _C = """auto break case char const continue default do double enum extern float 
 return short signed sizeof static struct switch typedef union unsigned void volatile while"""
 _IN_C = "abs action cos exp expm1 fabs floor fmax fmin i j log log1p mean most pow rint scale sin sqrt square sum tan tanh"
 _TAKEN = frozenset((*keyword.kwlist, *_PYTHON.split(), *_C.split(), *_IN_C.split()))
-
-
-def model_name(path: Path) -> str:
-    """
-    Name a saved model.
-
-    :param path: of its file, which may have dots in its name
-    :return: its name without ``.zip``
-    """
-    return path.name.removesuffix(_ENDING)
 
 
 def with_ending(path: Path, ending: str) -> Path:

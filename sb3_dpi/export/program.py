@@ -12,7 +12,8 @@ import numpy as np
 import torch as th
 from torch.fx import Node
 
-from sb3_dpi.export.deployed import DeployedPolicy, ExportError
+from sb3_dpi.common.saved_files import ExportError
+from sb3_dpi.export.deployed import DeployedPolicy
 
 BATCH = "n"
 """Stands for the number of observations"""

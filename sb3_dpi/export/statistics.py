@@ -1,52 +1,9 @@
 """Which statistics of VecNormalize a saved model was trained with, as command lines are told and as RL Zoo keeps them."""
 
 import argparse
-import re
 from pathlib import Path
 
-from sb3_dpi.export.deployed import ExportError
-from sb3_dpi.export.names import model_name
-
-FILE = "vecnormalize.pkl"
-SETTINGS = ("args.yml", "config.yml")
-"""What RL Zoo writes beside the statistics of a run"""
-SNAPSHOT = re.compile(r"best_model|rl_model_\d+_steps")
-"""What RL Zoo calls models of a run beside the last one, which has the name of the folder of its settings"""
-
-
-def statistics_beside(model: Path) -> Path | None:
-    """
-    Find what was saved with a model, and nothing that was saved with another.
-
-    That is ``NAME/vecnormalize.pkl`` of ``NAME.zip``, else that in a folder which RL Zoo wrote and no other model beside it
-    has, or ``vecnormalize.pkl`` in the model's own folder.
-
-    :param model: file of a saved model
-    :return: the statistics; None where there are none
-    :raises ExportError: if more than one file may be meant
-    """
-    folder, own = model.parent, model.parent / model_name(model)
-    if (own / FILE).is_file() or _is_run(own):
-        runs = [own]
-    else:
-        is_snapshot = SNAPSHOT.fullmatch(own.name) is not None
-        runs = [run for run in sorted(folder.iterdir()) if _is_run(run) and (is_snapshot or not _is_of_another(run))]
-    found = [place / FILE for place in (*runs, folder) if (place / FILE).is_file()]
-    if len(found) > 1 or (found and len(runs) > 1):
-        raise ExportError(
-            f"Statistics of VecNormalize that may or may not be those of {model}: {', '.join(map(str, found))}. Say which "
-            "with --vec-normalize FILE, or --no-vec-normalize where it was trained without"
-        )
-    return found[0] if found else None
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in SETTINGS)
-
-
-def _is_of_another(run: Path) -> bool:
-    """RL Zoo gives a run's folder the name of its model."""
-    return Path(f"{run}.zip").is_file()
+from sb3_dpi.common.saved_files import FILE, statistics_beside
 
 
 def add_statistics(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,16 @@
 """How MPC acts: observations to states of the system, plans to actions, and steps while it learns."""
 
+import io
+import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -16,24 +19,25 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds
 from sb3_dpi.common.blocks import LearnsFromBlocks
-from sb3_dpi.common.conventions import refuse_tuple
+from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.early_resets import EarlyReset
 from sb3_dpi.common.finite import check_observation
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
-from sb3_dpi.common.observed_states import StateFinder
+from sb3_dpi.common.observed_states import StateFinder, evaluation_environments
 from sb3_dpi.common.original_observations import original_rewards, readable_normalizer
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.common.saved_models import SavedModel
+from sb3_dpi.common.simulator_states import follow_parameters
 from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.known_costs import CostedSystem
 from sb3_dpi.mpc.planning import Planner, Planning
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value
-from sb3_dpi.systems import ContinuousSimulator, RewardSystem
+from sb3_dpi.systems import RewardSystem
 from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.ilqr import ILQR
 from sb3_dpi.trajopt.types import FloatArray
-from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction
+from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
 
 SelfActing = TypeVar("SelfActing", bound="Acting")
 
@@ -48,13 +52,17 @@ class Acting(SavedModel, LearnsFromBlocks):
 
     horizon: int
     replan_every: int
+    system: Any
     terminal_value: Any
     cost_fn: SystemFunction | None
     penalty: Penalty | None
     max_plan_seconds: float | None
+    world_model: WorldModel
     ensemble: Ensemble
     steps_since_training: int
     _planner: Planner
+    _valued: BaseAlgorithm | TerminalValue | None
+    """``terminal_value``, loaded where that names a file"""
     _planning: Planning | None
     _finder: StateFinder | None
     _plans: np.ndarray | None
@@ -62,6 +70,11 @@ class Acting(SavedModel, LearnsFromBlocks):
     _rng: np.random.Generator
     _steps_to_learn: int | None
     _read_from: VecEnv | None = None
+    _evaluated_in: tuple[VecEnv, ...] = ()
+    """by callbacks of ``learn``"""
+    shown_units: tuple[FloatArray, FloatArray] | None
+    """mean and standard deviation by which observations were normalised when the model was saved; a model that was loaded
+    without an environment is shown them so"""
     _foretelling: Foretelling
 
     @property
@@ -92,25 +105,14 @@ class Acting(SavedModel, LearnsFromBlocks):
     def _make_planning(self) -> Planning:
         system: Any = self._make_system()
 
-        def observe(states: FloatArray) -> FloatArray:
-            if not isinstance(system, ContinuousSimulator):
-                return states
-            shown = [system.simulator.observe(system.state(state)) for state in states]
-            if any(one is None for one in shown):
-                raise ValueError(
-                    f"What {type(system.simulator.env.unwrapped).__name__} observes in a state is not known: give its class a "
-                    "method _get_obs, or plan by sampling and with the rewards of the environment"
-                )
-            return np.array([np.ravel(one) for one in shown], dtype=np.float64)
-
         costed = system
         if not self.is_learned and (self.cost_fn is not None or self.penalty is not None):
-            costed = CostedSystem(system, self.cost_fn, self.penalty, observe, self._in_env_units)
-        terminal: TerminalValue | None = as_terminal_value(self.terminal_value)
+            costed = CostedSystem(system, self.cost_fn, self.penalty, self._in_env_units)
+        terminal: TerminalValue | None = as_terminal_value(self._valued)
         self._planning = Planning(
             planner=self._planner,
             system=costed,
-            observe=observe,
+            observe=system.observe if hasattr(system, "observe") else lambda states: states,
             horizon=self.horizon,
             replan_every=self.replan_every,
             gamma=self.discount,
@@ -118,6 +120,11 @@ class Acting(SavedModel, LearnsFromBlocks):
             max_seconds=self.max_plan_seconds,
         )
         return self._planning
+
+    @property
+    def known_cost(self) -> SystemFunction | None:
+        """That of steps, where plans are not made by the rewards of the environment."""
+        return self.world_model.cost_fn if self.is_learned and self.cost_fn is None else self.cost_fn
 
     def _in_env_units(self, actions: FloatArray) -> FloatArray:
         assert isinstance(self.action_space, spaces.Box)
@@ -153,9 +160,9 @@ class Acting(SavedModel, LearnsFromBlocks):
                 )
             plans = state.copy()
         if episode_start is not None:
-            starts = np.asarray(episode_start, dtype=bool)
+            starts = as_starts(episode_start, len(rows))
             plans[starts] = planning.begin(int(starts.sum()))
-        scaled = self._plan(planning, rows, None, plans, deterministic)
+        scaled = self._plan(planning, rows, self._originals(rows), plans, deterministic)
         actions = self._to_env(scaled.reshape(-1, *(self.action_space.shape or ())))
         return actions[0] if is_single else actions, plans
 
@@ -174,25 +181,62 @@ class Acting(SavedModel, LearnsFromBlocks):
         return rows, not is_batch
 
     def _plan(
-        self, planning: Planning, observations: np.ndarray, originals: np.ndarray | None, plans: np.ndarray, is_fixed: bool
+        self,
+        planning: Planning,
+        observations: np.ndarray,
+        originals: np.ndarray,
+        plans: np.ndarray,
+        is_fixed: bool,
+        is_here: bool = False,
     ) -> FloatArray:
         """Actions in units of the bounds, ``[n, du]``; plans are written into."""
-        env = self.env if self._read_from is None else self._read_from
-        normalizer = None if env is None else readable_normalizer(env)
-        if originals is None:
-            originals = observations if normalizer is None else normalizer.unnormalize_obs(observations)  # type: ignore
+        env = self._acted_in
         size = int(np.prod(self.observation_space.shape or ()))
         flat = np.asarray(originals, dtype=np.float64).reshape(len(observations), size)
         states: list[Any] = list(flat)
         if self._finder is not None:
-            states = self._finder.find(observations, np.asarray(originals), env)
+            if self.env is not None and isinstance(self.system, str):
+                follow_parameters(self._finder.simulator, self.env)
+            shown = np.asarray(originals) if env is None else observations
+            others = () if is_here or self._read_from is not None else self._evaluated_in
+            states = self._finder.find(shown, np.asarray(originals), env, others, is_here)
         system: Any = planning.system
         actions = []
         for i, state in enumerate(states):
-            begun = state if self._finder is None else system.begin(state)
+            begun = system.begin(state) if hasattr(system, "begin") else state
             seed = [self.seed or 0, int(plans["n_plans"][i]), i]
             actions.append(planning.act(plans[i], begun, np.random.default_rng(seed) if is_fixed else self._rng))
         return np.array(actions, dtype=np.float64).reshape(len(actions), system.action_dim)
+
+    @property
+    def _acted_in(self) -> VecEnv | None:
+        return self.env if self._read_from is None else self._read_from
+
+    def _originals(self, observations: np.ndarray) -> np.ndarray:
+        """Observations as environments return them, of those that they show."""
+        env = self._acted_in
+        if env is None:
+            return observations if self.shown_units is None else observations * self.shown_units[1] + self.shown_units[0]
+        normalizer = readable_normalizer(env)
+        return observations if normalizer is None else normalizer.unnormalize_obs(observations)  # type: ignore[return-value]
+
+    def save(
+        self, path: str | pathlib.Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Any = None
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file, with the units in which ``VecNormalize``
+        shows observations.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        if self.env is not None:
+            normalizer, self.shown_units = readable_normalizer(self.env), None
+            if normalizer is not None and normalizer.norm_obs:
+                statistics: Any = normalizer.obs_rms
+                self.shown_units = statistics.mean.copy(), np.sqrt(statistics.var + normalizer.epsilon)
+        super().save(path, exclude, include)
 
     @contextmanager
     def reading(self, env: VecEnv) -> Iterator[None]:
@@ -247,6 +291,7 @@ class Acting(SavedModel, LearnsFromBlocks):
                 "Let it take more, or lower learning_starts",
                 stacklevel=5,
             )
+        self._evaluated_in = evaluation_environments(result[1])
         if self._last_obs is not before:
             self._begun = np.ones(self.n_envs, dtype=bool)
         self.logger.info(f"MPC: takes {self._missing():,} random steps" if self._missing() else "MPC: plans from the start")
@@ -292,8 +337,8 @@ class Acting(SavedModel, LearnsFromBlocks):
             if self._plans is None:
                 self._plans = planning.begin(n_envs)
             self._plans["age"][self._begun] = -1
-            originals: Any = None if self._vec_normalize_env is None else self._last_original_obs
-            actions = self._plan(planning, self._last_obs, originals, self._plans, False)
+            originals: Any = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+            actions = self._plan(planning, self._last_obs, originals, self._plans, False, is_here=True)
             self._foretelling.planned(self._plans)
             self._begun = np.zeros(n_envs, dtype=bool)
         scaled = actions.astype(np.float32).reshape(-1, *(self.action_space.shape or ()))
@@ -310,8 +355,14 @@ class Acting(SavedModel, LearnsFromBlocks):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        rewards = original_rewards(self._vec_normalize_env, reward)
+        rewards, place = original_rewards(self._vec_normalize_env, reward), replay_buffer.pos
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if self.known_cost is not None:  # what plans foretell
+            rows: Any = replay_buffer
+            before, after = (array[place].reshape(self.n_envs, -1) for array in (rows.observations, rows.next_observations))
+            actions = self._in_env_units(buffer_action.reshape(self.n_envs, -1))
+            arguments = (th.as_tensor(np.asarray(array, np.float64)) for array in (before, actions, after))
+            rewards = -self.known_cost(*arguments).detach().cpu().numpy().reshape(self.n_envs)
         self._begun = self._begun | np.asarray(dones, dtype=bool)
         self.steps_since_training += self.n_envs
         truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])

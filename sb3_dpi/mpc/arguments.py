@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
@@ -18,8 +17,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     :raises ValueError: if one is out of range
     """
     for name in ("horizon", "replan_every", "buffer_size"):
-        if not isinstance(given[name], int | np.integer) or given[name] < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {given[name]!r}")
+        if given[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {given[name]}")
     if given["replan_every"] > given["horizon"]:
         raise ValueError(f"replan_every must be from 1 to the horizon of {given['horizon']}, got {given['replan_every']}")
     if given["learning_starts"] is not None and given["learning_starts"] < 0:
@@ -53,15 +52,16 @@ def check_observations(space: spaces.Space[Any], is_learned: bool) -> None:
         raise ValueError("MPC learns no model of images: take system='simulator', or observe a vector")
 
 
-def check_same_spaces(of_system: Any, of_model: Any) -> None:
+def check_same_spaces(of_other: Any, of_model: Any, what: str = "environment given as system") -> None:
     """
-    Refuse to plan in an environment that is another task.
+    Refuse to plan with what is of another task.
 
-    :param of_system: the environment, or its simulator
+    :param of_other: the environment, its simulator, or a model
     :param of_model: what has the spaces of the environment in which is acted
+    :param what: it is
     :raises ValueError: if observations or actions have other shapes
     """
     for name in ("observation_space", "action_space"):
-        theirs, ours = getattr(of_system, name), getattr(of_model, name)
-        if theirs.shape != ours.shape:
-            raise ValueError(f"The environment given as system has the {name} {theirs}, not {ours}: give one alike")
+        theirs, ours = getattr(of_other, name), getattr(of_model, name)
+        if type(theirs) is not type(ours) or theirs.shape != ours.shape:
+            raise ValueError(f"The {what} has the {name} {theirs}, not {ours}: give one alike")

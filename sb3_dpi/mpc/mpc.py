@@ -3,7 +3,7 @@
 import copy
 import io
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -22,19 +22,22 @@ from sb3_dpi.common.action_units import check_bounded, hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
+from sb3_dpi.common.named_models import load_model
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer, deal_out
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
 from sb3_dpi.mpc.arguments import check_arguments, check_observations, check_same_spaces
 from sb3_dpi.mpc.foretelling import Foretelling
+from sb3_dpi.mpc.given_systems import as_system, simulator_of
 from sb3_dpi.mpc.planning import NAMES, Planner, make_planner
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discount_of
-from sb3_dpi.systems import ContinuousSimulator, EnsembleSystem, RewardSystem, Simulator
+from sb3_dpi.systems import EnsembleSystem, RewardSystem, Simulator
 from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.units import outlier_limit
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
+from sb3_dpi.world_model.types import take_without_outliers
 
 FIRST_FIT, MODEL_BATCH = 375, 64
 """Real steps for which the first fit counts, which knows nothing yet, and rows of each of its steps."""
@@ -58,9 +61,12 @@ class MPC(Acting):
         gains (iLQR), these act in between
     :param gamma: the discount factor of plans; None takes that of the model in ``terminal_value``, else 1
     :param system: what plans are made in: ``"ensemble"`` is learned; ``"simulator"`` copies the environment; or an environment
-        to copy, or an object with the methods of ``sb3_dpi.systems.RewardSystem`` whose states are observations
-    :param terminal_value: what the last state of a plan is worth: a trained model (DPI, PPO, SAC, TD3), or a function of
-        observations ``[n, do]`` in the environment's units; None for nothing
+        to copy, which keeps its own parameters; or an object with the methods of ``sb3_dpi.systems.RewardSystem`` whose states
+        are observations, or which says by ``begin(observation)`` in which state plans begin; or a list of such, over which
+        rewards are averaged
+    :param terminal_value: what the last state of a plan is worth: a trained model (DPI, AggreVaTeDOC, DualAC, PPO, SAC, TD3),
+        which sees observations through its own ``VecNormalize`` where it has one; a dictionary with its class under ``"algo"``
+        and its file under ``"path"``; or a function of observations ``[n, do]`` in the environment's units; None for nothing
     :param cost_fn: A known cost, ``cost_fn(obs, action, next_obs) -> cost [n]`` (cost = -reward), in torch, batched and in the
         environment's units: replaces the rewards of the system
     :param state_from_obs: ``state_from_obs(env, obs)`` puts a copy of the environment, without wrappers, into the state that
@@ -92,7 +98,7 @@ class MPC(Acting):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(NAMES, PlanPolicy)
-    algorithm_version: ClassVar[int] = 2
+    algorithm_version: ClassVar[int] = 3
     stored_as: ClassVar[dict[str, str]] = {"policy": "planner", "system": "system", "terminal_value": "terminal_value"}
 
     def __init__(
@@ -102,8 +108,8 @@ class MPC(Acting):
         horizon: int = 30,
         replan_every: int = 1,
         gamma: float | None = None,
-        system: str | gym.Env | Simulator | RewardSystem = "ensemble",
-        terminal_value: BaseAlgorithm | TerminalValue | None = None,
+        system: str | gym.Env | Simulator | RewardSystem | Sequence[gym.Env | Simulator | RewardSystem] = "ensemble",
+        terminal_value: BaseAlgorithm | TerminalValue | Mapping[str, Any] | None = None,
         cost_fn: SystemFunction | None = None,
         state_from_obs: StateFromObs | None = None,
         max_plan_seconds: float | None = None,
@@ -150,6 +156,7 @@ class MPC(Acting):
         self.objects = self._objects()
         self.n_iterations = self.steps_since_training = 0
         self.reward_limit = np.inf
+        self.shown_units = None
         if _init_setup_model:
             self._setup_model()
 
@@ -161,11 +168,13 @@ class MPC(Acting):
         self.world_model = as_settings("world_model", WorldModel, self.world_model)
         check_buffer(self.replay_buffer_class, self.replay_buffer_kwargs)
         self._planner = make_planner(self.planner)
+        assert isinstance(self.action_space, spaces.Box)
+        check_bounded(self.action_space)
+        check_observations(self.observation_space, self.is_learned)  # before there is a buffer of them
+        self._valued = self._read_terminal_value()
         super()._setup_model()
         self._seed_own(self.seed)
-        assert isinstance(self.action_space, spaces.Box) and self.replay_buffer is not None
-        check_bounded(self.action_space)
-        check_observations(self.observation_space, self.is_learned)
+        assert self.replay_buffer is not None
         hold_fractions(self.replay_buffer)
         if self.is_learned:
             self._make_ensemble()
@@ -179,6 +188,13 @@ class MPC(Acting):
                 f"hand it over with MPC.load(path, {missing[0]}=...)"
             )
         check_arguments(vars(self))
+
+    def _read_terminal_value(self) -> BaseAlgorithm | TerminalValue | None:
+        given = self.terminal_value
+        found = load_model(given) if isinstance(given, Mapping) else given
+        if isinstance(found, BaseAlgorithm):
+            check_same_spaces(found, self, f"{type(found).__name__} given as terminal_value")
+        return found
 
     def _objects(self) -> list[str]:
         """Arguments that are not saved."""
@@ -194,11 +210,16 @@ class MPC(Acting):
         return isinstance(self.system, str) and self.system == "ensemble"
 
     @property
+    def has_learned(self) -> bool:
+        """Whether all is known that plans are made in."""
+        return not self.is_learned or self.ensemble.has_units
+
+    @property
     def discount(self) -> float:
         """gamma, the given or the chosen one."""
         if self.gamma is not None:
             return self.gamma
-        chosen = discount_of(self.terminal_value)
+        chosen = discount_of(self._valued)
         return 1.0 if chosen is None else chosen
 
     @property
@@ -219,8 +240,7 @@ class MPC(Acting):
             )
         dx, du = (int(np.prod(space.shape or ())) for space in (self.observation_space, self.action_space))
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
-        cost = options.cost_fn if self.cost_fn is None else self.cost_fn
-        known = WorldModel(cost_fn=cost, termination_fn=options.termination_fn)
+        known = WorldModel(cost_fn=self.known_cost, termination_fn=options.termination_fn)
         self.ensemble.known_reward, self.ensemble.known_end = known_functions(known, self.action_space)
         self.ensemble.pessimism = options.pessimism
 
@@ -230,7 +250,7 @@ class MPC(Acting):
         self._begun = np.ones(self.n_envs, dtype=bool)
         if self.is_learned or self.env is not None or not isinstance(self.system, str):
             self._make_planning()
-        self._foretelling = Foretelling(self.n_envs, self.horizon, self.discount, as_terminal_value(self.terminal_value))
+        self._foretelling = Foretelling(self.n_envs, self.horizon, self.discount, as_terminal_value(self._valued))
 
     def _make_system(self) -> RewardSystem:
         if self.is_learned:
@@ -242,27 +262,11 @@ class MPC(Acting):
                     "MPC plans in the simulator of its environment and has none: MPC.load(path, env=env), or "
                     "model.set_env(env)"
                 )
-            given = environment_of(self.env)
-        if isinstance(given, gym.Env | Simulator):
-            check_same_spaces(given, self)
-        if isinstance(given, gym.Env):
-            given = Simulator(given, time_limits=False)
-        if isinstance(given, Simulator):
-            given = ContinuousSimulator(given, self.n_threads, round_actions=not self._is_smooth)
-        for name in ("rollout", "step", "state_dim", "action_dim"):
-            if not hasattr(given, name):
-                raise ValueError(
-                    f"system has no {name}: give 'ensemble', 'simulator', an environment, or an object with the methods of "
-                    "sb3_dpi.systems.RewardSystem"
-                )
-        if isinstance(given, ContinuousSimulator):
-            self._finder = StateFinder(given.simulator, self.state_from_obs)
-        elif given.state_dim != int(np.prod(self.observation_space.shape or ())):
-            raise ValueError(
-                f"States of the given system have {given.state_dim} numbers, observations have shape "
-                f"{self.observation_space.shape}: they must be the same"
-            )
-        system: RewardSystem = given
+            given = Simulator(environment_of(self.env), time_limits=False, keeps_parameters=False)
+        system = as_system(given, self, self.n_threads, self._is_smooth, self.cost_fn is None)
+        simulator = simulator_of(system)
+        if simulator is not None:
+            self._finder = StateFinder(simulator, self.state_from_obs)
         return system
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -314,6 +318,8 @@ class MPC(Acting):
                 "_foretelling",
                 "_statistics",
                 "_read_from",
+                "_evaluated_in",
+                "_valued",
                 "ensemble",
                 "penalty",
             ),
@@ -347,7 +353,7 @@ class MPC(Acting):
             states, reward = self.ensemble.r_squared(new)
             self.logger.record("model/r_squared", states)
             self.logger.record("model/reward_r_squared", reward)
-        self.ensemble.observe(new)
+        self.ensemble.observe(take_without_outliers(memory, memory.newest(self.steps_since_training)))
         n_real = FIRST_FIT if self.n_iterations == 0 else self.steps_since_training
         n_steps = max(int(self.world_model.gradient_steps * n_real), 1)
         self.logger.record("model/loss", self.ensemble.fit(memory, n_steps, MODEL_BATCH, self._rng))

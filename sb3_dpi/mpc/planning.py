@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.optimize  # noqa: F401  # MPPI's first plan would wait for it
 
 from sb3_dpi.common.choices import as_settings
 from sb3_dpi.systems import RewardSystem, returns_of
 from sb3_dpi.trajopt.differences import FunctionCost
 from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan
+from sb3_dpi.trajopt.in_time import OutOfTimeError, slices_in_time
 from sb3_dpi.trajopt.noise import coloured
 from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, ShootingPlan
 from sb3_dpi.trajopt.types import FloatArray, IntArray
@@ -33,6 +35,8 @@ EDGE = 0.995
 DRAWN, DRAWN_SPREAD, DRAWN_EXPONENT = 30, 0.5, 2.0
 """Slow sequences of actions beside the last plan, from the best of which iLQR begins: from rest alone it ends in the nearest
 optimum, as a pendulum that hangs."""
+ROUNDING = 1e-9
+"""Of a return, below which iLQR's plan counts as no worse than its start."""
 ITERATIONS = 20
 """Of iLQR in a plan, where nothing else is said: the next plan goes on from there."""
 
@@ -43,7 +47,7 @@ def make_planner(given: str | Mapping[str, Any] | Planner | type[Any]) -> Planne
 
     :param given: its name in any case, a dictionary of options with the name under ``"kind"``, or the planner itself
     :return: it
-    :raises ValueError: if the name or an option is unknown
+    :raises ValueError: if the name or an option is unknown, or a number out of range
     """
     if isinstance(given, Shooter | ILQR):
         return given
@@ -55,15 +59,6 @@ def make_planner(given: str | Mapping[str, Any] | Planner | type[Any]) -> Planne
     if name.lower() == "ilqr":
         options = {"max_iterations": ITERATIONS, **options}
     planner: Planner = as_settings(f"planner {name!r}", PLANNERS[name.lower()], options)
-    counts = {key: getattr(planner, key, 1) for key in ("n_samples", "n_elites", "n_rounds")}
-    if isinstance(planner, Shooter) and (min(counts.values()) < 1 or counts["n_elites"] > counts["n_samples"]):
-        said = ", ".join(f"{key}={n}" for key, n in counts.items())
-        advice = (
-            "" if "n_elites" in options or counts["n_samples"] < 1 else f": give n_elites too, up to {counts['n_samples']}"
-        )
-        raise ValueError(
-            f"planner {name!r} needs a sample and a round at least, and no more elites than samples, got {said}{advice}"
-        )
     return planner
 
 
@@ -73,7 +68,7 @@ class Planning:
 
     :param planner: how it is searched for
     :param system: what it is made in
-    :param observe: observations ``[n, do]`` of the system's states ``[n, nx]``
+    :param observe: observations ``[n, do]``, or of several variants ``[n, K, do]``, of the system's states ``[n, nx]``
     :param horizon: T
     :param replan_every: steps of a plan that are carried out, from 1 to T
     :param gamma: discount factor
@@ -157,6 +152,7 @@ class Planning:
 
     def _improve(self, planner: ILQR, row: np.void, state: FloatArray, rng: np.random.Generator) -> None:
         T, du = self.horizon, self.system.action_dim
+        deadline = np.inf if self.max_seconds is None else time.monotonic() + self.max_seconds
         start: FloatArray | ILQRPlan = np.zeros((T, du))
         if row["age"] > 0:
             low = np.full((T, du), -EDGE)
@@ -177,21 +173,37 @@ class Planning:
         known = start.actions if isinstance(start, ILQRPlan) else start
         drawn = DRAWN_SPREAD * np.swapaxes(coloured(rng, (DRAWN, du, T), DRAWN_EXPONENT), 1, 2)
         tried = np.concatenate([known[None], np.clip(drawn, -EDGE, EDGE)])
-        best = int(returns_of(self.system, state[None], rng, self.gamma, self.terminal_value)(tried[None])[0].argmax())
+        returns = returns_of(self.system, state[None], rng, self.gamma, self.terminal_value)
+        earned = np.concatenate([returns(tried[None, part])[0] for part in slices_in_time(len(tried), deadline)])
+        best = int(earned.argmax())
         start = start if best == 0 else tried[best]
-        plan = planner.plan(self.system, self._cost(rng), state, start, low=-EDGE, high=EDGE, max_seconds=self.max_seconds)
-        row["actions"], row["states"], row["gains"], row["foretold"] = plan.actions, plan.states, plan.gains, -plan.cost
+        left = None if self.max_seconds is None else deadline - time.monotonic()
+        if left is not None and left <= 0.0:
+            row["actions"], row["states"], row["gains"], row["foretold"] = tried[best], state, 0.0, earned[best]
+            return
+        plan = planner.plan(self.system, self._cost(rng, deadline), state, start, low=-EDGE, high=EDGE, max_seconds=left)
+        row["actions"], row["states"], row["gains"] = plan.actions, plan.states, plan.gains
+        row["foretold"] = returns(plan.actions[None, None])[0, 0]
+        if row["foretold"] < earned[best] - ROUNDING * abs(earned[best]):  # it knows no end of an episode, and ran into one
+            row["actions"], row["gains"], row["foretold"] = tried[best], 0.0, earned[best]
 
-    def _cost(self, rng: np.random.Generator) -> FunctionCost:
+    def _cost(self, rng: np.random.Generator, deadline: float) -> FunctionCost:
         """Rewards of single steps as a cost, expanded by differences."""
 
         def running(states: FloatArray, actions: FloatArray, time_steps: IntArray) -> FloatArray:
-            earned = self.system.rollout(states, actions[:, None], rng).rewards[:, 0]
+            # a trajectory's own cost is always told, that of all points about it in time
+            parts = slices_in_time(len(states), np.inf if len(states) <= self.horizon else deadline)
+            rewards = [self.system.rollout(states[i], actions[i][:, None], rng).rewards[:, 0] for i in parts]
+            earned: FloatArray = np.concatenate(rewards)
+            if len(earned) < len(states):
+                raise OutOfTimeError
             cost: FloatArray = -(self.gamma**time_steps) * earned
             return cost
 
         def final(states: FloatArray, time_step: int) -> FloatArray:
             assert self.terminal_value is not None
-            return -(self.gamma**time_step) * self.terminal_value(self.observe(states))
+            seen = self.observe(states)
+            values: FloatArray = self.terminal_value(seen.reshape(-1, seen.shape[-1])).reshape(len(seen), -1).mean(1)
+            return -(self.gamma**time_step) * values
 
         return FunctionCost(self.system, running, None if self.terminal_value is None else final)

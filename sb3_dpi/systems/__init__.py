@@ -3,7 +3,7 @@
 from sb3_dpi.systems.continuous import ContinuousSimulator
 from sb3_dpi.systems.copies import NotCopyableError, ReadableState, SimulatorState
 from sb3_dpi.systems.learned import EnsembleSystem, LocalSystem
-from sb3_dpi.systems.protocols import RewardSystem, Rollouts, returns_of
+from sb3_dpi.systems.protocols import RewardSystem, Rollouts, Trace, returns_of, trace_of
 from sb3_dpi.systems.simulator import Simulator
 from sb3_dpi.systems.table import Table
 from sb3_dpi.systems.varied import VariedSystem
@@ -19,6 +19,8 @@ __all__ = [
     "Simulator",
     "SimulatorState",
     "Table",
+    "Trace",
     "VariedSystem",
     "returns_of",
+    "trace_of",
 ]

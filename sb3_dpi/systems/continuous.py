@@ -1,5 +1,6 @@
 """A simulator as arrays: states are vectors, actions in units of the bounds."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ from gymnasium import spaces
 
 from sb3_dpi.systems.copies import TIME_LIMIT, SimulatorState, class_name, layers_of
 from sb3_dpi.systems.physics import FIRST_WIDTH, Tangent, pack, tangent_size, transition_derivatives
-from sb3_dpi.systems.protocols import Rollouts
+from sb3_dpi.systems.protocols import Rollouts, Trace
 from sb3_dpi.systems.simulator import Simulator
 from sb3_dpi.systems.tasks import Readings, Task, known_task
 from sb3_dpi.systems.threads import Threads
@@ -17,6 +18,18 @@ from sb3_dpi.trajopt.types import BoolArray, FloatArray
 
 SINGLE_WIDTH = float(np.finfo(np.float32).eps ** (1 / 3))
 """Width of central differences of what is computed in single precision."""
+N_CHECKED, EDGE = 5, 0.9
+"""Steps by which vectors are compared with whole states, and how far actions go in them, in units of the bounds."""
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What action sequences led to: as ``Trace``, of one particle."""
+
+    rewards: FloatArray
+    observations: FloatArray
+    """after each step, ``[B, T, do]``, or of the last one alone, ``[B, 1, do]``"""
+    alive: FloatArray
 
 
 class ContinuousSimulator:
@@ -24,8 +37,9 @@ class ContinuousSimulator:
     The simulator of an environment with bounded actions, behind the protocols ``trajopt.systems.System`` and ``RewardSystem``.
 
     A state is a vector of what moves: with MuJoCo that of ``physics``, else all attributes that are floating-point numbers and
-    moved while the copy was checked. What else a state has (a step count, a goal) is that of the state last given to
-    ``begin``.
+    moved while the copy was checked. What else a state has (a step count, a goal, a wrapper's memory) begins in rollouts as in
+    the state last given to ``begin``, and moves on. A ``step`` from a vector cannot know it: ``check_vectors`` tells whether
+    the vector is enough.
 
     Gymnasium's own MuJoCo tasks are rolled out in threads, without their Python code and equal to it; others step a copy of
     the environment, one sequence after the other.
@@ -66,6 +80,7 @@ class ContinuousSimulator:
             self._tangent = None
             self._parts, self._width = self._moving_numbers()
             self.state_dim = self.tangent_dim = sum(size for _, _, size in self._parts)
+        self._begun = self._vector(self._template)
 
     @property
     def action_dim(self) -> int:
@@ -82,10 +97,14 @@ class ContinuousSimulator:
         :return: ``[nx]``; what is no part of it is kept until the next call
         """
         self._template = self.simulator.adopt(state)
+        self._begun = self._vector(self._template)
+        return self._begun.copy()
+
+    def _vector(self, state: SimulatorState) -> FloatArray:
         if state.physics is not None:
-            return state.physics.copy()
-        attributes = self._template.attributes
-        return np.concatenate([np.ravel(attributes[i][1][name]) for i, name, _ in self._parts]).astype(np.float64)
+            return state.physics
+        parts = [np.ravel(state.attributes[i][1][name]).astype(np.float64) for i, name, _ in self._parts]
+        return np.concatenate([np.zeros(0), *parts])
 
     def state(self, vector: FloatArray) -> SimulatorState:
         """
@@ -95,7 +114,7 @@ class ContinuousSimulator:
         :return: the simulator's state
         """
         if self.simulator.has_physics:
-            return SimulatorState(self._template.attributes, vector)
+            return SimulatorState(self._template.attributes, vector, maker=self._template.maker)
         attributes = [(name, dict(moving)) for name, moving in self._template.attributes]
         position = 0
         for i, name, size in self._parts:
@@ -104,7 +123,7 @@ class ContinuousSimulator:
                 new.astype(old.dtype).reshape(old.shape) if isinstance(old, np.ndarray) else type(old)(new[0])
             )
             position += size
-        return SimulatorState(tuple(attributes), None)
+        return SimulatorState(tuple(attributes), None, maker=self._template.maker)
 
     def difference(self, origin: FloatArray, states: FloatArray) -> FloatArray:
         """See ``trajopt.systems.System``: with MuJoCo, of joints, velocities and activations alone."""
@@ -144,9 +163,7 @@ class ContinuousSimulator:
     def _step_copy(self, vector: FloatArray, action: FloatArray) -> FloatArray:
         shape = self.simulator.action_space.shape
         state, _, _ = self.simulator.step(self.state(vector), action.reshape(shape or ()), np.random.default_rng(0))
-        if state.physics is not None:
-            return state.physics
-        return np.concatenate([np.ravel(state.attributes[i][1][name]) for i, name, _ in self._parts]).astype(np.float64)
+        return self._vector(state)
 
     def rollout(self, states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Rollouts:
         """
@@ -157,26 +174,73 @@ class ContinuousSimulator:
         :param rng: what random environments draw from, each sequence anew
         :return: what they led to
         """
+        tried = self._try(states, actions, rng, watches=False)
+        goes_on = (tried.alive[:, -1:] > 0.0).astype(np.float64)
+        return Rollouts(tried.rewards, tried.observations[:, -1:], goes_on)
+
+    def trace(self, states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Trace:
+        """
+        Try action sequences, and see what is observed on the way.
+
+        :param states: as for ``rollout``
+        :param actions: likewise
+        :param rng: likewise
+        :return: what they led to
+        :raises ValueError: if it is not known what is observed where they begin
+        """
+        states = np.broadcast_to(states, (len(actions), self.state_dim))
+        tried = self._try(states, actions, rng, watches=True)
+        if not np.array_equal(states, np.broadcast_to(states[:1], states.shape), equal_nan=True):
+            first = self.observe(states)
+        elif self._template.observation is not None and np.array_equal(states[0], self._begun, equal_nan=True):
+            first = np.broadcast_to(np.ravel(self._template.observation), (len(states), tried.observations.shape[-1]))
+        else:
+            first = np.repeat(self.observe(states[:1]), len(states), axis=0)
+        observations = np.concatenate([first[:, None], tried.observations], axis=1)
+        return Trace(tried.rewards[:, None], observations[:, None], tried.alive[:, None])
+
+    def observe(self, states: FloatArray) -> FloatArray:
+        """
+        Say what is observed in states.
+
+        :param states: ``[n, nx]``
+        :return: ``[n, do]``
+        :raises ValueError: if it is not known
+        """
+        if self.task is not None and self._threads is not None:
+            return self.task.observe(self._threads.read(states, self.task.reads))
+        shown = [self.simulator.observe(self.state(state)) for state in states]
+        if any(one is None for one in shown):
+            raise ValueError(
+                f"What {type(self._layers[-1]).__name__} observes in a state is not known: give its class a method _get_obs, "
+                "or plan by sampling and with the rewards of the environment"
+            )
+        return np.array([np.ravel(one) for one in shown], dtype=np.float64)
+
+    def _try(self, states: FloatArray, actions: FloatArray, rng: np.random.Generator, watches: bool) -> _Tried:
         B, T, _ = actions.shape
         if T < 1:
             raise ValueError(f"The horizon must be at least 1, got {T}")
         states, given = np.broadcast_to(states, (B, self.state_dim)), self.units_to_actions(actions)
         if self.task is not None and self._threads is not None:
-            return self._rollout_in_threads(self.task, self._threads, states, given)
-        rewards, last, goes_on = np.zeros((B, T)), [], np.ones((B, 1))
+            return self._try_in_threads(self.task, self._threads, states, given, watches)
+        rewards, alive = np.zeros((B, T)), np.zeros((B, T + 1))
+        size = int(np.prod(self.simulator.observation_space.shape or ()))
+        seen = np.zeros((B, T if watches else 1, size))
         shape = self.simulator.action_space.shape or ()
         for b in range(B):
             state: SimulatorState | None = self.state(states[b])
             for t in range(T):
                 observation, rewards[b, t], is_over = self.simulator.act(state, given[b, t].reshape(shape), rng)
-                state = None
+                alive[b, t], state = 1.0, None
+                seen[b, t if watches else 0 :] = np.ravel(observation)
                 if is_over:
-                    goes_on[b] = 0.0
                     break
-            last.append(np.ravel(observation).astype(np.float64))
-        return Rollouts(rewards, np.stack(last)[:, None], goes_on)
+            else:
+                alive[b, T] = 1.0
+        return _Tried(rewards, seen, alive)
 
-    def _rollout_in_threads(self, task: Task, threads: Threads, states: FloatArray, actions: FloatArray) -> Rollouts:
+    def _try_in_threads(self, task: Task, threads: Threads, states: FloatArray, actions: FloatArray, watches: bool) -> _Tried:
         B = len(actions)
         after = threads.roll_out(states, actions.astype(np.float64), task.reads)
         before = _shifted(threads.read(states, task.reads), after)
@@ -185,9 +249,13 @@ class ContinuousSimulator:
         n_ends = np.cumsum(over, axis=1)
         alive: BoolArray = n_ends - over == 0
         rewards = np.where(alive, task.reward(before, after, actions), 0.0).astype(np.float64)
-        last = after.at((np.arange(B), alive.sum(1) - 1))
-        goes_on = (n_ends[:, -1:] == 0).astype(np.float64)
-        return Rollouts(rewards, task.observe(last)[:, None], goes_on)
+        seen = after if watches else after.at((np.arange(B), alive.sum(1) - 1))
+        observations = task.observe(seen)
+        return _Tried(
+            rewards,
+            observations if watches else observations[:, None],
+            np.concatenate([alive, n_ends[:, -1:] == 0], axis=1).astype(np.float64),
+        )
 
     @property
     def steps_left(self) -> int:
@@ -245,6 +313,40 @@ class ContinuousSimulator:
         slopes = np.swapaxes(change, -1, -2)
         return slopes[..., :dx] / (2.0 * width), slopes[..., dx:] / spans[:, None]
 
+    def check_vectors(self, with_rewards: bool = True) -> None:
+        """
+        Ask whether vectors are states: whether a step from one leads where the step from the whole state does.
+
+        :param with_rewards: whether it must earn the same, too
+        :raises ValueError: if it does not, so that planners by gradients would plan in another world
+        """
+        if self.task is not None:  # its state is the simulation's
+            return
+        name = class_name(self._layers[-1])
+        begun, rng = self._template, np.random.default_rng(0)
+        state = self._template = self.simulator.reset(seed=0)
+        try:
+            for _ in range(N_CHECKED):
+                action = self.units_to_actions(rng.uniform(-EDGE, EDGE, self.action_dim))
+                action = action.reshape(self.simulator.action_space.shape or ())
+                ways = [(state, 0), (state, 1), (self.state(self._vector(state)), 0)]
+                after = [self.simulator.step(begin, action, np.random.default_rng(seed)) for begin, seed in ways]
+                ends = [np.append(self._vector(following), reward * with_rewards) for following, reward, _ in after]
+                if not np.allclose(ends[0], ends[1], rtol=1e-9, atol=1e-9, equal_nan=True):
+                    raise ValueError(
+                        f"iLQR plans without chance, and steps of {name} draw from one: take a planner that samples, as 'iCEM'"
+                    )
+                if not self.state_dim or not np.allclose(ends[0], ends[2], rtol=1e-9, atol=1e-9, equal_nan=True):
+                    raise ValueError(
+                        f"iLQR cannot plan in {name} with its wrappers: a part of its state is no array or number of "
+                        "floating-point type that moves. Keep it in such attributes, or take a planner that samples, as 'iCEM'"
+                    )
+                state, _, is_over = after[0]
+                if is_over:
+                    return
+        finally:
+            self._template = begun
+
     def _moving_numbers(self) -> tuple[list[tuple[int, str, int]], float]:
         """Which attributes are coordinates: layer, name and size of each; and the width for their differences."""
         begun = self._template
@@ -266,11 +368,6 @@ class ContinuousSimulator:
                 parts.append((i, name, np.size(value)))
                 dtype = value.dtype if isinstance(value, np.ndarray | np.floating) else np.dtype(np.float64)
                 widest = max(widest, float(np.finfo(dtype).eps ** (1 / 3)))
-        if not parts:
-            raise ValueError(
-                f"{class_name(self._layers[-1])} has no attribute of floating-point numbers that moves: there is no state to "
-                "plan in. Keep its state in an array of floats, or plan with Simulator"
-            )
         return parts, widest
 
 

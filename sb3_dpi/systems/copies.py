@@ -9,6 +9,7 @@ planner's.
 """
 
 import copy
+import pickle
 import random
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -39,8 +40,23 @@ TIME_LIMIT = "gymnasium.wrappers.common.TimeLimit"
 ZOO_TIME_LIMIT = "rl_zoo3.gym_patches.PatchedTimeLimit"
 """What RL Zoo puts in its place; it steps alike."""
 _CLASSIC, _TOY, _MUJOCO = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "gymnasium.envs.mujoco"
+_TRANSFORMING = {
+    "action": ("ClipAction", "RescaleAction"),
+    "observation": (
+        "DtypeObservation",
+        "FilterObservation",
+        "FlattenObservation",
+        "GrayscaleObservation",
+        "RescaleObservation",
+        "ReshapeObservation",
+        "ResizeObservation",
+    ),
+    "reward": ("ClipReward",),
+}
 MOVING: dict[str, tuple[str, ...]] = {
     TIME_LIMIT: ("_elapsed_steps",),
+    # they hold functions of Gymnasium, which cannot be sent from one process to another
+    **{f"gymnasium.wrappers.transform_{kind}.{name}": () for kind, names in _TRANSFORMING.items() for name in names},
     f"{_CLASSIC}.cartpole.CartPoleEnv": ("state", "steps_beyond_terminated"),
     f"{_CLASSIC}.pendulum.PendulumEnv": ("state", "last_u"),
     f"{_CLASSIC}.acrobot.AcrobotEnv": ("state",),
@@ -92,6 +108,10 @@ class SimulatorState:
     """of MuJoCo, see ``physics``; None where there is none"""
     observation: Any = None
     """what was observed when it was reached; None where it was read without a step"""
+    maker: int = 0
+    """number of the simulator whose parameters it has; 0 for an environment"""
+    read: tuple[tuple[str, dict[str, Any]], ...] | None = None
+    """``attributes`` of the environment, where it was read from one and a simulator's parameters took their place"""
 
 
 class ReadableState(gym.Wrapper):
@@ -103,6 +123,13 @@ class ReadableState(gym.Wrapper):
     def simulator_state(self) -> SimulatorState:
         """:return: all that moves in the environment"""
         return save(layers_of(self))
+
+    def sent_state(self) -> bytes | str:
+        """:return: the same, pickled; where that fails what is said of it, for an error would end the process"""
+        try:
+            return pickle.dumps(self.simulator_state())
+        except Exception as error:  # whatever the environment holds
+            return f"{type(error).__name__}: {error}"
 
 
 @cache
@@ -249,18 +276,19 @@ def _own(layers: list[gym.Env]) -> dict[int, Any]:
     return memo
 
 
-def save(layers: list[gym.Env], observation: Any = None) -> SimulatorState:
+def save(layers: list[gym.Env], observation: Any = None, maker: int = 0) -> SimulatorState:
     """
     Read all that moves.
 
     :param layers: of ``layers_of``
     :param observation: what was observed there; None where that is not known
+    :param maker: number of the simulator that they belong to
     :return: a copy of it
     """
     memo = _own(layers)
     attributes = tuple([(class_name(layer), _copied(moving(layer), memo)) for layer in layers])
     base: Any = layers[-1]
-    return SimulatorState(attributes, pack(base.model, base.data) if has_physics(base) else None, observation)
+    return SimulatorState(attributes, pack(base.model, base.data) if has_physics(base) else None, observation, maker)
 
 
 def load(layers: list[gym.Env], state: SimulatorState, rng: np.random.Generator) -> None:

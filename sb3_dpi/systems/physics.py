@@ -42,6 +42,13 @@ def tangent_size(model: mujoco.MjModel) -> int:
     return int(2 * model.nv + model.na)
 
 
+def numbers_of(model: mujoco.MjModel) -> bytes:
+    """:return: all that is in a model"""
+    written = np.empty(mujoco.mj_sizeModel(model), dtype=np.uint8)
+    mujoco.mj_saveModel(model, None, written)
+    return written.tobytes()
+
+
 def pack(model: mujoco.MjModel, data: mujoco.MjData) -> FloatArray:
     """
     Read the state.

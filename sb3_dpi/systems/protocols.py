@@ -6,7 +6,7 @@ each (members of an ensemble, variants of a simulator; one where nothing is unce
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,6 +40,18 @@ class Rollouts:
         return total
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What action sequences led to, step by step."""
+
+    rewards: FloatArray
+    """of each particle, ``[B, P, T]``"""
+    observations: FloatArray
+    """before the first step and after each, ``[B, P, T + 1, do]``; what stands behind an end counts for nothing"""
+    alive: FloatArray
+    """probability that the episode has come so far before each step, and that it goes on after the last, ``[B, P, T + 1]``"""
+
+
 class RewardSystem(System, Protocol):
     """A system that says what steps earn."""
 
@@ -53,6 +65,37 @@ class RewardSystem(System, Protocol):
         :return: what they led to
         """
         ...
+
+
+def trace_of(system: Any, states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Trace:
+    """
+    Try action sequences, and see what is observed on the way.
+
+    :param system: a ``RewardSystem`` with a method ``trace`` of the same arguments as ``rollout``, or one of a single particle
+        whose states are observations
+    :param states: as for ``RewardSystem.rollout``
+    :param actions: likewise
+    :param rng: likewise
+    :return: what they led to
+    :raises ValueError: if it is of neither kind
+    """
+    if hasattr(system, "trace"):
+        traced: Trace = system.trace(states, actions, rng)
+        return traced
+    B, T, _ = actions.shape
+    seen = [np.array(np.broadcast_to(states, (B, states.shape[1])))]
+    rewards, alive = np.zeros((B, 1, T)), np.ones((B, 1, T + 1))
+    for t in range(T):
+        one = system.rollout(seen[t], actions[:, t : t + 1], rng)
+        if one.last_observations.shape != (B, 1, states.shape[1]):
+            raise ValueError(
+                "A known cost and guidance need what is observed on the way, and rollouts of the given system end in "
+                f"observations of shape {one.last_observations.shape[1:]} where its states have {states.shape[1]} numbers: "
+                "give it a method trace, or leave cost_fn and guidance out and let its rewards hold them"
+            )
+        rewards[:, 0, t], alive[..., t + 1] = one.rewards[:, 0], alive[..., t] * one.continuation
+        seen.append(one.last_observations[:, 0])
+    return Trace(rewards, np.stack(seen, axis=1)[:, None], alive)
 
 
 def returns_of(
@@ -78,6 +121,7 @@ def returns_of(
         B, N, T, du = actions.shape
         begun = states if B == 1 else np.repeat(states, N, axis=0)
         tried = system.rollout(begun, actions.reshape(B * N, T, du), rng)
+        _check_shapes(tried, B * N, T)
         total = tried.returns(gamma)
         if terminal_value is not None:
             seen = tried.last_observations
@@ -94,3 +138,14 @@ def returns_of(
         return total.reshape(B, N)
 
     return evaluate
+
+
+def _check_shapes(tried: Rollouts, n: int, T: int) -> None:
+    """Refuse rollouts of a system of the user's that would be added up as something else."""
+    shapes = [np.shape(array) for array in (tried.rewards, tried.last_observations, tried.continuation)]
+    if shapes[0] != (n, T) or len(shapes[1]) != 3 or shapes[1][0] != n or shapes[2] != shapes[1][:2]:
+        said = ", ".join(map(str, shapes))
+        raise ValueError(
+            "rollout of the system must return rewards [B, T], last observations [B, P, do] and continuation [B, P] for "
+            f"B {n} and T {T}, got shapes {said}"
+        )

@@ -1,11 +1,13 @@
 """A copy of an environment whose state can be set: what is planned in."""
 
 import copy
+import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from gymnasium import spaces
 
@@ -22,8 +24,15 @@ from sb3_dpi.systems.copies import (
     moving,
     save,
 )
+from sb3_dpi.systems.keys import drawn, frozen
+from sb3_dpi.systems.physics import numbers_of, pack
 
 CHECKED_STEPS = 10
+CHECKED_SEEDS = 1, 2
+"""Of further episodes that are begun, to see which attributes ever change."""
+_ASIDE = (gym.Env, spaces.Space, mujoco.MjData, mujoco.MjModel)
+_NUMBERS = itertools.count(1)
+"""Of simulators."""
 OBSERVERS = ("_get_obs", "_get_ob", "_observation")
 """Methods by which tasks say what they observe."""
 OBSERVED: dict[str, Callable[[Any], Any]] = {
@@ -47,14 +56,26 @@ class Simulator:
 
     Copies are checked when it is made: a second copy has to repeat some random steps of the first to the last bit.
 
+    It may be a model of other environments than the one whose states it reads, as of a robot of another mass: attributes that
+    neither a reset nor a step changed in that check, and that always differed from those that were read, are parameters, and
+    stay its own. A parameter inside an object that itself changes is read with that object.
+
     :param env: any environment, with its wrappers; changes of its parameters from now on are not followed
-    :param time_limits: whether a time limit ends episodes in plans; without, only ``terminated`` does
+    :param time_limits: whether time limits, and whatever else truncates an episode, end it in plans; without, only
+        ``terminated`` does, and plans go on behind a truncation
     :param n_checked_steps: random steps that are repeated; usual: 10
+    :param keeps_parameters: whether it may be such a model; without, parameters are read with the rest
     :raises NotCopyableError: if the environment cannot be copied, or copies differ
     :raises ValueError: if ``reset`` ignores its seed
     """
 
-    def __init__(self, env: gym.Env, time_limits: bool = True, n_checked_steps: int = CHECKED_STEPS) -> None:
+    def __init__(
+        self,
+        env: gym.Env,
+        time_limits: bool = True,
+        n_checked_steps: int = CHECKED_STEPS,
+        keeps_parameters: bool = True,
+    ) -> None:
         if not isinstance(env, gym.Env):
             raise ValueError(
                 f"A simulator copies a Gymnasium environment, got {type(env).__name__}: give env.envs[i] of a VecEnv"
@@ -67,8 +88,12 @@ class Simulator:
         self.layer_names = tuple(map(class_name, self._layers))
         self.has_physics = has_physics(self._layers[-1])
         self._at: tuple[SimulatorState, np.random.Generator] | None = None
-        draws = self._check(env, n_checked_steps)
-        self.is_random = draws and not _is_certain(self._layers)
+        self._number = next(_NUMBERS)
+        self._parameters: list[dict[str, tuple[Any, Hashable]]] = [{} for _ in self._layers]
+        draws, is_certain = self._check(env, n_checked_steps, keeps_parameters), _is_certain(self._layers)
+        self.is_random = draws and not is_certain
+        """whether a step was seen to draw: chance may wait until later"""
+        self._may_draw = not is_certain and not all(name in MOVING for name in self.layer_names)
 
     # ------------------------------------------------------------------ states
 
@@ -80,34 +105,59 @@ class Simulator:
         :return: all that moves in it
         :raises ValueError: if it is of another kind
         """
-        return self.adopt(save(layers_of(env)))
+        return self.adopt(save(layers_of(env), maker=self._number if env is self.env else 0))
 
     def adopt(self, state: SimulatorState) -> SimulatorState:
         """
         Make a state that was read elsewhere this simulator's.
 
         :param state: of ``copies.save``
-        :return: without time limits where this simulator has none
+        :return: without time limits where this simulator has none, and with its own parameters
         :raises ValueError: if it is of another kind of environment
         """
-        kept = tuple(part for part in state.attributes if self.time_limits or part[0] != TIME_LIMIT)
+        if state.maker == self._number:
+            return state
+        attributes = state.attributes if state.read is None else state.read
+        kept = tuple(part for part in attributes if self.time_limits or part[0] != TIME_LIMIT)
         names = tuple(name for name, _ in kept)
         if names != self.layer_names:
             raise ValueError(
                 f"A state of {' > '.join(names)} cannot be set in a simulator of {' > '.join(self.layer_names)}: make the "
                 "simulator of the environment whose state it reads"
             )
-        return replace(state, attributes=kept)
+        own: Any = self._layers[-1]
+        if state.physics is not None and len(state.physics) != len(pack(own.model, own.data)):
+            raise ValueError(
+                f"A state of {names[-1]} with {len(state.physics)} numbers cannot be set in a simulator of another model, of "
+                f"{len(pack(own.model, own.data))}: vary parameters of the model, not its parts"
+            )
+        is_read = state.maker == 0 or state.read is not None
+        parts = [self._with_own(i, each, is_read) for i, (_, each) in enumerate(kept)]
+        given = tuple(zip(names, parts, strict=True))
+        return replace(state, attributes=given, maker=self._number, read=attributes if is_read else None)
+
+    def _with_own(self, layer: int, attributes: dict[str, Any], is_read: bool) -> dict[str, Any]:
+        """:return: the same, with parameters of this simulator in place of others"""
+        parameters, own = self._parameters[layer], {}
+        for name, (value, key) in list(parameters.items()):
+            if is_read and name in attributes and frozen(attributes[name]) == key:
+                del parameters[name]  # the environments are alike in it; should it ever differ, it has moved
+            else:
+                own[name] = value
+        return {**attributes, **own}
 
     def write(self, env: gym.Env, state: SimulatorState, rng: np.random.Generator) -> None:
         """
-        Set the state of an environment of the same kind.
+        Set the state of an environment of the same kind, which keeps its parameters.
 
         :param env: with its wrappers; those that limit the time stay where they are if this simulator has none
         :param state: of ``read``
         :param rng: what it draws from now on
         """
-        load(layers_of(env, self.time_limits), state, rng)
+        layers = layers_of(env, self.time_limits)
+        kept = [{name: vars(layer)[name] for name in own} for layer, own in zip(layers, self._parameters, strict=True)]
+        parts = [(name, {**given, **own}) for (name, given), own in zip(state.attributes, kept, strict=True)]
+        load(layers, replace(state, attributes=tuple(parts)), rng)
 
     def reset(self, seed: int) -> SimulatorState:
         """
@@ -126,7 +176,7 @@ class Simulator:
             observation = observation.copy()
         elif not isinstance(observation, int | float | np.generic):
             observation = copy.deepcopy(observation)
-        return save(self._layers, observation)
+        return save(self._layers, observation, self._number)
 
     def observe(self, state: SimulatorState) -> Any:
         """
@@ -150,9 +200,9 @@ class Simulator:
             return None
         for layer in reversed(self._layers[:-1]):
             if isinstance(layer, gym.ObservationWrapper):
-                before = _frozen(moving(layer))
+                before = frozen(moving(layer))
                 observation = layer.observation(observation)
-                if _frozen(moving(layer)) != before:  # a memory, as of NormalizeObservation: asked again it says another thing
+                if frozen(moving(layer)) != before:  # a memory, as of NormalizeObservation: asked again it says another thing
                     return None
             elif not isinstance(layer, gym.ActionWrapper | gym.RewardWrapper) and class_name(layer) != TIME_LIMIT:
                 return None
@@ -166,7 +216,20 @@ class Simulator:
         :return: the same for states that are the same
         """
         physics = None if state.physics is None else state.physics.tobytes()
-        return physics, tuple(_frozen(attributes) for _, attributes in state.attributes)
+        return physics, tuple(frozen(attributes) for _, attributes in state.attributes)
+
+    def world(self, state: SimulatorState) -> Hashable:
+        """
+        Name all that decides what comes next, parameters too.
+
+        :param state: where
+        :return: the same for simulators in which the same would happen
+        """
+        self._at = None
+        load(self._layers, state, np.random.default_rng(0))
+        base: Any = self._layers[-1]
+        kept = [{name: item for name, item in vars(one).items() if not isinstance(item, _ASIDE)} for one in self._layers]
+        return tuple(map(frozen, kept)), numbers_of(base.model) if self.has_physics else None, self.key(state)
 
     # ------------------------------------------------------------------ steps
 
@@ -208,17 +271,21 @@ class Simulator:
         :return: observation, reward, and whether the episode is over
         """
         self._at = None
+        watches = self._may_draw and not self.is_random
+        before = drawn(rng) if watches else None
         if state is not None:
             load(self._layers, state, rng)
         if self._first_action is not None:
             action = self._first_action + int(action)
         observation, reward, terminated, truncated, _ = self.env.step(action)
-        return observation, float(reward), bool(terminated or truncated)
+        if watches and drawn(rng) != before:
+            self.is_random = True
+        return observation, float(reward), bool(terminated or (truncated and self.time_limits))
 
     # ------------------------------------------------------------------ the check
 
-    def _check(self, env: gym.Env, n_steps: int) -> bool:
-        """Repeat random steps in a second copy; whether they drew from a generator."""
+    def _check(self, env: gym.Env, n_steps: int, keeps_parameters: bool) -> bool:
+        """Repeat random steps in a second copy, and see what moves; whether they drew from a generator."""
         name = type(self._layers[-1]).__name__
         before = self.key(save(layers_of(env)))
         other = clone(env, self.time_limits)
@@ -230,7 +297,7 @@ class Simulator:
                 "super().reset(seed=seed)"
             )
         state, used = save(self._layers), False
-        runs = []
+        runs, seen = [], [state]
         for copied in (self.env, other, self.env):
             rng = np.random.default_rng(1)
             layers = layers_of(copied, self.time_limits)
@@ -239,6 +306,7 @@ class Simulator:
             except Exception as error:
                 raise NotCopyableError(f"The state of {name} cannot be set ({type(error).__name__}: {error})") from error
             runs.append(_random_steps(copied, n_steps))
+            seen.append(save(layers))
             used = rng.bit_generator.state != np.random.default_rng(1).bit_generator.state
         if not all(_same(runs[0], run) for run in runs[1:]):
             raise NotCopyableError(
@@ -251,7 +319,26 @@ class Simulator:
                 f"A step of a copy of {name} changed the environment itself: they share a part of their state, which a "
                 "__deepcopy__ of its class has to copy"
             )
+        if not keeps_parameters:
+            return used
+        for seed in CHECKED_SEEDS:
+            other.reset(seed=seed)
+            seen.append(save(layers_of(other, self.time_limits)))
+        self._parameters = [_constants([each.attributes[i] for each in seen]) for i in range(len(self._layers))]
         return used
+
+
+def _constants(seen: list[tuple[str, dict[str, Any]]]) -> dict[str, tuple[Any, Hashable]]:
+    """:return: attributes of a layer that were always the same, with their keys; none of a class whose state is known"""
+    (name_of_class, first), *others = seen
+    if name_of_class in MOVING:
+        return {}
+    keys = {name: frozen(value) for name, value in first.items()}
+    return {
+        name: (value, keys[name])
+        for name, value in first.items()
+        if all(name in later and frozen(later[name]) == keys[name] for _, later in others)
+    }
 
 
 def _is_certain(layers: list[gym.Env]) -> bool:
@@ -283,31 +370,4 @@ def _fresh(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 def _same(a: Any, b: Any) -> bool:
     """:return: whether two observations, or lists and dictionaries of such, are equal to the last bit"""
-    return _frozen(a) == _frozen(b)
-
-
-def _frozen(value: Any, above: tuple[int, ...] = ()) -> Hashable:
-    """
-    Make something of the same content that can be compared and be a key.
-
-    :param value: arrays, numbers, and objects that hold such
-    :param above: objects that hold it, by their ids: some hold one another
-    :return: it
-    """
-    if type(value) in (int, str, bool, type(None)):
-        return value  # type: ignore[no-any-return]
-    if isinstance(value, np.ndarray):
-        return (value.shape, value.tobytes()) if value.dtype != object else tuple(_frozen(item, above) for item in value.flat)
-    if isinstance(value, float | np.floating):
-        return np.float64(value).tobytes()  # NaN is itself
-    if isinstance(value, dict):
-        return tuple((repr(key), _frozen(item, above)) for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])))
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(item, above) for item in value)
-    if isinstance(value, set | frozenset):
-        return tuple(sorted(map(repr, value)))
-    if isinstance(value, Hashable) and type(value).__hash__ is not object.__hash__:
-        return value
-    if callable(value) or not hasattr(value, "__dict__") or id(value) in above:
-        return repr(type(value))
-    return type(value).__qualname__, _frozen(vars(value), (*above, id(value)))
+    return frozen(a) == frozen(b)

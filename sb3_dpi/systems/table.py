@@ -1,6 +1,7 @@
 """A finite system whose chance is known: a table."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -69,7 +70,7 @@ class Table:
         """A"""
         return int(self.transitions.shape[1])
 
-    @property
+    @cached_property
     def is_random(self) -> bool:
         """Whether an action may lead elsewhere, or end the episode or not."""
         return any(bool(np.any((array > 0.0) & (array < 1.0))) for array in (self.transitions, self.ends))

@@ -39,6 +39,8 @@ class Task:
     """
 
     reads: tuple[str, ...] = ()
+    largest_velocity = np.inf
+    """that is observed: of one there, no more is known"""
 
     def __init__(self, env: Any) -> None:
         self.env = env
@@ -102,8 +104,11 @@ class Swimmer(HalfCheetah):
 class Walker2d(Task):
     """Walker2d-v5."""
 
+    largest_velocity = 10.0
+
     def observe(self, now: Readings) -> FloatArray:
-        return np.concatenate([now.qpos[..., self.n_skipped :], np.clip(now.qvel, -10, 10)], -1)
+        seen = np.clip(now.qvel, -self.largest_velocity, self.largest_velocity)
+        return np.concatenate([now.qpos[..., self.n_skipped :], seen], -1)
 
     def is_healthy(self, now: Readings) -> BoolArray:
         """:return: whether it stands"""
@@ -237,10 +242,11 @@ class InvertedDoublePendulum(Task):
     """InvertedDoublePendulum-v5."""
 
     reads = ("site_xpos", "qfrc_constraint")
+    largest_velocity = 10.0
 
     def observe(self, now: Readings) -> FloatArray:
-        angles = now.qpos[..., 1:]
-        velocities, force = np.clip(now.qvel, -10, 10), np.clip(now.more["qfrc_constraint"], -10, 10)[..., :1]
+        angles, limit = now.qpos[..., 1:], self.largest_velocity
+        velocities, force = np.clip(now.qvel, -limit, limit), np.clip(now.more["qfrc_constraint"], -10, 10)[..., :1]
         return np.concatenate([now.qpos[..., :1], np.sin(angles), np.cos(angles), velocities, force], -1)
 
     def terminated(self, now: Readings) -> BoolArray:

@@ -1,10 +1,12 @@
 """Several systems at once, as simulators of a robot whose masses are not known: plans that are good over all of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from sb3_dpi.systems.protocols import RewardSystem, Rollouts
+from sb3_dpi.systems.continuous import ContinuousSimulator
+from sb3_dpi.systems.protocols import RewardSystem, Rollouts, Trace, trace_of
 from sb3_dpi.trajopt.types import FloatArray
 
 
@@ -31,6 +33,9 @@ class VariedSystem:
                     "parameters, not the shape of what is planned in"
                 )
         self._nx, self._dx, self.action_dim = sizes[0]
+        self._simulators = [variant.simulator for variant in variants if isinstance(variant, ContinuousSimulator)]
+        self._n_worlds = len({one.world(one.reset(seed=0)) for one in self._simulators})
+        self._is_checked = False
 
     @property
     def state_dim(self) -> int:
@@ -50,6 +55,24 @@ class VariedSystem:
         :return: ``[..., K nx]``
         """
         return np.concatenate([states] * len(self.variants), axis=-1)
+
+    def begin(self, state: Any) -> FloatArray:
+        """
+        Begin everywhere in the same state, each variant with parameters of its own.
+
+        :param state: of ``Simulator.read``; of variants without ``begin`` a state ``[nx]``
+        :return: ``[K nx]``
+        :raises ValueError: if variants differ in nothing that is their own
+        """
+        if not self._is_checked:
+            if len({one.world(one.adopt(state)) for one in self._simulators}) < self._n_worlds:
+                raise ValueError(
+                    "Variants are the same simulator once they begin in a state that was read: keep what is varied in "
+                    "attributes of the environment or of its wrappers that reset and step leave alone, not in an object that "
+                    "itself changes"
+                )
+            self._is_checked = True
+        return np.concatenate([variant.begin(state) if hasattr(variant, "begin") else state for variant in self.variants])
 
     def step(self, states: FloatArray, actions: FloatArray) -> FloatArray:
         """See ``trajopt.systems.System``."""
@@ -83,6 +106,31 @@ class VariedSystem:
             np.concatenate([one.last_observations for one in tried], axis=1),
             np.concatenate([one.continuation for one in tried], axis=1),
         )
+
+    def trace(self, states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Trace:
+        """See ``protocols.trace_of``: the variants are particles."""
+        parts = zip(self.variants, self._split(states), strict=True)
+        tried = [trace_of(system, part, actions, rng) for system, part in parts]
+        joined = (
+            np.concatenate([getattr(one, name) for one in tried], axis=1) for name in ("rewards", "observations", "alive")
+        )
+        return Trace(*joined)
+
+    def observe(self, states: FloatArray) -> FloatArray:
+        """
+        Say what is observed in states.
+
+        :param states: ``[n, K nx]``
+        :return: in each variant, ``[n, K, do]``
+        """
+        parts = zip(self.variants, self._split(states), strict=True)
+        return np.stack([system.observe(part) if hasattr(system, "observe") else part for system, part in parts], axis=1)
+
+    def check_vectors(self, with_rewards: bool = True) -> None:
+        """See ``ContinuousSimulator.check_vectors``."""
+        for variant in self.variants:
+            if hasattr(variant, "check_vectors"):
+                variant.check_vectors(with_rewards)
 
     def _split(self, arrays: FloatArray) -> list[FloatArray]:
         return np.split(arrays, len(self.variants), axis=-1)

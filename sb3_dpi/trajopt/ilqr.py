@@ -19,13 +19,16 @@ costates, the gradient of J along the old trajectory, and the states answer line
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from sb3_dpi.trajopt.box_pass import BoxResult, box_pass
+from sb3_dpi.trajopt.in_time import OutOfTimeError, slices_in_time
 from sb3_dpi.trajopt.lqr import NotPositiveDefiniteError
+from sb3_dpi.trajopt.ranges import check_range, check_whole
 from sb3_dpi.trajopt.systems import Cost, System, TwiceDifferentiable
 from sb3_dpi.trajopt.types import FloatArray
 
@@ -136,6 +139,10 @@ class ILQR:
     max_iterations: int = 200
     tolerance: float = 1e-10
 
+    def __post_init__(self) -> None:
+        check_whole(self, "max_iterations")
+        check_range(self, "tolerance", 0.0)
+
     def plan(
         self,
         system: System,
@@ -195,10 +202,12 @@ class _Search:
             raise ValueError("limits of the actions cross or are not numbers: give low <= high")
         self.time_steps = first_step + np.arange(len(actions))
         self.shift, self.growth, self.largest_gain = 0.0, 1.0, 0.0
+        self.deadline = np.inf
 
     def run(self, state: FloatArray, start: FloatArray | ILQRPlan, deadline: float) -> ILQRPlan:
         """Improve the first trajectory until nothing does."""
         now = self._first(state, start)
+        self.deadline = deadline
         costs, n = [now.cost], 0
         ended: Ending | None = None
         expansion: _Expansion | None = None
@@ -207,12 +216,16 @@ class _Search:
             if n >= self.settings.max_iterations or time.monotonic() > deadline:
                 ended = "iterations" if n >= self.settings.max_iterations else "time"
                 break
-            expansion = self._expand(now) if expansion is None else expansion
-            if (found := self._backward(now, expansion)) is None:
-                ended = "stuck"
+            try:
+                expansion = self._expand(now) if expansion is None else expansion
+                if (found := self._backward(now, expansion)) is None:
+                    ended = "stuck"
+                    break
+                passed, n = found, n + 1
+                better, last = self._forward(now, passed), self._has_converged(now, passed)
+            except OutOfTimeError:
+                ended = "time"
                 break
-            passed, n = found, n + 1
-            better, last = self._forward(now, passed), self._has_converged(now, passed)
             if better is not None:
                 now, expansion = better, None
                 costs.append(now.cost)
@@ -249,25 +262,41 @@ class _Search:
         states[:, 0] = reference.states[0]
         with np.errstate(all="ignore"):
             for t in range(T):
+                if time.monotonic() > self.deadline:
+                    raise OutOfTimeError
                 change = self.system.difference(reference.states[t], states[:, t])
                 wished = pushes[:, t] + change @ gains[t].T
                 actions[:, t] = np.minimum(np.maximum(wished, self.low[t]), self.high[t])
                 states[:, t + 1] = self.system.step(states[:, t], actions[:, t])
-            values = self.cost.value(states[:, :-1], actions, self.time_steps)
+            parts = [self.cost.value(states[i, :-1], actions[i], self.time_steps) for i in self._in_time(S)]
+            values = np.concatenate(parts)
             ends = self.cost.final_value(states[:, -1], self.time_steps[-1] + 1)
             total, size = values.sum(-1) + ends, np.abs(values).sum(-1) + np.abs(ends)
         return [_Trajectory(states[i], actions[i], float(total[i]), float(size[i])) for i in range(S)]
 
+    def _in_time(self, n: int) -> Iterator[slice]:
+        """Slices of all, unless time is up."""
+        done = 0
+        for part in slices_in_time(n, self.deadline):
+            yield part
+            done = part.stop
+        if done < n:
+            raise OutOfTimeError
+
     def _expand(self, now: _Trajectory) -> "_Expansion":
         """Dynamics and cost along the present trajectory."""
-        states, T = now.states[:-1], len(now.actions)
-        F = np.concatenate(self.system.linearize(states, now.actions), axis=-1)
-        running = self.cost.expand(states, now.actions, self.time_steps)
+        T, steps = len(now.actions), []
+        for i in self._in_time(T):
+            states, actions = now.states[:-1][i], now.actions[i]
+            linear = np.concatenate(self.system.linearize(states, actions), axis=-1)
+            running = self.cost.expand(states, actions, self.time_steps[i])
+            bent = np.zeros((0, linear.shape[1], linear.shape[2], linear.shape[2]))
+            if self.settings.second_order and isinstance(self.system, TwiceDifferentiable):
+                bent = self.system.hessians(states, actions)
+            steps.append((linear, running.C, running.c, bent))
+        F, C, c, second = map(np.concatenate, zip(*steps, strict=True))
         final = self.cost.expand_final(now.states[-1], int(self.time_steps[-1]) + 1)
-        second = np.zeros((0, F.shape[1], F.shape[2], F.shape[2]))
-        if self.settings.second_order and isinstance(self.system, TwiceDifferentiable):
-            second = self.system.hessians(states, now.actions)
-        parts = (F, running.C, running.c, final.V, final.v, second)
+        parts = (F, C, c, final.V, final.v, second)
         # one layout, so that the pass is compiled once
         expansion = _Expansion(*(np.ascontiguousarray(part, dtype=np.float64) for part in parts))
         for name, array in vars(expansion).items():

@@ -17,9 +17,9 @@ repeats (notes of CS285, Alg. 18): walk down the tree to a leaf, evaluate the le
   where an action that was not tried yet counts as the mean of what its state has returned.
 
 A random system answers anew at each visit, and every outcome has a node of its own. So the tree never knows what will happen:
-it averages. Of a deterministic one each edge is asked once.
+it averages. Of a deterministic one each edge is asked once, and of one that turns random on the way those that drew nothing.
 
-Shapes: A actions; values are of states, returns with the reward of the edge that leads to them.
+A actions; values are of states, returns with the reward of the edge that leads to them.
 """
 
 import math
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from scipy.special import softmax
 
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
@@ -49,7 +50,7 @@ class FiniteSystem(Protocol[State]):
 
     @property
     def is_random(self) -> bool:
-        """Whether the same action may lead elsewhere."""
+        """Whether the same action may lead elsewhere, as far as was seen; it may turn true in a step that draws."""
         ...
 
     def step(self, state: State, action: int, rng: np.random.Generator) -> tuple[State, float, bool]:
@@ -90,7 +91,8 @@ class Edge:
     """sum of the returns"""
     outcomes: dict[Hashable, "Node"] = field(default_factory=dict)
     reward: float = 0.0
-    """of the only outcome, where the system is deterministic"""
+    """of the only outcome, where it is not random"""
+    is_random: bool = False
 
     @property
     def mean(self) -> float:
@@ -162,8 +164,7 @@ class SearchResult:
     n_simulations: int
     n_steps: int
     """of the system, those of default policies included"""
-    depth: int
-    """of the tree, in time steps"""
+    depth: int  # of the tree, in time steps
     root: Node
 
     @property
@@ -183,19 +184,18 @@ class SearchResult:
             return sure
         with np.errstate(divide="ignore"):
             logits = np.log(self.visits) / temperature
-        weights: FloatArray = np.exp(logits - logits.max())
-        weights /= weights.sum()
-        return weights
+        return np.asarray(softmax(logits))
 
     def subtree(self, action: int, key: Hashable) -> Node | None:
         """
         Keep what is known of what came next, for the next search.
 
         :param action: the one that was taken
-        :param key: of the state that came
+        :param key: of the state that came, where several can
         :return: its node; None where it is not in the tree
         """
-        return self.root.edges[action].outcomes.get(key)
+        edge = self.root.edges[action]
+        return edge.outcomes.get(key if edge.is_random else 0)
 
 
 class _Range:
@@ -227,7 +227,7 @@ class _Search(Generic[State]):
         self, system: FiniteSystem[State], gamma: float, horizon: int, value_range: _Range, rng: np.random.Generator
     ) -> None:
         self.system, self.gamma, self.horizon, self.rng, self.range = system, gamma, horizon, rng, value_range
-        self.n_actions, self.is_random = system.n_actions, system.is_random
+        self.n_actions = system.n_actions
         self.n_steps, self.depth = 0, 0
 
     def choose(self, node: Node) -> int:
@@ -267,11 +267,12 @@ class _Search(Generic[State]):
     def follow(self, node: Node, action: int) -> tuple[Node, float]:
         """:return: what comes of an action, drawn anew where it is random, and the reward"""
         edge = node.edges[action]
-        if not self.is_random and edge.outcomes:
+        if edge.outcomes and not edge.is_random:
             return edge.outcomes[0], edge.reward
         state, reward, is_over = self.system.step(node.state, action, self.rng)
         self.n_steps += 1
-        key = self.system.key(state) if self.is_random else 0
+        edge.is_random = self.system.is_random
+        key = self.system.key(state) if edge.is_random else 0
         child = edge.outcomes.get(key)
         if child is None:
             child = edge.outcomes[key] = new_node(state, self.n_actions, is_over)
@@ -361,14 +362,14 @@ def _end(max_seconds: float | None) -> float:
     return math.inf if max_seconds is None else time.perf_counter() + max_seconds
 
 
-def _check(n_simulations: int, horizon: int, gamma: float, exploration: float) -> None:
+def _check(n_simulations: int, horizon: int, gamma: float, exploration: float, noise: tuple[float, float] | None) -> None:
     for name, value in (("n_simulations", n_simulations), ("horizon", horizon)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0.0 <= gamma <= 1.0:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma}")
-    if not exploration >= 0.0:
-        raise ValueError(f"exploration must be at least 0, got {exploration}")
+    if not (0.0 <= gamma <= 1.0 and exploration >= 0.0):
+        raise ValueError(f"gamma must be in [0, 1] and exploration at least 0, got {gamma} and {exploration}")
+    if noise is not None and not (noise[0] > 0.0 and 0.0 <= noise[1] <= 1.0):
+        raise ValueError(f"noise must be a concentration above 0 and a share from 0 to 1, got {noise}")
 
 
 def uct(
@@ -401,7 +402,7 @@ def uct(
     :return: what was found
     :raises ValueError: if a number is out of range or a reward is not finite
     """
-    _check(n_simulations, horizon, gamma, exploration)
+    _check(n_simulations, horizon, gamma, exploration, None)
     search = _UCT(exploration, evaluate, system, gamma, horizon, _Range(return_range), rng)
     first = new_node(state, search.n_actions) if root is None else root
     n_done, end = 0, _end(max_seconds)
@@ -479,7 +480,7 @@ def puct_each(
     :return: what each found
     :raises ValueError: if a number is out of range, or a reward, value or prior does not fit
     """
-    _check(n_simulations, horizon, gamma, exploration)
+    _check(n_simulations, horizon, gamma, exploration, noise)
     searches = [_PUCT[State](exploration, system, gamma, horizon, _Range(return_range), rng) for rng in rngs]
     bare = [root for root in roots if not root.priors]
     for root, value in zip(bare, _ask(guess, bare), strict=True):

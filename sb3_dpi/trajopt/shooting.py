@@ -23,7 +23,9 @@ from functools import cache
 import numpy as np
 from scipy.special import softmax
 
+from sb3_dpi.trajopt.in_time import slices_in_time
 from sb3_dpi.trajopt.noise import coloured, white
+from sb3_dpi.trajopt.ranges import check_range, check_whole
 from sb3_dpi.trajopt.types import FloatArray
 
 Returns = Callable[[FloatArray], FloatArray]
@@ -120,13 +122,31 @@ class _Box:
 class _Trials:
     """Rolls out, and remembers the best of every state."""
 
-    def __init__(self, returns: Returns, box: _Box) -> None:
-        self.returns = returns
+    def __init__(self, returns: Returns, box: _Box, deadline: float) -> None:
+        self.returns, self.deadline = returns, deadline
         self.best: FloatArray = np.zeros(box.middle.shape)
         self.best_returns: FloatArray = np.full(box.n_states, -np.inf)
-        self.n_rollouts = 0
+        self.n_rollouts = self.n_tried = 0
+        self.was_cut = False
 
-    def __call__(self, actions: FloatArray) -> FloatArray:
+    def __call__(self, actions: FloatArray, first: int = 0) -> FloatArray:
+        """Returns, minus infinity of sequences that time did not suffice for; ``first`` is tried before the others."""
+        if self.deadline == np.inf:
+            found, n = self._returns(actions), actions.shape[1]
+        else:
+            found, n = np.full(actions.shape[:2], -np.inf), 0
+            order = np.roll(np.arange(actions.shape[1]), -first)
+            for part in slices_in_time(len(order), self.deadline):
+                found[:, order[part]] = self._returns(actions[:, order[part]])
+                n = part.stop
+        self.n_rollouts, self.n_tried, self.was_cut = self.n_rollouts + n, n, n < actions.shape[1]
+        rows, top = np.arange(len(found)), np.argmax(found, axis=1)
+        better = found[rows, top] > self.best_returns
+        self.best = np.where(better[:, None, None], actions[rows, top], self.best)
+        self.best_returns = np.where(better, found[rows, top], self.best_returns)
+        return found
+
+    def _returns(self, actions: FloatArray) -> FloatArray:
         found = np.asarray(self.returns(actions), dtype=np.float64)
         if found.shape != actions.shape[:2]:
             raise ValueError(f"returns of actions {actions.shape} must be {actions.shape[:2]}, got {found.shape}")
@@ -135,11 +155,6 @@ class _Trials:
             raise ValueError(
                 f"the return of sequence {sample} of state {state} is not finite: check the rewards of the system"
             )
-        self.n_rollouts += actions.shape[1]
-        rows, top = np.arange(len(found)), np.argmax(found, axis=1)
-        better = found[rows, top] > self.best_returns
-        self.best = np.where(better[:, None, None], actions[rows, top], self.best)
-        self.best_returns = np.where(better, found[rows, top], self.best_returns)
         return found
 
 
@@ -279,13 +294,13 @@ class Shooter(ABC):
         :param rng: draws the sequences
         :param n_states: B
         :param start: the last plan, ``shifted``; None starts cold
-        :param max_seconds: after which no further round begins; None for no limit
+        :param max_seconds: after which nothing more is rolled out, but one sequence at least; None for no limit
         :return: the plan
         :raises ValueError: for a horizon of 0, bounds that are not finite, or returns that are not
         """
         box = _Box.build(low, high, horizon, n_states, start)
         deadline = np.inf if max_seconds is None else time.monotonic() + max_seconds
-        return self._search(box, _Trials(returns, box), rng, start, deadline)
+        return self._search(box, _Trials(returns, box, deadline), rng, start, deadline)
 
     @abstractmethod
     def _search(
@@ -302,15 +317,17 @@ class RandomShooting(Shooter):
 
     n_samples: int = 1000
 
+    def __post_init__(self) -> None:
+        check_whole(self, "n_samples")
+
     def _search(
         self, box: _Box, trials: _Trials, rng: np.random.Generator, start: ShootingPlan | None, deadline: float
     ) -> ShootingPlan:
-        _check_counts(self, self.n_samples)
         shape = (box.n_states, self.n_samples, box.horizon, len(box.low))
         drawn = box.low + (box.high - box.low) * rng.uniform(size=shape)
         if start is not None:
             drawn[:, -1] = box.clip(start.actions)
-        best, values = elites(drawn, trials(drawn), 1, 1)
+        best, values = elites(drawn, trials(drawn, first=0 if start is None else -1), 1, 1)
         return ShootingPlan(best[:, 0], values[:, 0], best[:, 0], best, trials.n_rollouts)
 
 
@@ -339,10 +356,23 @@ class CEM(Shooter):
     kept: float = 0.0
     decay: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_whole(self, "n_samples", "n_elites", "n_rounds")
+        if self.n_elites > self.n_samples:
+            raise ValueError(
+                f"{type(self).__name__} fits n_elites={self.n_elites} of n_samples={self.n_samples}: give no more elites than "
+                "samples"
+            )
+        check_range(self, "momentum", 0.0, 1.0, "high")
+        check_range(self, "spread", 0.0, is_open="low")
+        for name in ("smallest_spread", "exponent"):
+            check_range(self, name, 0.0)
+        check_range(self, "kept", 0.0, 1.0)
+        check_range(self, "decay", 0.0, 1.0, "low")
+
     def _search(
         self, box: _Box, trials: _Trials, rng: np.random.Generator, start: ShootingPlan | None, deadline: float
     ) -> ShootingPlan:
-        _check_counts(self, self.n_samples - self.n_elites + 1, self.n_elites, self.n_rounds)
         least, n_kept = min(2 * self.n_elites, self.n_samples), round(self.kept * self.n_elites)
 
         def draw(k: int, mean: FloatArray, variance: FloatArray) -> FloatArray:
@@ -354,7 +384,7 @@ class CEM(Shooter):
 
         fit = cross_entropy(
             draw,
-            trials,
+            lambda samples: trials(samples, first=0 if start is None else -n_kept),
             box.middle if start is None else box.clip(start.mean),
             np.broadcast_to((self.spread * box.half) ** 2, box.middle.shape),
             None if start is None else box.clip(start.elites),
@@ -366,7 +396,10 @@ class CEM(Shooter):
             smallest=(self.smallest_spread * box.half) ** 2,
             deadline=deadline,
         )
-        return ShootingPlan(trials.best, trials.best_returns, fit.mean, fit.kept, trials.n_rollouts)
+        mean, kept = fit.mean, fit.kept
+        if trials.was_cut:  # so few say little of a Gaussian
+            mean, kept = trials.best, kept[:, np.arange(self.n_elites) % min(trials.n_tried, self.n_elites)]
+        return ShootingPlan(trials.best, trials.best_returns, mean, kept, trials.n_rollouts)
 
 
 @dataclass(frozen=True)
@@ -408,16 +441,24 @@ class MPPI(Shooter):
     trust_region: float = 2.0
     exponent: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_whole(self, "n_samples", "n_rounds")
+        for name in ("spread", "trust_region", *(("temperature",) if self.temperature is not None else ())):
+            check_range(self, name, 0.0, is_open="low")
+        check_range(self, "exponent", 0.0)
+
     def _search(
         self, box: _Box, trials: _Trials, rng: np.random.Generator, start: ShootingPlan | None, deadline: float
     ) -> ShootingPlan:
-        _check_counts(self, self.n_samples, self.n_rounds)
         mean = box.middle if start is None else box.clip(start.mean)
         variance = np.broadcast_to((self.spread * box.half) ** 2, mean.shape)
         for _ in range(self.n_rounds):
             drawn = box.around(mean, variance, self.n_samples, self.exponent, rng)
             drawn[:, 0] = mean
             found = trials(drawn)
+            if trials.was_cut:
+                was_tried = found[0] > -np.inf
+                drawn, found = drawn[:, was_tried], found[:, was_tried]
             weights = self._weights(found)
             mean = (weights[:, None] @ drawn.reshape(*found.shape, -1)).reshape(mean.shape)
             if time.monotonic() > deadline:
@@ -430,8 +471,3 @@ class MPPI(Shooter):
             return np.concatenate([tempered_weights(row[None], self.trust_region)[0] for row in returns])
         weights: FloatArray = softmax(returns / self.temperature, axis=1)
         return weights
-
-
-def _check_counts(planner: Shooter, *counts: int) -> None:
-    if min(counts) < 1:
-        raise ValueError(f"need a sample, a round and no more elites than samples, got {planner}")

@@ -59,16 +59,17 @@ def geometric_mean(values: FloatArray) -> float:
     return unit * float(np.exp(np.log(values / unit).mean()))
 
 
-def outlier_limit(values: FloatArray) -> float:
+def outlier_limit(values: FloatArray, n_each: int = 1) -> float:
     """Beyond which size a number is an outlier: one in a thousand must not decide the size of all.
 
     Where more numbers are large, or all others are zero, none is one.
 
     :param values: finite, any shape
+    :param n_each: numbers that one wrong number spoils, two of differences
     :return: ``FARTHEST`` root mean squares of all but the largest, infinite where these are zero
     """
     sizes = np.abs(np.ravel(values)).astype(np.float64)
-    n_rest = len(sizes) - int(np.ceil(RARE * len(sizes)))
+    n_rest = len(sizes) - n_each * int(np.ceil(RARE * len(sizes)))
     if n_rest < 1:
         return np.inf
     rest = np.partition(sizes, n_rest - 1)[:n_rest]
@@ -85,3 +86,20 @@ def cut_outliers(values: FloatArray) -> FloatArray:
     """
     limit = outlier_limit(values)
     return np.clip(values, -limit, limit)
+
+
+def replace_outliers(values: FloatArray, known: FloatArray, n_each: int = 1) -> FloatArray:
+    """Put medians in place of numbers that are outliers among others of the same variable.
+
+    Cut to its limit, one that is wrong would still move a mean and pull a regression; what is right and that rare tells as
+    little to either.
+
+    :param values: finite, ``[n, D]``
+    :param known: by which each variable is judged: ``outlier_limit`` about its median, ``[m, D]``
+    :param n_each: as for ``outlier_limit``
+    :return: ``[n, D]``; a variable that is constant but for rounding has no outliers
+    """
+    centre = np.median(known, axis=0)
+    limit = np.array([outlier_limit(column, n_each) for column in (known - centre).T])
+    limit = np.where(varies(limit / FARTHEST, centre), limit, np.inf)
+    return np.where(np.abs(values - centre) > limit, centre, values)

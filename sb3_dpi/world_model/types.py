@@ -1,12 +1,16 @@
 """What was seen: real transitions in the environment's units, and the memory that holds them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
+from sb3_dpi.trajopt.units import replace_outliers
+
+JUDGED_BY = 5000
+"""Steps, spread evenly over a memory, by which a number is an outlier or not."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,24 @@ class Memory(Protocol):
         :return: those of every row, ``[n]``
         """
         ...
+
+
+def take_without_outliers(memory: Memory, rows: IntArray) -> Transitions:
+    """
+    Read rows as units may follow them: one observation that is wrong must not decide the unit of all.
+
+    :param memory: real steps, by which it is judged
+    :param rows: which
+    :return: the steps; a wrong number is a median, in the state that it shows and in the changes that lead there and back
+    """
+    n = min(len(memory), JUDGED_BY)
+    known = memory.take(memory.newest(len(memory))[np.arange(n) * len(memory) // n])
+    seen = replace_outliers(known.states, known.states)
+    known_changes = replace_outliers(known.next_states, known.states) - seen
+    new = memory.take(rows)
+    states, after = (replace_outliers(array, known.states) for array in (new.states, new.next_states))
+    changes = replace_outliers(after - states, known_changes, n_each=2)
+    return replace(new, states=states, next_states=np.where(changes == after - states, after, states + changes))
 
 
 def successors(memory: Memory, rows: IntArray, horizon: int) -> tuple[IntArray, BoolArray]:
