@@ -205,7 +205,12 @@ def test_mpc_plans_by_them_from_the_first_step() -> None:
     np.testing.assert_allclose(model.ensemble.state_mean.numpy(), seen.mean(0), atol=1e-6)
     planned: list[np.ndarray] = []
     plan = MPC._plan
-    model._plan = lambda *args: planned.append(plan(model, *args)) or planned[-1]  # type: ignore[method-assign,func-returns-value]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        planned.append(plan(model, *args, **kwargs))
+        return planned[-1]
+
+    model._plan = counted  # type: ignore[method-assign]
     model.learn(40)
     assert len(planned) == 40
     check_transitions(model)
