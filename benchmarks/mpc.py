@@ -257,7 +257,7 @@ PARTS: dict[str, Callable[[list[int] | None], Jobs]] = {
 # ---------------------------------------------------------------------- rows
 
 
-ALIKE = {"1", str(MPC.algorithm_version)}
+ALIKE = {"1", "2", str(MPC.algorithm_version)}
 """Versions between which iCEM and iLQR, of which all jobs are, did not change."""
 
 
