@@ -258,7 +258,7 @@ PARTS: dict[str, Callable[[list[int] | None], Jobs]] = {
 
 
 ALIKE = {"1", "2", str(MPC.algorithm_version)}
-"""Versions between which iCEM and iLQR, of which all jobs are, did not change."""
+"""Versions between which iCEM and iLQR, of which all jobs are, did not change on tasks that do not end."""
 
 
 def rows(part: str) -> list[dict[str, str]]:
