@@ -84,6 +84,17 @@ class PointMass(gym.Env[np.ndarray, np.ndarray]):
         return value * self.bad if self.broken == (what, self.n_steps) else value
 
 
+class Single(PointMass):
+    """Observed without an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-np.inf, np.inf, (), np.float32)
+
+    def observation(self) -> Any:
+        return np.array(self.state[0], np.float32)
+
+
 class Pushed(gym.ActionWrapper):  # type: ignore[type-arg]
     """
     Finitely many forces in place of all between the bounds.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from algorithms import iterations, parameters, small_exit
-from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, Pushed, limited, pushed, vec_env
+from dummy_envs import ITERATION, DictPointMass, ImagePointMass, PointMass, Pushed, Single, limited, pushed, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -280,17 +280,6 @@ class Shared(PointMass):
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise TypeError("it holds a socket")
-
-
-class Single(PointMass):
-    """Observed without an axis."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = spaces.Box(-np.inf, np.inf, (), np.float32)
-
-    def observation(self) -> Any:
-        return np.array(self.state[0], np.float32)
 
 
 @pytest.mark.parametrize(

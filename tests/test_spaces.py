@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from algorithms import Make, buffer, every, every_action, every_algorithm, executed, iterations, parameters
-from dummy_envs import HORIZON, IMAGE_SHAPE, ITERATION, DictPointMass, ImagePointMass, Matrix, PointMass, vec_env
+from dummy_envs import HORIZON, IMAGE_SHAPE, ITERATION, DictPointMass, ImagePointMass, Matrix, PointMass, Single, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -191,14 +191,6 @@ def test_types_of_observations(make: Make, dtype: Any) -> None:
 @every_algorithm
 def test_single_numbers(make: Make) -> None:
     """Observed without any axis, one or many at once."""
-
-    class Single(PointMass):
-        def __init__(self) -> None:
-            super().__init__()
-            self.observation_space = spaces.Box(-np.inf, np.inf, (), np.float32)
-
-        def observation(self) -> Any:
-            return np.array(self.state[0], np.float32)
 
     model = make(gym.wrappers.TimeLimit(Single(), 12)).learn(2 * ITERATION)
     actions = model.predict(OBSERVATIONS[:, 0], deterministic=True)[0]
