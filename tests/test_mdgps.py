@@ -220,11 +220,3 @@ def test_a_schedule_may_end_at_zero() -> None:
     model.learn(2 * ITERATION)
     assert model.n_iterations == 2 and np.isfinite(parameters(model))
     assert logged(model, "trajopt/kl_step") == logged(model, "train/learning_rate") == 0.0
-
-
-def test_progress_is_never_negative() -> None:
-    """The last iteration is completed beyond the total: no schedule expects that."""
-    model = small_mdgps(learning_rate=lambda progress: 1e-2 * progress, kl_step=lambda progress: 0.1 + 0.2 * progress)
-    model.learn(1)
-    assert logged(model, "train/learning_rate") == 0.0
-    assert logged(model, "trajopt/kl_step") == pytest.approx(0.1)

@@ -91,7 +91,7 @@ def as_starts(episode_start: Any, n: int) -> np.ndarray:
 
 
 class Conventions(BaseAlgorithm):
-    """Seeds, names of policies, environments that are missing, and progress bars, alike for every algorithm."""
+    """Seeds, names of policies, missing environments, progress from 1 to 0, and its bars, alike for every algorithm."""
 
     _rng: np.random.Generator
 
@@ -135,6 +135,11 @@ class Conventions(BaseAlgorithm):
                 f"You must set the environment before calling learn(): {name}.load(path, env=env), or model.set_env(env)"
             )
         return super()._setup_learn(total_timesteps, *args, **kwargs)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # the last block is completed beyond the total, which no schedule expects: a rate below zero would ascend
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         given = CallbackList(callback) if isinstance(callback, list) else callback

@@ -346,11 +346,6 @@ class DualPolicyAlgorithm(SavedModel, TrajectoryCollector):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/std", float(self.policy.log_std.detach().exp().mean()))
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # the last iteration is completed beyond the total, which no schedule expects
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
-
     @reset_when_interrupted
     def learn(
         self: SelfDualPolicyAlgorithm,
