@@ -1,5 +1,6 @@
 """What users of Stable-Baselines3 do with policies: their networks, modes and optimizers, and what ``predict`` is asked."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ from algorithms import (
     called,
     every,
     every_action,
+    every_network,
     iterations,
     modules,
     on_policy,
@@ -90,6 +92,42 @@ def test_batch_statistics_stay_where_steps_are_taken(make: Make) -> None:
     np.testing.assert_array_equal(actions[0], actions[1])
     np.testing.assert_array_equal(actions[0], actions[2])
     assert all(th.equal(old, new) for old, new in zip(before, statistics(model), strict=True))
+
+
+@every_network
+def test_what_is_not_updated_is_the_policy_that_acts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures, targets and bounds on changes: without gradients nobody learns."""
+    modes: set[tuple[bool, bool]] = set()
+    forward = NormDropout.forward
+
+    def watched(self: NormDropout, observations: th.Tensor) -> th.Tensor:
+        modes.add((self.training, th.is_grad_enabled()))
+        return forward(self, observations)
+
+    monkeypatch.setattr(NormDropout, "forward", watched)
+    with_norms(make).learn(3 * ITERATION)
+    assert (True, True) in modes and (True, False) not in modes
+
+
+@every(from_conditions=True)
+def test_the_policy_that_acts_is_linearised(make: Make) -> None:
+    """As it is while no model is fitted."""
+    model, found = with_norms(make), []
+    fit = model.fit_model
+
+    def watched(trajectories: Any) -> Any:
+        found.append((fit(trajectories).policy, copy.deepcopy(model.policy), trajectories))
+        return fit(trajectories)
+
+    model.fit_model = watched
+    model.learn(2 * ITERATION)
+    for controller, policy, trajectories in found:
+        policy.set_training_mode(False)
+        model.policy = policy
+        wanted = model._linearize(trajectories)
+        for name in ("K", "k"):
+            np.testing.assert_allclose(getattr(controller, name), getattr(wanted, name)[: len(controller.K)], atol=1e-6)
+    assert len(found) == 2
 
 
 # ---------------------------------------------------------------------- networks

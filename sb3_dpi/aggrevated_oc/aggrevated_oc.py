@@ -236,7 +236,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
     @whole_or_undone
     def train(self) -> None:
         """One iteration of Algorithm 1 on the trajectories in the buffer."""
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)  # but for its own updates
         self._update_learning_rate(self.policy.optimizer)
         trajectories = self.recall()
         self.standardize(trajectories)

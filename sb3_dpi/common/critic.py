@@ -9,6 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_dpi.common.policies import being_updated
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.trajopt.types import FloatArray
@@ -155,7 +156,8 @@ def fit_values(
                 if isinstance(observations, dict)
                 else observations[index]
             )
-            loss = th.nn.functional.mse_loss(policy.predict_values(batch).reshape(-1), standard[index])
+            with being_updated(policy):
+                loss = th.nn.functional.mse_loss(policy.predict_values(batch).reshape(-1), standard[index])
             policy.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             for parameter in actor:  # features that the value shares with the actor are the actor's

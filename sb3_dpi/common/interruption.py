@@ -71,10 +71,12 @@ def reset_when_interrupted(learn: Method[Model, Given, Result]) -> Method[Model,
 
     @functools.wraps(learn)
     def careful(self: Model, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        has_gradients = th.is_grad_enabled()
         try:
             return learn(self, *args, **kwargs)
         except BaseException:
             self._last_obs = None
+            th.set_grad_enabled(has_gradients)  # Ctrl-C on the way out of no_grad() leaves them off for all that follows
             raise
 
     return careful

@@ -1,6 +1,8 @@
 """Gaussian policies in units of the action bounds."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +21,21 @@ from sb3_dpi.common.standardized import StandardizedCombinedExtractor, Standardi
 
 STATE_KEY = "state"
 """Key of a dictionary observation that the planner sees and the policy does not."""
+
+
+@contextmanager
+def being_updated(policy: BasePolicy) -> Iterator[None]:
+    """Put a policy into train mode for its own updates, as batch normalisation and dropout must know.
+
+    Whatever else asks it, a plan, a measurement or a bound on its change, is about the policy that acts.
+
+    :param policy: left in evaluation mode
+    """
+    policy.set_training_mode(True)
+    try:
+        yield
+    finally:
+        policy.set_training_mode(False)
 
 
 class ObservationReader(BasePolicy):

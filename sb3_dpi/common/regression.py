@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.common.actor import flat_inputs, plain_layers
 from sb3_dpi.common.numpy_networks import Adam, Layers, Network
-from sb3_dpi.common.policies import BoundedGaussianPolicy
+from sb3_dpi.common.policies import BoundedGaussianPolicy, being_updated
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.trajopt.types import FloatArray, IntArray
@@ -38,7 +38,8 @@ def regress_mean(
     """
     layers = _numpy_layers(policy)
     if layers is None:
-        return _regress_torch(policy, observations, targets, precisions, minibatches)
+        with being_updated(policy):
+            return _regress_torch(policy, observations, targets, precisions, minibatches)
     return _regress_numpy(policy, layers, observations, targets, precisions, minibatches)
 
 

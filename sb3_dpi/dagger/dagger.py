@@ -248,7 +248,7 @@ class DAgger(SavedModel, Collecting):
         :param gradient_steps: updates of the policy
         :param batch_size: of each
         """
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)  # but for its own updates
         self._update_learning_rate(self.policy.optimizer)
         error = self.disagreement()
         self.standardize()

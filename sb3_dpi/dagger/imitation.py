@@ -16,7 +16,7 @@ import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi.common.policies import BoundedGaussianPolicy
+from sb3_dpi.common.policies import BoundedGaussianPolicy, being_updated
 from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.types import FloatArray, IntArray
@@ -40,13 +40,14 @@ def classify(
     inputs = obs_as_tensor(observations, policy.device)
     targets = th.as_tensor(probabilities, dtype=th.float32, device=policy.device)
     losses = []
-    for chosen in th.as_tensor(minibatches, device=policy.device):
-        batch = map_observations(lambda tensor, i=chosen: tensor[i], inputs)  # type: ignore[misc, arg-type]
-        loss = th.nn.functional.cross_entropy(policy.action_mean(batch), targets[chosen])  # type: ignore[arg-type]
-        policy.optimizer.zero_grad()
-        loss.backward()
-        policy.optimizer.step()
-        losses.append(loss.detach())
+    with being_updated(policy):
+        for chosen in th.as_tensor(minibatches, device=policy.device):
+            batch = map_observations(lambda tensor, i=chosen: tensor[i], inputs)  # type: ignore[misc, arg-type]
+            loss = th.nn.functional.cross_entropy(policy.action_mean(batch), targets[chosen])  # type: ignore[arg-type]
+            policy.optimizer.zero_grad()
+            loss.backward()
+            policy.optimizer.step()
+            losses.append(loss.detach())
     return th.stack(losses).double().cpu().numpy()
 
 

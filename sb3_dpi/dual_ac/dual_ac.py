@@ -25,7 +25,7 @@ from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
 from sb3_dpi.common.original_observations import as_arrays
 from sb3_dpi.common.planner_state import replace_vectors
-from sb3_dpi.common.policies import StandardizedPolicy
+from sb3_dpi.common.policies import StandardizedPolicy, being_updated
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.dual_ac import windows
@@ -319,7 +319,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
     @whole_or_undone
     def train(self) -> None:
         """One iteration of Algorithm 1: V-step, alpha-step and pi-step on the rollout in the buffer."""
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)  # but for its own updates
         self._update_learning_rate(self.policy.optimizer)
         self._update_standardization(self._seen())
         batch, judgement = self._batch, self._judgement  # of pi_{t-1}, the behaviour policy pi_b; alpha_{t-1}, by V_{t-1}
@@ -426,7 +426,8 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         problem = ValueProblem(batch.observations, initial, target, ends, earned, kept, alpha, self.path_regularization)
         if self.n_critic_updates > 0 and value_is_linear(self.policy):
             return solve_in_closed_form(self.policy, problem)
-        return descend(self.policy, problem, TOLERANCE, self.n_critic_updates, self.batch_size, self._rng)
+        with being_updated(self.policy):
+            return descend(self.policy, problem, TOLERANCE, self.n_critic_updates, self.batch_size, self._rng)
 
     def _rescale_values(self, targets: FloatArray) -> None:
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""

@@ -209,7 +209,7 @@ class MDGPS(DualPolicyAlgorithm):
     @whole_or_undone
     def train(self) -> None:
         """One iteration of Algorithm 4 on the trajectories in the buffer (lines 1 and 2 sampled them)."""
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)  # but for its own updates
         self._update_learning_rate(self.policy.optimizer)
         trajectories = self.recall()
         self.standardize(trajectories)
