@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, Model, every, iterations, off_policy, parameters, with_networks, with_references
+from algorithms import EVERY, Make, Model, every, iterations, off_policy, parameters, with_networks, with_references
 from dummy_envs import ITERATION, limited, vec_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import save_to_pkl
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 Parameters = dict[str, dict[str, th.Tensor]]
@@ -204,4 +207,19 @@ def test_replay_buffers_are_saved_and_extended(make: Make, tmp_path: Path) -> No
     model.save_replay_buffer(stream)
     stream.seek(0)
     model.load_replay_buffer(stream)
+    assert iterations(model.learn(ITERATION, reset_num_timesteps=False)) > 1
+
+
+@pytest.mark.parametrize("make", [make for make in EVERY if issubclass(make.algorithm, OffPolicyAlgorithm)], ids=str)
+def test_a_refused_replay_buffer_is_not_left_in_the_model(make: Make, tmp_path: Path) -> None:
+    model = make().learn(2 * ITERATION)
+    own, spaces = model.replay_buffer, (model.observation_space, model.action_space)
+    lean = ReplayBuffer(10, *spaces, optimize_memory_usage=True, handle_timeout_termination=False)
+    blind = copy.deepcopy(own)
+    blind.handle_timeout_termination = False
+    for refused, error in ((lean, ValueError), (blind, ValueError), ("no buffer", AssertionError)):
+        save_to_pkl(tmp_path / "refused.pkl", refused)
+        with pytest.raises(error):
+            model.load_replay_buffer(tmp_path / "refused.pkl")
+        assert model.replay_buffer is own
     assert iterations(model.learn(ITERATION, reset_num_timesteps=False)) > 1

@@ -1,5 +1,7 @@
 """How off-policy algorithms keep steps in the environment's units, and refuse those that are not finite."""
 
+import io
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,35 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.finite import KeptStatistics, check_finite, check_step
 from sb3_dpi.common.original_observations import ReadsOriginals, UnclippedTerminals, original_rewards
+from sb3_dpi.common.replay_memory import check_buffer, deal_out
 
 
 class KeepsOriginals(ReadsOriginals, OffPolicyAlgorithm):
     """What an off-policy algorithm that keeps original observations inherits before its base of Stable-Baselines3."""
 
     _statistics: KeptStatistics
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file, also one of another number of environments.
+
+        :param path: Path to the pickled replay buffer
+        :param truncate_last_traj: not used: what does not go on is known, or seen by its observations
+        :raises ValueError: if the algorithm cannot learn from its rows; the model then keeps its own buffer
+        """
+        own = self.replay_buffer
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            assert self.replay_buffer is not None
+            self.replay_buffer = self._as_own(self.replay_buffer)
+        except BaseException:
+            self.replay_buffer = own
+            raise
+
+    def _as_own(self, loaded: ReplayBuffer) -> ReplayBuffer:
+        """Loaded rows, dealt out to as many environments as there are; refused if they cannot be learned from."""
+        check_buffer(type(loaded), vars(loaded))
+        return loaded if loaded.n_envs == self.n_envs else deal_out(loaded, self.n_envs)
 
     def collect_rollouts(
         self,

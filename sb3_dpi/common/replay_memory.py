@@ -117,7 +117,7 @@ def check_buffer(buffer_class: type[ReplayBuffer] | None, options: dict[str, Any
         )
     if options.get("optimize_memory_usage") or options.get("handle_timeout_termination") is False:
         raise ValueError(
-            "A world model needs true next observations and time limits: leave optimize_memory_usage off, timeouts on"
+            "True next observations and time limits are learned from: leave optimize_memory_usage off, timeouts on"
         )
 
 

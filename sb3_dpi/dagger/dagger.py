@@ -1,7 +1,5 @@
 """DAgger: imitate an expert on the states that the policy itself comes to."""
 
-import io
-import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +18,7 @@ from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.planner_state import replace_vectors
 from sb3_dpi.common.regression import regress_mean
-from sb3_dpi.common.replay_memory import check_buffer, deal_out
+from sb3_dpi.common.replay_memory import check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.common.trajectories import Observations, map_observations
@@ -210,19 +208,10 @@ class DAgger(SavedModel, Collecting):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load aggregated data from a pickle file, also of another number of environments.
-
-        :param path: Path to the pickled replay buffer
-        :param truncate_last_traj: not used: each row stands for itself
-        :raises ValueError: if it holds no labels
-        """
-        super().load_replay_buffer(path, truncate_last_traj)
-        if not isinstance(self.replay_buffer, Labels):
+    def _as_own(self, loaded: ReplayBuffer) -> ReplayBuffer:
+        if not isinstance(loaded, Labels):
             raise ValueError("This replay buffer holds no labels of an expert: load one that DAgger has saved")
-        if self.replay_buffer.n_envs != self.n_envs:
-            self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)
+        return super()._as_own(loaded)
 
     # ------------------------------------------------------------------ Algorithm 1
 

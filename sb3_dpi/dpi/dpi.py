@@ -1,10 +1,8 @@
 """Dual policy iteration on a learned neural ensemble."""
 
 import copy
-import io
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -24,7 +22,7 @@ from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
-from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer, deal_out
+from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import (
     FORMER_ARGUMENTS,
@@ -281,18 +279,6 @@ class DPI(SavedModel, OfflineLearner):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules = ["policy", "policy.optimizer", "ensemble", "ensemble.optimizer", "ensemble.termination_optimizer"]
         return [*modules, "critic", "critic.optimizer"], []
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer from a pickle file, also one of another number of environments.
-
-        :param path: Path to the pickled replay buffer
-        :param truncate_last_traj: not used: what does not go on is seen by its observations
-        """
-        super().load_replay_buffer(path, truncate_last_traj)
-        check_buffer(type(self.replay_buffer), {"optimize_memory_usage": self.replay_buffer.optimize_memory_usage})
-        if self.replay_buffer.n_envs != self.n_envs:
-            self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)
 
     # ------------------------------------------------------------------ learning
 

@@ -1,8 +1,6 @@
 """Expert iteration: a tree search improves on a network, and the network imitates it (Anthony et al., 2017)."""
 
 import copy
-import io
-import pathlib
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -20,7 +18,7 @@ from sb3_dpi.common.critic import ReturnScale, rescale_values
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.common.original_observations import seen_through
-from sb3_dpi.common.replay_memory import deal_out
+from sb3_dpi.common.replay_memory import check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.expert_iteration.buffers import SearchDictReplayBuffer, SearchReplayBuffer
 from sb3_dpi.expert_iteration.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, judge
@@ -187,12 +185,7 @@ class ExIt(Searching):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.gradient_steps < -1:
             raise ValueError(f"gradient_steps must be at least -1, got {self.gradient_steps}")
-        if self.replay_buffer_kwargs.get("optimize_memory_usage") or (
-            self.replay_buffer_kwargs.get("handle_timeout_termination") is False
-        ):
-            raise ValueError(
-                "Values need true next observations and time limits: leave optimize_memory_usage off, timeouts on"
-            )
+        check_buffer(None, self.replay_buffer_kwargs)
 
     def _begin_anew(self) -> None:
         """Make what is searched, and forget trees."""
@@ -237,23 +230,14 @@ class ExIt(Searching):
         expert._seen_through = seen_through(env, self.get_vec_normalize_env()) if self.env is None else self.env
         return expert
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer from a pickle file, also of another number of environments.
-
-        :param path: Path to the pickled replay buffer
-        :param truncate_last_traj: not used: the last episode is always left as if behind a time limit
-        :raises ValueError: if it holds no searches
-        """
-        own = self.replay_buffer
-        super().load_replay_buffer(path, truncate_last_traj)
-        if not isinstance(self.replay_buffer, SearchReplayBuffer):
-            found, self.replay_buffer = type(self.replay_buffer).__name__, own
-            raise ValueError(f"A {found} holds no searches to imitate: load what save_replay_buffer of an ExIt wrote")
-        self.replay_buffer.cut()
-        if self.replay_buffer.n_envs != self.n_envs:
-            self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)  # type: ignore[assignment]
-            self.replay_buffer.cut(everywhere=True)
+    def _as_own(self, loaded: ReplayBuffer) -> ReplayBuffer:
+        if not isinstance(loaded, SearchReplayBuffer):
+            name = type(loaded).__name__
+            raise ValueError(f"A {name} holds no searches to imitate: load what save_replay_buffer of an ExIt wrote")
+        own = super()._as_own(loaded)
+        assert isinstance(own, SearchReplayBuffer)
+        own.cut(everywhere=own is not loaded)  # the last episode is always left as if behind a time limit
+        return own
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_seen_through", "_evaluated_in", "_statistics"]

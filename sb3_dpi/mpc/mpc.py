@@ -1,8 +1,6 @@
 """Model-predictive control: an agent that plans when it acts."""
 
 import copy
-import io
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,7 +22,7 @@ from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.named_models import load_model
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
-from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer, deal_out
+from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
 from sb3_dpi.mpc.arguments import check_arguments, check_observations, check_same_spaces
@@ -278,19 +276,6 @@ class MPC(Acting):
         """
         super().set_env(env, force_reset)
         self._begin_anew()
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer from a pickle file, also one of another number of environments.
-
-        :param path: Path to the pickled replay buffer
-        :param truncate_last_traj: not used: each row stands for itself
-        """
-        super().load_replay_buffer(path, truncate_last_traj)
-        assert self.replay_buffer is not None
-        check_buffer(type(self.replay_buffer), {"optimize_memory_usage": self.replay_buffer.optimize_memory_usage})
-        if self.replay_buffer.n_envs != self.n_envs:
-            self.replay_buffer = deal_out(self.replay_buffer, self.n_envs)
 
     def as_expert(self, env: VecEnv, penalty: Penalty | None = None) -> "MPC":
         """
