@@ -64,6 +64,21 @@ def test_a_step_descends_the_huber_loss_of_each_network() -> None:
     th.testing.assert_close(critic.targets.flat, 0.75 * slow + 0.25 * critic.networks.flat.detach())
 
 
+def test_another_optimizer_steps_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the compiled loops, which know Adam alone, would be taken too."""
+    for network in (StackedMLP, SquashedGaussian):
+        monkeypatch.setattr(network, "is_compiled", True)
+    options: dict[str, Any] = {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"weight_decay": 0.5}}
+    critic, batch, noise = SoftTwinQ(3, 2, (8, 8), learning_rate=1e-2, **options), some_batch(6), th.randn(6, 2)
+    before, learner = critic.networks.flat.detach().clone(), Learner(SquashedGaussian(3, 2, (8, 8)), 0.1, 0.9, 0.05)
+    values = critic.networks(th.cat([batch.states, batch.actions], 1))[..., 0]
+    targets = critic._targets(batch, noise, learner)
+    loss = sum(functional.huber_loss(value, targets) for value in values)
+    (gradient,) = th.autograd.grad(loss, [critic.networks.flat])
+    critic.update(Batch(*(getattr(batch, name)[None] for name in vars(batch))), noise[None].numpy(), learner)
+    th.testing.assert_close(critic.networks.flat.detach(), before - 1e-2 * (gradient + 0.5 * before))
+
+
 def test_updates_take_one_minibatch_after_the_other() -> None:
     critic, twin, actor = small_critic(), SoftTwinQ(3, 2, (8, 8), learning_rate=1e-2), SquashedGaussian(3, 2, (8, 8))
     twin.load_state_dict(critic.state_dict())

@@ -163,6 +163,7 @@ def test_keywords_of_policies(make: Make) -> None:
         assert parameters(model.learn(2 * ITERATION)) != before, options
         kind = options.get("optimizer_class")
         optimizers = [value for name, value in vars(model.policy).items() if name.endswith("optimizer")]
+        optimizers += [model.critic.optimizer] if hasattr(model, "critic") else []
         assert kind is None or make.algorithm is SAC or all(type(optimizer) is kind for optimizer in optimizers)
 
 

@@ -149,6 +149,8 @@ def make_critic(policy: MlpPolicy, options: CriticOptions) -> Critic:
         policy.activation_fn,
         policy.actor.features if shared else policy.make_features(),
         shared,
+        policy.optimizer_class,
+        policy.optimizer_kwargs,
     )
 
 

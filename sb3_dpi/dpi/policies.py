@@ -109,8 +109,8 @@ class MlpPolicy(AnyBox, ObservationReader):
     :param features_extractor_kwargs: for it
     :param normalize_images: without effect, observations are vectors; an argument because Stable-Baselines3's policies have it
     :param share_features_extractor: whether the critic reads the policy's features, which it does not change
-    :param optimizer_class: of the policy
-    :param optimizer_kwargs: for it, beside the learning rate
+    :param optimizer_class: of the policy, and another of the critic; Adam has compiled loops
+    :param optimizer_kwargs: for both, beside their learning rates
     :param log_std_init: first log standard deviation, before tanh; usual: -1 to 0
     :param std_bounds: smallest and largest standard deviation; equal ones fix it
     :raises ValueError: if an argument has no meaning for vectors, or is out of range, or an action has no bounds

@@ -1,4 +1,4 @@
-"""What a plan closes with: two networks with slow copies, of which there are three kinds (for V-functions see ``values``).
+"""What a plan closes with: two networks with slow copies. Q-functions are here, V-functions in ``returns_critic``.
 
 Soft Q-functions learn from real and imagined steps:
 
@@ -13,6 +13,7 @@ Shapes: ``K`` updates of ``B`` rows, states ``[n, dx]``, actions ``[n, du]``.
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.world_model.actor import SquashedGaussian
-from sb3_dpi.world_model.backends import CriticBatches, adam_of, array_of, update_critic
+from sb3_dpi.world_model.backends import CriticBatches, adam_of, array_of, supports_optimizer, update_critic
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.imagination import Batch, real_batch
 from sb3_dpi.world_model.mlp import StackedMLP, follow
@@ -53,7 +54,7 @@ class CriticOptions:
     """What closes a plan.
 
     :param kind: ``"q"``: soft Q-functions on real and imagined steps; ``"returns"``: V by TD(lambda) on the latest real steps
-    :param learning_rate: of Adam; usual: 3e-4 to 1e-3
+    :param learning_rate: of its optimizer; usual: 3e-4 to 1e-3
     :param lr_decay_after: updates after which the learning rate falls, as one over the root of their number, to a tenth at the
         least. 0: never; usual: 1e4 to 1e5. None: the preset's
     :param real_fraction: share of real steps in minibatches, the others are imagined; usual: .1 to 1
@@ -136,11 +137,13 @@ class Critic(nn.Module):
     :param state_dim: dx
     :param action_dim: du
     :param hidden: widths of the hidden layers; usual: (64, 64) to (256, 256)
-    :param learning_rate: of Adam; usual: 3e-4 to 1e-3
+    :param learning_rate: of the optimizer; usual: 3e-4 to 1e-3
     :param real_fraction: share of real rows in a minibatch; usual: .1 to 1
     :param activation_fn: of the hidden layers; hardswish has compiled loops
     :param features: what the networks read of states, as in ``SquashedGaussian``; None: the states
     :param shares_features: whether somebody else teaches ``features``, which are then read as they are
+    :param optimizer_class: of the networks, and of features of their own; Adam without variants has compiled loops
+    :param optimizer_kwargs: for it, beside the learning rate
     """
 
     uses_actions = True
@@ -159,6 +162,8 @@ class Critic(nn.Module):
         activation_fn: type[nn.Module] = nn.Hardswish,
         features: nn.Module | None = None,
         shares_features: bool = False,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
     ):
         super().__init__()
         n_read = state_dim if features is None else int(features.features_dim)  # type: ignore[arg-type]
@@ -174,7 +179,8 @@ class Critic(nn.Module):
         self.register_buffer("worst", th.tensor(-np.inf, dtype=th.float64))  # of targets, in rewards
         self.register_buffer("best", th.tensor(np.inf, dtype=th.float64))
         own = [] if features is None or shares_features else [part for part in features.parameters() if part.requires_grad]
-        self.optimizer = th.optim.Adam([self.networks.flat, *own], lr=learning_rate)
+        options = {"lr": learning_rate, **(optimizer_kwargs or {})}
+        self.optimizer = optimizer_class([self.networks.flat, *own], **options)
         self.eval()
 
     def train(self, mode: bool = True) -> "Critic":
@@ -288,7 +294,7 @@ class Critic(nn.Module):
         self, data: CriticData, n_updates: int, batch_size: int, learner: Learner, rng: np.random.Generator
     ) -> CriticUpdate:
         """
-        Take steps of Adam.
+        Take steps of the optimizer.
 
         :param data: what to learn from
         :param n_updates: K
@@ -301,7 +307,7 @@ class Critic(nn.Module):
 
     def descend(self, inputs: th.Tensor, targets: th.Tensor, tau: float) -> float:
         """
-        One step of Adam on the Huber loss, and of the slow copies.
+        One step of the optimizer on the Huber loss, and of the slow copies.
 
         :param inputs: as from ``read``, ``[B, n_in]``
         :param targets: in units of value, ``[B]``
@@ -327,7 +333,7 @@ class SoftTwinQ(Critic):
         self, data: CriticData, n_updates: int, batch_size: int, learner: Learner, rng: np.random.Generator
     ) -> CriticUpdate:
         """
-        Take steps of Adam on real and imagined steps.
+        Take steps of the optimizer on real and imagined steps.
 
         :param data: what to learn from
         :param n_updates: K
@@ -350,14 +356,14 @@ class SoftTwinQ(Critic):
 
     def update(self, batches: Batch, noise: np.ndarray, learner: Learner) -> CriticUpdate:
         """
-        Take steps of Adam towards the soft Bellman targets.
+        Take steps of the optimizer towards the soft Bellman targets.
 
         :param batches: transitions of each minibatch, rewards in units of value, ``[K, B, ...]``
         :param noise: standard normal, for the next actions, ``[K, B, du]``
         :param learner: the policy
         :return: what the updates did
         """
-        if self.is_compiled and learner.actor.is_compiled:
+        if self.is_compiled and learner.actor.is_compiled and supports_optimizer(self.optimizer):
             return self._update_compiled(batches, noise, learner)
         loss_sum, target = 0.0, th.zeros(())
         for k in range(len(noise)):

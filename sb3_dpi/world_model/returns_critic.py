@@ -65,7 +65,7 @@ class ReturnsV(Critic):
         self, data: CriticData, n_updates: int, batch_size: int, learner: Learner, rng: np.random.Generator
     ) -> CriticUpdate:
         """
-        Take steps of Adam towards the returns.
+        Take steps of the optimizer towards the returns.
 
         :param data: not used beyond ``begin``
         :param n_updates: K
