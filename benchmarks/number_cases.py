@@ -272,7 +272,7 @@ DPI = (
     Case("dpi-chooses", "DPI", {"learning_starts": 400, "n_steps": None, "effort": 0.01}, "Hopper-v5", steps=900),
     *(Case(f"dpi-{kind}", "DPI", {"expert": kind}) for kind in EXPERTS),
     *(Case(f"dpi-free-{kind}", "DPI", {**FREE, "expert": kind}, FALLS) for kind in EXPERTS),
-    Case("dpi-expert-options", "DPI", {"expert": {"kind": "icem", "n_particles": 8, "n_elites": 3}, "trust_region": 0.5}),
+    Case("dpi-expert-options", "DPI", {"expert": {"kind": "icem", "n_elites": 3}, "trust_region": 0.5}),
     Case("dpi-imitation", "DPI", {"expert": "lqr", "imitation_steps": 3}),
     Case("dpi-windows", "DPI", {"critic": "windows"}),
     Case("dpi-returns", "DPI", {"critic": "returns"}),

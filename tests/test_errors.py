@@ -80,7 +80,8 @@ OF_AGGREVATED_OC: list[tuple[dict[str, Any], str]] = [
 ]
 OF_DPI: list[tuple[dict[str, Any], str]] = [
     ({"expert": "cem"}, "Unknown expert 'cem': choose one of 'pathwise', 'lqr', 'mppi', 'icem'"),
-    ({"expert": {"kind": "mppi", "samples": 3}}, "Unknown key 'samples' of expert 'mppi': it has trust_region, n_particles"),
+    ({"expert": {"kind": "mppi", "samples": 3}}, "Unknown key 'samples' of expert 'mppi': it has trust_region, n_samples"),
+    ({"expert": {"kind": "icem", "n_particles": 3}}, "other words now: instead of n_particles write n_samples"),
     ({"critic": {"kind": "v"}}, "Unknown critic 'v': choose one of 'q', 'returns'"),
     ({"critic": {"widths": 3}}, "Unknown key 'widths' of critic"),
     ({"train_freq": (1, "minute")}, "unit of the `train_freq`"),
@@ -127,7 +128,7 @@ OF_DUAL_AC: list[tuple[dict[str, Any], str]] = [
     ({"path_regularization": math.nan}, "path_regularization must"),
     ({"cg_damping": -1.0}, "cg_damping must"),
     ({"min_std": -1.0}, "min_std must be at least 0, got -1.0"),
-    ({"max_std": 0.0}, "max_std must be above 0, got 0.0"),
+    ({"max_std": -0.1}, "max_std must be at least 0, got -0.1"),
     ({"max_std": None}, "max_std must be a number, got None"),
     ({"alpha_regularization": 0.0}, "alpha_regularization must be above 0, got 0.0"),
     ({"target_kl": 0.0}, "target_kl must be above 0"),

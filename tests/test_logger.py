@@ -33,7 +33,7 @@ OWN: dict[type[Any], set[str]] = {
     | {"train/kl_divergence_loss", "train/is_line_search_success", "train/advantage_std"},
     DAgger: {"train/loss", "imitation/beta", "imitation/disagreement"},
     ExIt: {f"train/{key}" for key in "loss policy_loss value_loss kl".split()} | {"time/simulator_steps", "search/depth"},
-    MPC: {f"model/{key}" for key in "loss r_squared reward_r_squared".split()}
+    MPC: {f"model/{key}" for key in "loss r_squared r_squared_reward".split()}
     | {f"plan/{key}" for key in "seconds plans_per_second foretold_return realised_return".split()},
 }
 SPARSE = {"model/window_correlation"}

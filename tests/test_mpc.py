@@ -275,7 +275,7 @@ class Unbounded(PointMass):
         ({"env": VecFrameStack(vec_env(2), 2)}, ValueError, "VecFrameStack.*wrap each environment instead"),
         ({"env": Locked()}, NotCopyableError, "cannot be copied"),
         ({"planner": "iLQR", "system": "ensemble"}, ValueError, "plan in the simulator"),
-        ({"max_plan_seconds": 0}, ValueError, "max_plan_seconds"),
+        ({"max_plan_seconds": -1.0}, ValueError, "max_plan_seconds must be at least 0, which sets no limit"),
         ({"terminal_value": 3}, ValueError, "terminal_value"),
     ],
     ids=str,
@@ -369,6 +369,12 @@ def test_time_ends_a_plan() -> None:
     model._planning.system.rollout = lambda *args: calls.append(1) or rollout(*args)  # type: ignore
     model.predict(np.zeros(2, np.float32))
     assert len(calls) == 1
+
+
+def test_no_seconds_set_no_limit() -> None:
+    found, wanted = (small(state_from_obs=into, max_plan_seconds=limit) for limit in (0.0, None))
+    x = np.array([0.3, -0.2], np.float32)
+    np.testing.assert_array_equal(found.predict(x)[0], wanted.predict(x)[0])
 
 
 # ---------------------------------------------------------------------- learning

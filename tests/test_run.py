@@ -126,7 +126,7 @@ OWN: dict[type[Any], list[dict[str, Any]]] = {
         {"expert": "lqr"},
         {"expert": {"kind": "mppi", "trust_region": 0.3}},
         {"expert": "icem"},
-        {"expert": {"kind": "mppi", "n_particles": 4}},
+        {"expert": {"kind": "mppi", "n_samples": 4}},
         {"expert": {"kind": "pathwise", "imitation_steps": 3}, WITH: {"gradient_steps": 150}},
         {"critic": {"kind": "returns"}},
         {"imagination": {"horizon": 0}},

@@ -96,7 +96,7 @@ def _of_rewards(table: pd.DataFrame) -> list[KeyFigure]:
     value = r_squared(table["foretold"].to_numpy(), table["reward"].to_numpy())
     figures = [
         KeyFigure(
-            *("reward_r_squared", "Share of the reward's variance that is foretold", value),
+            *("r_squared_reward", "Share of the reward's variance that is foretold", value),
             *(f"above {REWARD_LIMIT:g}", value > REWARD_LIMIT, "one_step"),
         )
     ]

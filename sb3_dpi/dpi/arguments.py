@@ -51,6 +51,8 @@ FORMER_ARGUMENTS = {
     "optimize_memory_usage": "nothing: DPI needs true next observations",
 }
 """From former arguments to what is written instead."""
+FORMER_OPTIONS = {"n_particles": "n_samples"}
+"""Likewise of experts."""
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
@@ -75,11 +77,14 @@ def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:
 
     :param expert: its name, a dictionary of options with the name under ``"kind"``, or the expert itself
     :return: what plans
-    :raises ValueError: if the name or an option is unknown
+    :raises ValueError: if the name or an option is unknown, or a former one
     """
     if not isinstance(expert, (str, dict)):
         return expert
     kind, options = parse_choice("expert", expert, tuple(EXPERTS))
+    for name in options:
+        if name in FORMER_OPTIONS:
+            raise ValueError(f"DPI's experts take other words now: instead of {name} write {FORMER_OPTIONS[name]}")
     return as_settings(f"expert {kind!r}", EXPERTS[kind], options)
 
 

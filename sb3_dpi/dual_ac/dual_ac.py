@@ -88,8 +88,8 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
     :param window_length: The most steps of a window, k + 1 in the paper's count: 1 is the one-step game. Windows end where
         their episode does; usual: 10 to 50
     :param path_regularization: eta_V, how much V keeps to the returns of the policy, in units of one over the standard
-        deviation of the returns. 0 switches path regularisation off, ``inf`` the game: V is then a regression to the
-        returns; usual: 1 to 1000
+        deviation of the returns. 0 switches path regularisation off; ``inf``, its limit, leaves a regression
+        to the returns without the game; usual: 1 to 1000
     :param n_critic_updates: Passes of V over the samples of an iteration at most; V counts as solved when one gains less than
         a ten-thousandth of the returns' variance. 0 takes one gradient step on all samples instead; usual: 5 to 30
     :param held_out_values: Whether states are weighed and actions judged by the V that was solved before their rollout. A V
@@ -97,7 +97,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         as in the paper
     :param gae_lambda: Factor for trade-off of bias vs variance of the returns that V is regularised to (1: Monte Carlo)
     :param alpha_regularization: eta_alpha, in units of the standard deviation of the windows' advantage: a state weighs
-        1 + alpha. ``inf``: all weigh the same; usual: 1 to 10
+        1 + alpha. ``inf``, its limit: all weigh the same; usual: 1 to 10
     :param gradient: ``"causal"``: the policy gradient of the Lagrangian without terms of expectation zero; ``"averaged"``:
         the same with every state of the rollout counted once, windows only averaged; ``"literal"``: as in the paper, every
         action of a window with the whole window's advantage
@@ -115,7 +115,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
     :param min_std: What the standard deviation of a Gaussian policy does not fall below, in units of the bounds: noise goes on
         showing what fails near by. Without effect on gSDE; usual: 0 to .3
     :param max_std: What it does not rise above at first; this limit falls to ``min_std`` with the progress of training: the
-        policy is deployed without its noise, and must not come to need it. ``inf`` sets none. Likewise; usual: .5 to 1
+        policy is deployed without its noise, and must not come to need it. 0 sets none. Likewise; usual: .5 to 1
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE; -1: only at the beginning of the rollout
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.

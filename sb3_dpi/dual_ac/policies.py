@@ -138,13 +138,13 @@ def limit_noise(policy: ActorCriticPolicy, least: float, most: float, left: floa
 
     :param policy: changed in place
     :param least: in units of the bounds, it wins over ``most``
-    :param most: at the beginning, falling to ``least``; infinite for no limit
+    :param most: at the beginning, falling to ``least``; 0 or infinite for no limit
     :param left: the progress that remains, from 1 to 0
     """
     if not hasattr(policy, "log_std"):
         return
     log_std = policy.log_std.data
-    if math.isfinite(most):
+    if 0.0 < most < math.inf:
         log_std.clamp_(max=math.log(max(least + (most - least) * max(left, 0.0), LAST_STD)))
     if least > 0.0:
         log_std.clamp_(min=math.log(least))

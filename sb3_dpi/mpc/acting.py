@@ -117,7 +117,7 @@ class Acting(SavedModel, LearnsFromBlocks):
             replan_every=self.replan_every,
             gamma=self.discount,
             terminal_value=terminal,
-            max_seconds=self.max_plan_seconds,
+            max_seconds=self.max_plan_seconds or None,
         )
         return self._planning
 

@@ -25,8 +25,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         raise ValueError(f"learning_starts must be at least 0, or None, got {given['learning_starts']}")
     if isinstance(given["system"], str) and given["system"] not in SYSTEMS:
         raise ValueError(f"Unknown system {given['system']!r}: choose 'ensemble' or 'simulator', or give an object")
-    if given["max_plan_seconds"] is not None and not given["max_plan_seconds"] > 0.0:
-        raise ValueError(f"max_plan_seconds must be above 0, or None for no limit, got {given['max_plan_seconds']}")
+    if given["max_plan_seconds"] is not None and not given["max_plan_seconds"] >= 0.0:
+        raise ValueError(f"max_plan_seconds must be at least 0, which sets no limit, got {given['max_plan_seconds']}")
     if given["gamma"] is not None and not 0.0 < given["gamma"] <= 1.0:
         raise ValueError(f"gamma must be above 0 and at most 1, got {given['gamma']}")
     for name in ("cost_fn", "state_from_obs"):

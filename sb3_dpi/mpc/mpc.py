@@ -69,7 +69,7 @@ class MPC(Acting):
         environment's units: replaces the rewards of the system
     :param state_from_obs: ``state_from_obs(env, obs)`` puts a copy of the environment, without wrappers, into the state that
         an observation shows. It is asked where the environments of the model show something else; None: known for some tasks
-    :param max_plan_seconds: of a plan, which then is the best so far; None for no limit
+    :param max_plan_seconds: of a plan, which then is the best so far; None or 0 for no limit
     :param particles: of plans in the ensemble: ``"tsinf"`` (each stays with its member) or ``"ts1"`` (members are dealt anew
         at each step)
     :param n_particles: a multiple of the members; None gives each one
@@ -337,7 +337,7 @@ class MPC(Acting):
         if self.ensemble.has_units:
             states, reward = self.ensemble.r_squared(new)
             self.logger.record("model/r_squared", states)
-            self.logger.record("model/reward_r_squared", reward)
+            self.logger.record("model/r_squared_reward", reward)
         self.ensemble.observe(take_without_outliers(memory, memory.newest(self.steps_since_training)))
         n_real = FIRST_FIT if self.n_iterations == 0 else self.steps_since_training
         n_steps = max(int(self.world_model.gradient_steps * n_real), 1)

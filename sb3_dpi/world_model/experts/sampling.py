@@ -97,12 +97,12 @@ class MPPI:
     """Path integral control within a trust region.
 
     :param trust_region: KL(expert || policy), nats a step; usual: .05 to .5
-    :param n_particles: N of each window; usual: 16 to 64
+    :param n_samples: N of each window; usual: 16 to 64
     :param imitation_steps: of the policy for each plan; usual: 5 to 20
     """
 
     trust_region: float = 0.1
-    n_particles: int = 32
+    n_samples: int = 32
     imitation_steps: int = 10
 
     def plan(self, problem: PlanningProblem, rng: np.random.Generator) -> PlanTargets:
@@ -114,10 +114,10 @@ class MPPI:
         :return: what the policy should do
         """
         steps, E, m, du = problem.noise_shape
-        noise = rng.standard_normal((steps, E * m, self.n_particles, du)).astype(np.float32)
+        noise = rng.standard_normal((steps, E * m, self.n_samples, du)).astype(np.float32)
         tried = try_out(problem, noise)
         weights, beta, divergence = tempered_weights(tried.returns, self.trust_region * steps)
-        shares = self.n_particles * weights.reshape(tried.weights.shape[1:])
+        shares = self.n_samples * weights.reshape(tried.weights.shape[1:])
         # each particle is a target of its own, which counts as much as it weighs
         device = tried.states.device
         drawn = th.as_tensor(tried.noise.reshape(steps, E, -1, du), device=device)
@@ -140,8 +140,8 @@ class ICEM:
     """The cross-entropy method with lasting noise and elites that are kept.
 
     :param trust_region: KL(expert || policy), nats a step; usual: .05 to .5
-    :param n_particles: N of each window at first; each further round draws a quarter fewer; usual: 16 to 64
-    :param n_elites: how many of the best are fitted; usual: a tenth to a quarter of the particles
+    :param n_samples: N of each window at first; each further round draws a quarter fewer; usual: 16 to 64
+    :param n_elites: how many of the best are fitted; usual: a tenth to a quarter of ``n_samples``
     :param n_rounds: how often; usual: 2 to 4
     :param correlation: of the drawn noise from step to step; usual: 0 to .9
     :param momentum: share of the last round's Gaussian that is kept; usual: .1
@@ -149,7 +149,7 @@ class ICEM:
     """
 
     trust_region: float = 0.1
-    n_particles: int = 32
+    n_samples: int = 32
     n_elites: int = 6
     n_rounds: int = 3
     correlation: float = 0.5
@@ -168,7 +168,7 @@ class ICEM:
         W = E * m
 
         def draw(k: int, mean: FloatArray, variance: FloatArray) -> np.ndarray:
-            n = max(int(self.n_particles * 0.75**k), self.n_elites)
+            n = max(int(self.n_samples * 0.75**k), self.n_elites)
             fresh = correlate(rng.standard_normal((steps, W, n, du)), self.correlation)
             noise: np.ndarray = mean[:, :, None] + np.sqrt(variance)[:, :, None] * fresh
             return noise.astype(np.float32)
