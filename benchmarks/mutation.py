@@ -7,7 +7,8 @@
 read; a run that was stopped goes on where it was. No file is changed: tests are collected once, each mutant is a fork that
 gets the changed function, and runs those tests that pass through the changed statement, the quickest first, until one fails.
 What is changed outside functions is imported anew. Compilation is off: tests see the code that was changed.
-``--quick 2`` runs only the first seconds of tests, and leaves what they do not notice to a later run. Needs Python 3.11.
+``--quick 2`` runs only the first seconds of tests, and leaves what they do not notice to a later run. What ``VERDICTS`` calls
+equivalent meets the first second of tests alone. Needs Python 3.11.
 """
 
 import argparse
@@ -42,13 +43,29 @@ except ImportError as error:
     raise SystemExit(f"{error}. Install cosmic-ray: pip install 'cosmic-ray>=8,<9'") from error
 
 ROOT = Path(__file__).resolve().parent.parent
+VERDICTS = ROOT / "results/mutation/survivors.csv"
 NAMES = ("file", "operator", "was", "became")
 """What a survivor is known by."""
+ENOUGH = 1.0
+"""Seconds of tests for a mutant that was shown to be equivalent: slow ones would only tell the same."""
 
 
 def configuration() -> dict[str, Any]:
     """:return: what ``mutation.toml`` says"""
     return tomllib.loads((ROOT / "benchmarks/mutation.toml").read_text())
+
+
+def read_verdicts(table: Path | None) -> dict[tuple[str, ...], str]:
+    """
+    Read what was said of survivors.
+
+    :param table: CSV file; there may be none
+    :return: verdicts, by what a survivor is known by
+    """
+    if table is None or not table.exists():
+        return {}
+    with table.open(newline="") as file:
+        return {tuple(row[name] for name in NAMES): row["verdict"] for row in csv.DictReader(file)}
 
 
 @dataclass
@@ -130,6 +147,8 @@ class Session:
             module for module, name in zip(self.modules, chosen["modules"], strict=True) if not only or name in only
         }
         self.places = {module: Places.of(source) for module, source in self.sources.items()}
+        verdicts = read_verdicts(VERDICTS).items()
+        self.equivalent = {names for names, verdict in verdicts if verdict.startswith("equivalent")}
 
     def prepare(self, db: WorkDB) -> None:
         """Write the mutants of the package into the database, once.
@@ -165,6 +184,15 @@ class Session:
     def module_of(self, item: WorkItem) -> str:
         """:return: the file that a mutant changes"""
         return str(item.mutations[0].module_path)
+
+    def is_equivalent(self, mutation: MutationSpec) -> bool:
+        """:return: whether this was said of a mutant"""
+        file, line = str(mutation.module_path), mutation.start_pos[0]
+        was = self.sources[file].splitlines()[line - 1].strip()
+        names = file, mutation.operator_name.split("/")[1], was
+        if names not in {known[:3] for known in self.equivalent}:  # to make the change takes longer
+            return False
+        return (*names, str(describe(ROOT, mutation)["became"])) in self.equivalent
 
 
 def notice_import(module: str, source: str, tests: list[str]) -> str:
@@ -206,11 +234,12 @@ class Judge:
         mutation, module = item.mutations[0], self.session.module_of(item)
         source = mutate(self.session.sources[module], mutation)
         every = self.baseline.covering(mutation, self.session.places[module])
-        tests = self.baseline.within(every, self.quick)
+        is_known = self.session.is_equivalent(mutation)
+        tests = self.baseline.within(every, min(self.quick, ENOUGH) if is_known else self.quick)
         seconds = self.session.config["slack"] * (1.0 + sum(self.baseline.seconds[test] for test in tests))
         noticed = in_fork(lambda: notice(source, tests), seconds) if tests else "-"
         outcome = TestOutcome.SURVIVED if noticed == "-" else TestOutcome.KILLED
-        output, left = noticed if tests else "no test passes here", noticed == "-" and tests != every
+        output, left = noticed if tests else "no test passes here", noticed == "-" and tests != every and not is_known
         if not left:
             self.db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, output, outcome, None))
         word = "left" if left else outcome.value
@@ -318,10 +347,7 @@ def report(path: Path, table: Path | None) -> None:
     :param path: of the database
     :param table: CSV file for the survivors; verdicts that stand in it are kept, and those of equivalent ones counted
     """
-    verdicts: dict[tuple[str, ...], str] = {}
-    if table is not None and table.exists():
-        with table.open(newline="") as file:
-            verdicts = {tuple(row[name] for name in NAMES): row["verdict"] for row in csv.DictReader(file)}
+    verdicts = read_verdicts(table)
     counts: dict[str, list[int]] = {}
     rows = []
     with use_db(path, WorkDB.Mode.open) as db:
