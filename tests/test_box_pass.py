@@ -53,7 +53,8 @@ def test_the_quadratic_programme(minimum: object, du: int) -> None:
             if np.all((low <= other) & (other <= high)):
                 best = min(best, other @ (0.5 * H @ other + g))
         assert k @ (0.5 * H @ k + g) == pytest.approx(best, abs=1e-12)
-    assert minimum(-np.eye(du), np.ones(du), low - 9.0, high + 9.0) is None  # type: ignore[operator]
+    for H in (-np.eye(du), np.zeros((du, du))):
+        assert minimum(H, np.ones(du), low - 9.0, high + 9.0) is None  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("T", "dx", "du"), [(1, 1, 1), (6, 4, 2), (5, 7, 3)])

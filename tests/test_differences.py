@@ -12,12 +12,23 @@ def test_systems_without_derivatives() -> None:
     rng = np.random.default_rng(0)
     known = wavy_system(rng)
     states, actions = 3.0 * rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
+    states[0], actions[0] = 0.0, 0.0
     half, bare = FunctionSystem(known.function, 3, 2, known.jacobians), FunctionSystem(known.function, 3, 2)
     for found, wanted in zip(bare.linearize(states, actions), known.linearize(states, actions), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-8)
     wanted = known.hessians(states, actions)
     np.testing.assert_allclose(half.hessians(states, actions), wanted, atol=1e-6)
     np.testing.assert_allclose(bare.hessians(states, actions), wanted, atol=1e-5)
+
+
+def test_differences_of_large_numbers_are_wide() -> None:
+    """Of x^2 + u^2 at a million rounding would hide all but five digits of a difference as narrow as those about one."""
+    system = FunctionSystem(lambda x, u: x**2 + u**2, 1, 1)
+    large = np.array([[1e6], [1.0], [-1e6]])
+    fx, fu = system.linearize(large, large[::-1])
+    np.testing.assert_allclose(fx[:, 0, 0], 2.0 * large[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(fu[:, 0, 0], 2.0 * large[::-1, 0], rtol=1e-9)
+    np.testing.assert_allclose(system.hessians(large, large)[:, 0], 2.0 * np.broadcast_to(np.eye(2), (3, 2, 2)), atol=1e-3)
 
 
 @pytest.mark.parametrize("convex", [False, True])
@@ -43,7 +54,8 @@ def test_costs_without_derivatives(convex: bool) -> None:
     assert end.const == wanted_end.const
     many = cost.value(np.stack([states, states]), np.stack([actions, actions]), steps)
     np.testing.assert_array_equal(many, [wanted.const, wanted.const])
-    assert not FunctionCost(system, cost.running).final_value(states, 9).any()
+    nothing = FunctionCost(system, cost.running).final_value(np.stack([states, states]), 9)
+    assert nothing.shape == (2, 6) and not nothing.any()
 
 
 def test_a_concave_cost_is_made_convex() -> None:
@@ -93,6 +105,41 @@ def test_on_a_manifold() -> None:
     assert plan.costs[1] == pytest.approx(plan.cost, rel=1e-9) and plan.ended == "converged"
     assert np.abs(circle.difference(goal, plan.states[-1])).max() < 0.05
     np.testing.assert_allclose(np.hypot(plan.states[:, 0], plan.states[:, 1]), 1.0)
+
+
+class Skewed:
+    """A plane in space whose frames turn with the state: a change (a, b) at (x, y, 0) leads to (x + a + x b, y + b, 0)."""
+
+    state_dim, tangent_dim, action_dim = 3, 2, 1
+
+    def integrate(self, origin: np.ndarray, changes: np.ndarray) -> np.ndarray:
+        x = origin[..., 0] + changes[..., 0] + origin[..., 0] * changes[..., 1]
+        return np.stack([x, origin[..., 1] + changes[..., 1], np.zeros_like(x)], -1)
+
+    def difference(self, origin: np.ndarray, states: np.ndarray) -> np.ndarray:
+        b = states[..., 1] - origin[..., 1]
+        return np.stack([states[..., 0] - origin[..., 0] - origin[..., 0] * b, b], -1)
+
+    def step(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return states
+
+    def linearize(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return finite_jacobians(self, states, actions)
+
+
+def test_frames_that_turn_with_the_state() -> None:
+    """From the goal a change (a, b) of the state looks like (a + (x - goal_x) b, b)."""
+    skewed, W = Skewed(), np.array([[2.0, 0.5], [0.5, 1.0]])
+    state, goal = np.array([0.7, -0.4, 0.0]), np.array([-0.5, 0.3, 0.0])
+    cost = TrackingCost(skewed, W, np.eye(1), 3.0 * W, goal)
+    D, away = np.array([[1.0, 1.2], [0.0, 1.0]]), np.array([1.2 - 0.35, -0.7])
+    running = cost.expand(state[None], np.array([[0.6]]), np.zeros(1, dtype=int))
+    np.testing.assert_allclose(running.c[0], [*(D.T @ W @ away), 0.6], atol=1e-9)
+    np.testing.assert_allclose(running.C[0, :2, :2], D.T @ W @ D, atol=1e-9)
+    np.testing.assert_allclose(running.const, 0.5 * away @ W @ away + 0.18)
+    end = cost.expand_final(state, 0)
+    np.testing.assert_allclose(end.v, 3.0 * D.T @ W @ away, atol=1e-9)
+    np.testing.assert_allclose(end.V, 3.0 * D.T @ W @ D, atol=1e-9)
 
 
 def test_weights_and_goals_that_change_with_time() -> None:

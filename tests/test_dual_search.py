@@ -68,6 +68,16 @@ def test_an_end_that_stays_counts_half() -> None:
     assert search.low[0] == -np.inf and search.stride[0] == 0.25, "the other condition is not touched"
 
 
+def test_the_size_of_a_cost() -> None:
+    """Its largest entry, whatever its sign, and the largest of its slope; one where there is none, or next to none."""
+    problem, still = searching(4).problem, np.zeros((4, 1, 1, 1))
+    still[:, 0, 0, 0] = -3.0, 2.0, 0.0, 1e-289
+    sized = replace(
+        problem, C=np.zeros_like(problem.C) + still, c=np.zeros_like(problem.c) + np.array([2.0, -1.5, 0, 0])[:, None, None]
+    )
+    np.testing.assert_array_equal(sized.scale(), [5.0, 3.5, 1.0, 1.0])
+
+
 def test_a_search_starts_high_above_the_cost() -> None:
     """Ten times the horizon times the largest entries of the cost; or where the caller says."""
     search = searching(2, None)

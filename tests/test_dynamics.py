@@ -362,3 +362,15 @@ def test_nearest_points_are_the_nearest(n: int) -> None:
     prior = nearest_prior(centres, np.ones((1, 1, 200)), pool, 2, n, 1.0, 1.0)
     for t in range(200):
         np.testing.assert_allclose(prior.mean[0, t], brute_force_prior(centres[0, 0, t, :2], pool, 2, n)[0], atol=1e-9)
+
+
+def test_without_beliefs_the_unit_of_the_weights_does_not_matter() -> None:
+    """A Gaussian of samples that count a hundredth each, less than one all together, is that of samples that count one."""
+    points = np.random.default_rng(5).normal(size=(2, 8, 3, 4))
+    nothing = NormalInverseWishart(np.zeros((2, 3, 4)), np.zeros((2, 3, 4, 4)), 0.0, 0.0)
+    whole, little = (moments(points, np.full((2, 8, 3), weight)) for weight in (1.0, 0.01))
+    for found, wanted in zip(posterior(little, nothing), posterior(whole, nothing), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    found, wanted = (window_prior(sums, 1.0, 2.0) for sums in (little, whole))
+    np.testing.assert_allclose(found.mean, wanted.mean, rtol=1e-9)
+    np.testing.assert_allclose(found.cov, wanted.cov, rtol=1e-9, atol=1e-12)

@@ -202,6 +202,30 @@ def test_never_worse(second_order: bool) -> None:
     assert n_shifted > 0
 
 
+def test_the_greatest_share_of_a_step_that_helps() -> None:
+    """Newton's step on log cosh u from 1.3 leads to where the cost is higher, half of it does not."""
+    system = FunctionSystem(lambda x, u: x + u, 1, 1)
+    cost = FunctionCost(system, lambda x, u, t: np.log(np.cosh(u[:, 0])))
+    plan = ILQR(max_iterations=1).plan(system, cost, np.zeros(1), np.array([[1.3]]))
+    assert plan.actions[0, 0] == pytest.approx(1.3 - 0.5 * np.tanh(1.3) * np.cosh(1.3) ** 2, rel=1e-5)
+    assert plan.costs == pytest.approx([np.log(np.cosh(1.3)), plan.cost]) and plan.cost < plan.costs[0]
+
+
+@pytest.mark.parametrize("concave", range(3))
+def test_a_cost_that_is_concave_at_one_time_step(concave: int) -> None:
+    """-1/2 u^2 there, 1/2 u^2 elsewhere: one action goes to the limit on whose side it begins, the others to zero."""
+    system = FunctionSystem(lambda x, u: x + u, 1, 1)
+    weights = np.ones((3, 1, 1))
+    weights[concave] = -1.0
+    cost = TrackingCost(system, np.zeros((1, 1)), weights, np.zeros((1, 1)), np.zeros(1))
+    for side in (-1.0, 1.0):
+        plan = ILQR().plan(system, cost, np.zeros(1), np.full((3, 1), 0.1 * side), low=-1.0, high=1.0)
+        np.testing.assert_allclose(plan.actions[:, 0], side * np.eye(3)[concave], atol=1e-4)
+        assert plan.ended == "converged" and plan.cost == pytest.approx(-0.5, abs=1e-8)
+    with pytest.raises(NotPositiveDefiniteError, match=f"time step {concave}"):
+        newton_step(system, cost, np.zeros((4, 1)), np.zeros((3, 1)))
+
+
 def test_swing_up_of_the_pendulum() -> None:
     """From each of 10 starts, the hanging pendulum among them, within the torque's limits."""
     system = pendulum()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sb3_dpi.systems import Simulator, SimulatorState, Table
-from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, SearchResult, puct, uct
+from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, SearchResult, guessed, new_node, puct, uct
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.value_iteration import value_iteration
 
@@ -90,6 +90,82 @@ def test_priors_and_values_lead() -> None:
     assert np.all(noisy.visits > 0)
     valued = puct(Tree(), (), lambda state: (np.full(3, 1 / 3), 1e3 * (state == (2,))), np.random.default_rng(0), 9)
     assert valued.visits[2] >= 3
+
+
+def test_the_score_with_priors_is_the_printed_one() -> None:
+    """By hand, of arms within the range of returns, below and above it: what was not tried counts as the mean of the state."""
+    rewards, priors, first, n, c = np.array([-3.0, 0.6, 2.5, 0.4]), np.array([0.4, 0.3, 0.1, 0.2]), 1.5, 60, 0.8
+
+    @dataclass
+    class Arms(Tree):
+        n_actions: int = 4
+
+        def step(self, state: tuple[int, ...], action: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float, bool]:
+            return (action,), float(rewards[action]), True
+
+    options = {"exploration": c, "return_range": (0.5, 2.0)}
+    found = puct(Arms(), (), lambda _: (priors, first), np.random.default_rng(0), n, **options)  # type: ignore[arg-type]
+    visits, total = np.zeros(4, int), first
+    for k in range(n):
+        value = (np.where(visits > 0, rewards, total / (k + 1)) - 0.5) / 1.5
+        scores = priors if k == 0 else np.clip(value, 0.0, 1.0) + c * priors * np.sqrt(k) / (1 + visits)
+        visits[scores.argmax()] += 1
+        total += rewards[scores.argmax()]
+    np.testing.assert_array_equal(found.visits, visits)
+    assert visits.min() > 0 and found.value == pytest.approx(visits @ rewards / n)
+
+
+def test_noise_in_the_first_priors() -> None:
+    """Shares of the policy and of the first draw of the generator, in the first state alone."""
+    priors = np.array([0.2, 0.3, 0.5])
+    found = puct(Tree(), (), lambda _: (priors, 0.0), np.random.default_rng(4), 9, noise=(0.7, 0.25))
+    drawn = np.random.default_rng(4).dirichlet(np.full(3, 0.7))
+    np.testing.assert_allclose(found.root.priors, 0.75 * priors + 0.25 * drawn)
+    child = found.subtree(int(found.action), 0)
+    assert child is not None and child.priors == priors.tolist()
+
+
+def test_without_exploration_the_best_mean_is_followed() -> None:
+    found = uct(Tree(later=((0.0,) * 3,) * 3), (), np.random.default_rng(0), 20, horizon=1, exploration=0.0)
+    assert list(found.visits) == [18, 1, 1] and list(found.values) == [30.0, 0.0, 10.0]
+
+
+def test_the_guess_of_a_first_state_counts_once() -> None:
+    root = new_node((), 3)
+    guessed(root, np.full(3, 1 / 3), 5.0)
+    assert (root.visits, root.total) == (1, 5.0)
+    guessed(root, np.array([0.2, 0.3, 0.5]), 9.0)
+    assert (root.visits, root.total, root.priors) == (1, 5.0, [0.2, 0.3, 0.5])
+
+
+@dataclass
+class Chain:
+    """One action, which earns 1 and leads on, to the end where there is one."""
+
+    end: int = 10**6
+    n_actions: int = 1
+    is_random: bool = False
+
+    def step(self, state: int, action: int, rng: np.random.Generator) -> tuple[int, float, bool]:
+        """:return: the next link"""
+        return state + 1, 1.0, state + 1 == self.end
+
+    def key(self, state: int) -> Hashable:
+        """:return: which link"""
+        return state
+
+
+@pytest.mark.parametrize("n_simulations", range(1, 7))
+def test_walks_and_default_policies_are_discounted_to_the_horizon(n_simulations: int) -> None:
+    """Whatever part of four steps the tree knows, they are worth 1 + 1/2 + 1/4 + 1/8; each walk knows one step more."""
+    found = uct(Chain(), 0, np.random.default_rng(0), n_simulations, horizon=4, gamma=0.5)
+    assert found.value == found.values[0] == 1.875 and found.visits[0] == n_simulations
+    assert found.depth == min(n_simulations, 4) and found.n_steps == [4, 7, 9, 10, 10, 10][n_simulations - 1]
+    ended = uct(Chain(end=3), 0, np.random.default_rng(0), n_simulations, horizon=9, gamma=0.5)
+    assert ended.value == 1.75 and ended.depth == min(n_simulations, 3)
+    led = puct(Chain(), 0, lambda state: (np.ones(1), 2.0), np.random.default_rng(0), n_simulations, horizon=3, gamma=0.5)
+    # a leaf is worth 2, as all that follows it, but at the horizon there is nothing
+    assert led.values[0] == pytest.approx((2.0 * min(n_simulations, 2) + 1.75 * max(n_simulations - 2, 0)) / n_simulations)
 
 
 def test_chance_is_averaged() -> None:
@@ -188,6 +264,7 @@ def test_searches_follow_their_seed_and_their_clock() -> None:
         ({"n_simulations": 0}, "n_simulations must be at least 1"),
         ({"horizon": 0}, "horizon must be at least 1"),
         ({"gamma": 1.1}, "gamma must be in"),
+        ({"gamma": -0.1}, "gamma must be in"),
         ({"exploration": -1.0}, "exploration"),
         ({"return_range": (1.0, 1.0)}, "return_range"),
         ({"evaluate": lambda state, rng: np.nan}, "must be finite"),
@@ -199,7 +276,8 @@ def test_bad_numbers_are_refused(options: dict[str, object], said: str) -> None:
 
 
 def test_priors_of_another_number_are_refused() -> None:
-    for noise in ((0.0, 0.5), (1.0, 1.5)):
+    assert puct(Tree(), (), uniform, np.random.default_rng(0), 1, noise=(1.0, 1.0)).n_simulations == 1
+    for noise in ((0.0, 0.5), (1.0, 1.5), (1.0, -0.5)):
         with pytest.raises(ValueError, match="noise must be a concentration above 0 and a share"):
             puct(Tree(), (), uniform, np.random.default_rng(0), noise=noise)
     with pytest.raises(ValueError, match="one for each of 3 actions, got 2"):
@@ -224,6 +302,26 @@ def test_value_iteration() -> None:
     np.testing.assert_allclose(lake.v, np.linalg.solve(np.eye(16) - 0.95 * onward, earned), atol=1e-9)
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         LAKE.values(horizon=0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.9])
+def test_values_come_to_rest_within_their_tolerance(gamma: float) -> None:
+    """A reward of 1 for ever is worth 1 / (1 - gamma), of which n sweeps miss gamma^n: the first n that misses too little."""
+    P, rewards = np.ones((1, 1, 1)), np.ones((1, 1))
+    found = value_iteration(P, rewards, gamma=gamma, tolerance=1e-3)
+    missed = gamma ** np.arange(200) / (1.0 - gamma)
+    assert found.n_sweeps == np.argmax(missed <= 1e-3)
+    assert 1.0 / (1.0 - gamma) - found.v[0] == pytest.approx(missed[found.n_sweeps])
+
+
+def test_values_without_a_limit_to_contract_to() -> None:
+    """Without discount a sweep may still move values by the tolerance, without future the second moves none."""
+    P, ends = np.ones((1, 1, 1)), np.full((1, 1, 1), 0.5)
+    assert value_iteration(P, np.ones((1, 1)), ends, tolerance=0.25).n_sweeps == 3
+    still = value_iteration(P, np.ones((1, 1, 1)), gamma=0.0)
+    assert still.n_sweeps == 2 and still.v[0] == still.q[0, 0] == 1.0
+    with pytest.raises(ValueError, match="after 2 sweeps"):
+        value_iteration(P, np.ones((1, 1)), ends, tolerance=0.25, max_sweeps=2)
 
 
 def test_tables() -> None:

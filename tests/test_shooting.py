@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from problems import random_pd
 
+from sb3_dpi.trajopt import in_time, shooting
 from sb3_dpi.trajopt.ilqr import ILQR
 from sb3_dpi.trajopt.noise import IN_CACHE, coloured, white
 from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, cross_entropy, elites, tempered_weights
@@ -204,12 +205,92 @@ def test_white_noise_is_normal() -> None:
     assert len(np.unique(white(np.random.default_rng(1), (2 * IN_CACHE,)))) > IN_CACHE
 
 
+def test_the_transform_of_box_and_muller() -> None:
+    """A turn in quarters, at the largest radius that there is: that of 2^-32, where the generator gives zero."""
+
+    class Quarters:
+        def integers(self, low: int, high: int, size: int, dtype: Any) -> np.ndarray:
+            """:return: half of the bits for the radius, half for the angle"""
+            assert (low, high, size, dtype) == (0, 2**64, 4, np.uint64)
+            return np.array([0, 0, 0, 0, 0, 2**30, 2**31, 3 * 2**30], np.uint32).view(np.uint64)
+
+    drawn = white(Quarters(), (8,))  # type: ignore[arg-type]
+    radius = np.sqrt(64.0 * np.log(2.0))
+    np.testing.assert_allclose(drawn, radius * np.array([1.0, 0.0, -1.0, 0.0, 0.0, 1.0, 0.0, -1.0]), atol=1e-5)
+
+
 def test_time_is_up() -> None:
     problem = Quadratic()
     for planner in (CEM(50, 5, 9), MPPI(50, 9)):
         problem.asked.clear()
         planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B, max_seconds=0.0)
         assert len(problem.asked) == 1
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_enough_time_changes_nothing(planner: Shooter) -> None:
+    problem, plans = Quadratic(), []
+    for seconds in (None, 1e6):
+        plans.append(planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B, max_seconds=seconds))
+    for name, array in vars(plans[0]).items():
+        np.testing.assert_allclose(getattr(plans[1], name), array, rtol=1e-9)
+
+
+@pytest.mark.parametrize("planner", [RandomShooting(50), ICEM(40, 8, 3), MPPI(60)])
+def test_what_is_known_is_tried_first(planner: Shooter) -> None:
+    """Of the last plan, where time suffices for no more: its rest, its best elite, its mean."""
+    problem = Quadratic()
+    last = planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B).shifted()
+    problem.asked.clear()
+    plan = planner.plan(problem, LOW, HIGH, T, np.random.default_rng(2), n_states=B, start=last, max_seconds=0.0)
+    known = {RandomShooting: last.actions, ICEM: last.elites[:, 0], MPPI: last.mean}[type(planner)]
+    assert plan.n_rollouts == 1 and [asked.shape[1] for asked in problem.asked] == [1]
+    for found in (problem.asked[0][:, 0], plan.actions, plan.mean, plan.elites[:, 0]):
+        np.testing.assert_allclose(found, known, rtol=1e-12)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("seconds", [30.0, 70.0])
+def test_a_round_that_time_cuts(planner: Shooter, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence takes a second: the plan is made of what was tried, in the first round or in a later one."""
+    problem, clock = Quadratic(), type("Clock", (), {"now": 0.0, "monotonic": lambda self: self.now})()
+    for module in (shooting, in_time):
+        monkeypatch.setattr(module, "time", clock)
+
+    def slow(actions: np.ndarray) -> np.ndarray:
+        clock.now += actions.shape[1]
+        return problem(actions)
+
+    plan = planner.plan(slow, LOW, HIGH, T, np.random.default_rng(1), n_states=B, max_seconds=seconds)
+    tried = np.concatenate(problem.asked, 1)
+    assert plan.n_rollouts == tried.shape[1] == clock.now <= seconds + 1.0
+    assert np.isfinite(plan.returns).all()
+    returns = problem(tried)
+    if isinstance(planner, MPPI):
+        assert np.all((plan.returns <= returns.max(1)) & (plan.returns >= returns.min(1)))
+    else:
+        np.testing.assert_array_equal(plan.returns, returns.max(1))
+        np.testing.assert_array_equal(plan.actions, tried[np.arange(B), returns.argmax(1)])
+    for b in range(B):
+        for elite in plan.elites[b]:
+            assert np.any(np.all(elite == tried[b], axis=(1, 2))), "an elite that was never tried"
+    if isinstance(planner, CEM) and seconds < planner.n_samples:
+        np.testing.assert_array_equal(plan.mean, plan.actions)
+
+
+@pytest.mark.parametrize("planner", [CEM(20_000, 10, 1, spread=0.2), MPPI(20_000, spread=0.2)])
+def test_the_spread_counts_in_half_ranges(planner: Shooter) -> None:
+    problem = Quadratic()
+    planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    np.testing.assert_allclose(problem.asked[0].std((0, 1, 2)), [0.2, 0.5], rtol=0.02)
+    np.testing.assert_allclose(problem.asked[0].mean((0, 1, 2)), [0.0, 0.5], atol=0.01)
+
+
+@pytest.mark.parametrize("planner", [*PLANNERS, CEM(5, 5, 2)])
+def test_a_horizon_of_one(planner: Shooter) -> None:
+    """And as many elites as samples."""
+    plan = planner.plan(lambda a: -np.sum(a**2, (2, 3)), LOW, HIGH, 1, np.random.default_rng(1))
+    assert plan.actions.shape == (1, 1, DU) and plan.shifted().actions.tolist() == plan.actions.tolist()
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
@@ -268,5 +349,11 @@ def test_tempered_weights() -> None:
     again, scaled, _ = tempered_weights(1e6 * returns + 5.0, 0.4)
     np.testing.assert_allclose(again, weights, atol=1e-6)
     assert scaled == pytest.approx(1e6 * beta, rel=1e-3)
-    greedy, _, most = tempered_weights(returns, 100.0)
-    assert most <= np.log(20.0) + 1e-6 and greedy.max(1).min() > 0.99
+    spread = returns.std(1).mean()
+    greedy, least, most = tempered_weights(returns, 100.0)
+    assert most <= np.log(20.0) + 1e-6 and greedy.max(1).min() > 0.99 and least == pytest.approx(1e-6 * spread)
+    equal, largest, none = tempered_weights(returns, 1e-20)
+    np.testing.assert_allclose(equal, 1.0 / 20.0, rtol=1e-4)
+    assert largest == pytest.approx(1e6 * spread) and none == pytest.approx(0.0, abs=1e-9)
+    same, *_ = tempered_weights(np.ones((2, 5)), 0.4)
+    np.testing.assert_array_equal(same, np.full((2, 5), 0.2))

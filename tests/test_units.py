@@ -173,7 +173,7 @@ def test_outliers() -> None:
     sparse = np.zeros(1000)
     sparse[7] = 1.0
     assert outlier_limit(sparse) == np.inf, "where nothing else was earned it is all there is"
-    assert outlier_limit(np.array([3.0])) == np.inf
+    assert outlier_limit(np.array([3.0])) == np.inf and outlier_limit(np.array([3.0, 5.0])) == pytest.approx(3.0 * FARTHEST)
 
 
 def test_outliers_of_a_variable_are_medians() -> None:
