@@ -8,7 +8,7 @@ read; a run that was stopped goes on where it was. No file is changed: tests are
 gets the changed function, and runs those tests that pass through the changed statement, the quickest first, until one fails.
 What is changed outside functions is imported anew. Compilation is off: tests see the code that was changed.
 ``--quick 2`` runs only the first seconds of tests, and leaves what they do not notice to a later run. What ``VERDICTS`` calls
-equivalent meets the first second of tests alone. Needs Python 3.11.
+equivalent meets the quickest tests alone. Needs Python 3.11.
 """
 
 import argparse
@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERDICTS = ROOT / "results/mutation/survivors.csv"
 NAMES = ("file", "operator", "was", "became")
 """What a survivor is known by."""
-ENOUGH = 1.0
+ENOUGH = 0.3
 """Seconds of tests for a mutant that was shown to be equivalent: slow ones would only tell the same."""
 
 

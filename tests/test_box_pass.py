@@ -41,7 +41,8 @@ def test_the_quadratic_programme(minimum: object, du: int) -> None:
     rng = np.random.default_rng(du)
     for _ in range(20):
         H, g = random_pd(rng, (), du), 2.0 * rng.normal(size=du)
-        low, high = -rng.uniform(0.0, 1.0, du), rng.uniform(0.0, 1.0, du)
+        middle = rng.choice([0.0, 1.0]) * rng.normal(size=du)  # nothing says that zero is within
+        low, high = middle - rng.uniform(0.0, 1.0, du), middle + rng.uniform(0.0, 1.0, du)
         k, free = minimum(H, g, low, high)  # type: ignore[operator]
         slope, best = g + H @ k, np.inf
         assert np.all((low <= k) & (k <= high))
@@ -69,6 +70,18 @@ def test_loops_are_the_numpy_pass(T: int, dx: int, du: int, limit: float, bends:
         np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-11)
     held = (plain[1] <= given[6]) | (plain[1] >= given[7])
     assert (T == 1 or held.any() == np.isfinite(limit)) and not np.any(plain[0][held])
+
+
+@pytest.mark.parametrize("one_pass", [box_pass.box_pass_numpy, box_pass.box_pass_loops])
+def test_the_unit_of_cost_does_not_matter(one_pass: box_pass.BoxPass) -> None:
+    F, C, c, V, v, second, low, high = arguments(np.random.default_rng(3), 6, 4, 2, 0.5, True)
+    K, k, d, size, _ = one_pass(F, C, c, V, v, second, low, high, 0.1)
+    unit = 2.0**-30
+    scaled = one_pass(F, unit * C, unit * c, unit * V, unit * v, second, low, high, unit * 0.1)
+    np.testing.assert_array_equal(scaled[0], K)
+    np.testing.assert_array_equal(scaled[1], k)
+    np.testing.assert_array_equal(scaled[2], unit * d)
+    assert scaled[3] == unit * size and size >= C[-1, 4:, 4:].diagonal().max()
 
 
 def test_without_limits_it_is_riccati() -> None:

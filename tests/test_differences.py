@@ -54,6 +54,8 @@ def test_costs_without_derivatives(convex: bool) -> None:
     assert end.const == wanted_end.const
     many = cost.value(np.stack([states, states]), np.stack([actions, actions]), steps)
     np.testing.assert_array_equal(many, [wanted.const, wanted.const])
+    ends = cost.final_value(np.stack([states, states]), 9)
+    np.testing.assert_array_equal(ends, np.stack([known.final_value(states, 9)] * 2))
     nothing = FunctionCost(system, cost.running).final_value(np.stack([states, states]), 9)
     assert nothing.shape == (2, 6) and not nothing.any()
 
@@ -160,6 +162,8 @@ def test_weights_and_goals_that_change_with_time() -> None:
         for i in range(4)
     ]
     np.testing.assert_allclose(cost.value(states, actions, np.arange(1, 5)), wanted)
+    many = cost.value(np.stack([states] * 3), np.stack([actions] * 3), np.arange(1, 5))
+    np.testing.assert_allclose(many, [wanted] * 3)
     np.testing.assert_allclose(cost.final_value(states, 0), 2.5 * np.sum((states - goals[0]) ** 2, -1))
     end = cost.expand_final(states[1], 1)
     np.testing.assert_allclose(end.v, 5.0 * (states[1] - goals[1]))

@@ -8,7 +8,15 @@ from problems import pick, well_conditioned
 from smooth_systems import QuarticCost, pendulum, quartic_cost, upright_cost, wavy_system
 
 from sb3_dpi.trajopt.differences import FunctionCost, FunctionSystem, TrackingCost
-from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan, action_gradient, newton_step
+from sb3_dpi.trajopt.ilqr import (
+    ILQR,
+    LARGEST_SHIFT,
+    SMALLEST_SHIFT,
+    ILQRPlan,
+    _Search,
+    action_gradient,
+    newton_step,
+)
 from sb3_dpi.trajopt.lqr import NotPositiveDefiniteError, lqr_backward
 from sb3_dpi.trajopt.types import LinearGaussianController, LinearGaussianDynamics, QuadraticCost, QuadraticValue
 
@@ -211,6 +219,33 @@ def test_the_greatest_share_of_a_step_that_helps() -> None:
     assert plan.costs == pytest.approx([np.log(np.cosh(1.3)), plan.cost]) and plan.cost < plan.costs[0]
 
 
+def test_limits_at_zero_and_limits_that_pin() -> None:
+    """Of 1/2 (u + 1)^2 the least within [0, 1] is at 0, and an action whose limits are one number is that."""
+    system = FunctionSystem(lambda x, u: x + u, 1, 1)
+    cost = TrackingCost(system, np.zeros((1, 1)), np.eye(1), np.zeros((1, 1)), np.zeros(1), np.array([-1.0]))
+    low, high = np.array([[0.0], [0.2], [-9.0]]), np.array([[1.0], [0.2], [0.0]])
+    plan = ILQR().plan(system, cost, np.zeros(1), np.array([[0.7], [0.0], [-5.0]]), low=low, high=high)
+    np.testing.assert_allclose(plan.actions[:, 0], [0.0, 0.2, -1.0], atol=1e-9)
+    assert plan.ended == "converged"
+
+
+def test_the_shift_grows_faster_at_each_failure() -> None:
+    """By 2, 4, 8, ... and falls so from success to success (Tassa, Erez and Todorov 2012), in units of the Hessian."""
+    search = _Search(ILQR(), pendulum(), upright_cost(pendulum()), np.zeros((1, 1)), None, None, 0)
+    raised = []
+    for _ in range(5):
+        assert search._raise_shift(3.0)
+        raised.append(search.shift / (3.0 * SMALLEST_SHIFT))
+    assert raised == pytest.approx([1.0, 4.0, 32.0, 512.0, 16384.0])
+    lowered = []
+    for _ in range(6):
+        search._lower_shift(3.0)
+        lowered.append(search.shift / (3.0 * SMALLEST_SHIFT))
+    assert lowered == pytest.approx([8192.0, 2048.0, 256.0, 16.0, 0.0, 0.0])
+    search.shift, search.growth = LARGEST_SHIFT, 1.0
+    assert not search._raise_shift(1.9) and search._raise_shift(9.0)
+
+
 @pytest.mark.parametrize("concave", range(3))
 def test_a_cost_that_is_concave_at_one_time_step(concave: int) -> None:
     """-1/2 u^2 there, 1/2 u^2 elsewhere: one action goes to the limit on whose side it begins, the others to zero."""
@@ -291,8 +326,11 @@ def test_bad_input() -> None:
         ILQR().plan(system, cost, state, np.zeros((5, 2)))
     with pytest.raises(ValueError, match="limits"):
         ILQR().plan(system, cost, state, start, low=1.0, high=-1.0)
-    with pytest.raises(ValueError, match="first trajectory is not finite"):
+    with pytest.raises(ValueError, match=r"first trajectory is not finite \(at time step 0\)"):
         ILQR().plan(system, cost, state + np.nan, start)
+    endless = FunctionCost(system, lambda x, u, t: np.zeros(len(x)), lambda x, t: np.full(len(x), np.inf))
+    with pytest.raises(ValueError, match=r"first trajectory is not finite \(at the end\)"):
+        ILQR().plan(system, endless, state, start)
     broken = FunctionSystem(system.function, 2, 1, lambda x, u: (np.full((5, 2, 2), np.nan), np.zeros((5, 2, 1))))
     with pytest.raises(ValueError, match=r"derivatives \(F\) are not finite at time step 0"):
         ILQR().plan(broken, cost, state, start)

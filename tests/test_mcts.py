@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sb3_dpi.systems import Simulator, SimulatorState, Table
-from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, SearchResult, guessed, new_node, puct, uct
+from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, Node, SearchResult, guessed, new_node, puct, uct
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.value_iteration import value_iteration
 
@@ -128,6 +128,31 @@ def test_noise_in_the_first_priors() -> None:
 def test_without_exploration_the_best_mean_is_followed() -> None:
     found = uct(Tree(later=((0.0,) * 3,) * 3), (), np.random.default_rng(0), 20, horizon=1, exploration=0.0)
     assert list(found.visits) == [18, 1, 1] and list(found.values) == [30.0, 0.0, 10.0]
+
+
+def check_sums(node: Node, guess: float, gamma: float) -> int:
+    """A node is worth what was said of it first and what came through its edges; returns how many there are below."""
+    if not node.visits:
+        return 0
+    own = 0.0 if node.is_over else guess
+    n_own = node.visits - sum(edge.visits for edge in node.edges)
+    assert n_own == 1 or node.is_over
+    assert node.total == pytest.approx(n_own * own + sum(edge.total for edge in node.edges))
+    children = [(edge, child) for edge in node.edges for child in edge.outcomes.values()]
+    for edge, child in children:
+        assert edge.visits == child.visits and edge.total == pytest.approx(edge.visits * edge.reward + gamma * child.total)
+    return len(children) + sum(check_sums(child, guess, gamma) for _, child in children)
+
+
+@pytest.mark.parametrize("n_simulations", [5, 40])
+def test_values_add_up_all_over_the_tree(n_simulations: int) -> None:
+    led = puct(Tree(), (), lambda _: (np.full(3, 1 / 3), 7.0), np.random.default_rng(0), n_simulations, gamma=0.9)
+    assert check_sums(led.root, 7.0, 0.9) == led.n_steps > 3
+    tried = uct(Tree(), (), np.random.default_rng(0), n_simulations, gamma=0.9, evaluate=lambda state, rng: 7.0)
+    root = tried.root
+    assert root.visits == n_simulations and root.total == pytest.approx(sum(edge.total for edge in root.edges))
+    below = [child for edge in root.edges for child in edge.outcomes.values()]
+    assert sum(check_sums(child, 7.0, 0.9) for child in below) + len(below) == tried.n_steps
 
 
 def test_the_guess_of_a_first_state_counts_once() -> None:
@@ -276,7 +301,8 @@ def test_bad_numbers_are_refused(options: dict[str, object], said: str) -> None:
 
 
 def test_priors_of_another_number_are_refused() -> None:
-    assert puct(Tree(), (), uniform, np.random.default_rng(0), 1, noise=(1.0, 1.0)).n_simulations == 1
+    for noise in ((1.0, 0.0), (1.0, 1.0)):
+        assert puct(Tree(), (), uniform, np.random.default_rng(0), 9, noise=noise, max_seconds=0.0).n_simulations == 1
     for noise in ((0.0, 0.5), (1.0, 1.5), (1.0, -0.5)):
         with pytest.raises(ValueError, match="noise must be a concentration above 0 and a share"):
             puct(Tree(), (), uniform, np.random.default_rng(0), noise=noise)

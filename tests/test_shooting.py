@@ -225,6 +225,8 @@ def test_time_is_up() -> None:
         problem.asked.clear()
         planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B, max_seconds=0.0)
         assert len(problem.asked) == 1
+        one = planner.plan(lambda a: -np.sum(a**2, (2, 3)), LOW, HIGH, T, np.random.default_rng(1), max_seconds=0.0)
+        assert one.n_rollouts == 1 and one.actions.shape == (1, T, DU)
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
@@ -284,6 +286,19 @@ def test_the_spread_counts_in_half_ranges(planner: Shooter) -> None:
     planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
     np.testing.assert_allclose(problem.asked[0].std((0, 1, 2)), [0.2, 0.5], rtol=0.02)
     np.testing.assert_allclose(problem.asked[0].mean((0, 1, 2)), [0.0, 0.5], atol=0.01)
+
+
+def test_the_spread_falls_to_the_smallest() -> None:
+    problem = Quadratic()
+    CEM(3000, 5, 12, momentum=0.0, smallest_spread=0.1).plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+    np.testing.assert_allclose(problem.asked[-1].std(1).mean((0, 1)), [0.1, 0.25], rtol=0.02)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_limits_that_pin_an_action(planner: Shooter) -> None:
+    plan = planner.plan(Quadratic(), LOW, np.array([-1.0, 3.0]), T, np.random.default_rng(1), n_states=B)
+    np.testing.assert_allclose(plan.actions[..., 0], -1.0, rtol=1e-12)
+    assert np.ptp(plan.actions[..., 1]) > 0.0
 
 
 @pytest.mark.parametrize("planner", [*PLANNERS, CEM(5, 5, 2)])
