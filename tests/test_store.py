@@ -289,14 +289,14 @@ def test_export(tmp_path: Path) -> None:
     # As baselines of another comparison
     result = Store(tmp_path / "next", [target]).load(configs[3])
     assert result is not None and result.imported and result.curve.results[0, 0] == 3.0
-    # Once more, with a newer run in the place of one, and beside what is there
-    longer = replace(CONFIG, n_timesteps=2000)
-    write(store, longer, 9.0)
+    # Once more, beside what is there; not with another run in the place of one
     (target / "README.md").write_text("what these are")
     assert export_runs(out, target) == 4
-    runs, _ = read_runs(target)
-    assert [read_result(run).curve.results[0, 0] for run in runs if run.config == longer] == [9.0]
-    assert (target / "README.md").is_file() and len(runs) == 4
+    write(store, replace(CONFIG, n_timesteps=2000), 9.0)
+    before = contents(target)
+    with pytest.raises(ValueError, match="are two different runs; copy them to folders of their own"):
+        export_runs(out, target)
+    assert contents(target) == before and (target / "README.md").is_file()
     assert export_runs(tmp_path / "nowhere", tmp_path / "empty") == 0
 
 

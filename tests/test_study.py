@@ -23,6 +23,7 @@ from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare import load_study
 from sb3_dpi.compare.record import CorruptRun, StoredRun, read_arrays
 from sb3_dpi.compare.report import write_report
+from sb3_dpi.compare.runs import Reader
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store
 from sb3_dpi.compare.study import (
@@ -225,8 +226,35 @@ def test_a_damaged_table_is_named_and_nothing_is_run_again(damage: str, tmp_path
         run_all(CONFIGS, Store(out), NoEngine(), Console(quiet=True))
     with pytest.raises(CorruptRun, match=name):
         load_study(out)
-    with pytest.raises(ValueError, match=rf"Corrupt, left out: study\.{name[-3:]}"):
-        write_report(out, {}, to=tmp_path / "report")
+    if damage == "table cut":  # the rows before its end are whole
+        (problem,) = Reader([out]).problems
+    else:
+        with pytest.raises(ValueError, match=rf"Corrupt, left out: study\.{name[-3:]}") as caught:
+            write_report(out, {}, to=tmp_path / "report")
+        problem = str(caught.value)
+    assert f"Corrupt, left out: study.{name[-3:]}" in problem
+
+
+@pytest.mark.parametrize("damage", ["cell", "quote", "bytes", "curve"])
+def test_damage_of_one_run_loses_that_one_alone(damage: str, tmp_path: Path) -> None:
+    out = exported(tmp_path)
+    pack(out)
+    table, curves, (lost, *_) = out / "study.csv", out / "study.npz", read_table(out)
+    head, first, *others = table.read_bytes().splitlines(keepends=True)
+    harmed = {"cell": first.replace(b",1,", b",{1,"), "quote": b'"' + first, "bytes": first.replace(b"2.0,", b"2.\xff,")}
+    table.write_bytes(head + harmed.get(damage, first) + b"".join(others))
+    if damage == "curve":
+        with ZipFile(curves) as archived:
+            place = archived.getinfo(f"{lost.curve}/results.npy").header_offset
+        content = bytearray(curves.read_bytes())
+        content[place + 130] ^= 1
+        curves.write_bytes(content)
+    reader = Reader([out])
+    assert len(reader.runs) == 3 and len(reader.problems) == 1, reader.problems
+    said = {"quote": "study.csv: cannot be read up to line 2", "curve": str(lost.config)}.get(damage, lost.config.path)
+    assert reader.problems[0].startswith("Corrupt, left out: study.") and said in reader.problems[0]
+    with pytest.raises(CorruptRun):  # it might be done again
+        Store(out).load(lost.config)
 
 
 def test_load_study(tmp_path: Path) -> None:
@@ -288,6 +316,92 @@ def test_an_archive_has_all_that_was_moved_into_it(tmp_path: Path) -> None:
         archived.extractall(tmp_path)
     assert facts(tmp_path / "former/one") == before == facts(tmp_path / "former/two")
     assert (tmp_path / "trials.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("place", ["study/old.zip", "study/in/old.zip", "link/old.zip", "study", "lower/old.zip", "file"])
+def test_nothing_is_packed_for_an_archive_that_cannot_be(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = exported(tmp_path / "study")
+    (tmp_path / "link").symlink_to(study)
+    (tmp_path / "lower").mkdir()
+    (tmp_path / "file").write_text("no archive")
+    before = contents(tmp_path)
+    monkeypatch.chdir(study)
+    for arguments in ((str(study), str(tmp_path / place)), (".", os.path.relpath(tmp_path / place))):
+        with pytest.raises(SystemExit):
+            command_line.main(["pack", "--out", arguments[0], "--archive", arguments[1]])
+        assert f"--archive {arguments[1]}: " in capsys.readouterr().err and contents(tmp_path) == before
+
+
+def test_an_archive_takes_what_is_in_it_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, other = exported(tmp_path / "study"), exported(tmp_path / "other")
+    (study / "link").symlink_to(other)
+    (study / "link.yml").symlink_to(other / "tasks.yml")
+    before = contents(other)
+    assert archive([study, study / "ppo"], tmp_path / "old.zip") == 9
+    assert contents(other) == before and sorted(path.name for path in study.iterdir()) == ["link", "link.yml"]
+    (study / "tasks.yml").write_text("others of the same name")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"has another study/tasks\.yml; choose another name"):
+        archive([study], tmp_path / "old.zip")
+    with pytest.raises(ValueError, match="is a link"):
+        archive([study / "link"], study / "old.zip")
+    assert contents(tmp_path) == before
+    monkeypatch.chdir(other)
+    assert archive([Path()], Path("../new.zip")) == 9 and not other.exists()
+
+
+def test_nothing_is_written_into_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = exported(tmp_path / "all" / "study")
+    (tmp_path / "link").symlink_to(study)
+    (study / ".notes.tmp").write_text("not the lab's")
+    before = contents(tmp_path)
+    for to in (study, study / "in", tmp_path / "link" / "in", tmp_path / "all"):
+        for command in (["export", "--out", str(study), "--to", str(to)],) + (
+            (["run", "--algo", "ppo", "--env", "Pendulum-v1", "--baselines", str(study), "--out", str(to)],)
+            if to.name != "all"
+            else ()
+        ):
+            with pytest.raises(SystemExit):
+                command_line.main(command)
+            assert "which is read; choose another folder" in capsys.readouterr().err and contents(tmp_path) == before
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "ppo").symlink_to(study / "ppo")
+    with pytest.raises(ValueError, match="is a link; pack what it names by itself"):
+        pack(tmp_path / "linked")
+    pack(study)
+    assert (study / ".notes.tmp").is_file()
+
+
+def test_linked_studies_are_read_once(tmp_path: Path) -> None:
+    study = exported(tmp_path / "one")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a").symlink_to(study)
+    (study / "back").symlink_to(tmp_path / "links")
+    assert len(read_runs(tmp_path / "links")[0]) == 4 == len(read_runs(tmp_path)[0])
+    assert studies(tmp_path / "links") == [tmp_path / "links" / "a"]
+
+
+def test_an_export_of_two_studies_keeps_all_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported(tmp_path / "all/one", CONFIGS[:1])
+    exported(tmp_path / "all/two", [replace(CONFIG, n_timesteps=2000)])
+    export = ["export", "--out", str(tmp_path / "all"), "--to", str(tmp_path / "to")]
+    with pytest.raises(SystemExit):
+        command_line.main(export)
+    assert "are two different runs; copy them to folders" in capsys.readouterr().err and not (tmp_path / "to").exists()
+    shutil.rmtree(tmp_path / "all/two")
+    exported(tmp_path / "all/two", CONFIGS[1:])
+    assert command_line.main(export) == 0 and "4 runs copied" in capsys.readouterr().out
+    assert len(read_table(tmp_path / "to")) == 4 and "0.4" in (tmp_path / "to/tasks.yml").read_text()
+
+
+def test_runs_by_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    for name, value in (("one", 1.0), ("same", 1.0), ("other", 2.0)):
+        write_report_run(tmp_path / name, "ppo", "A-v0", 1, (10,), [[value, value]])
+    for name, words in (("same", "The same run twice"), ("other", "Two different runs by the same name")):
+        (problem,) = Reader([tmp_path / "one", tmp_path / name]).problems
+        assert problem.startswith(f"{words}, left out: ")
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,17 @@ from sb3_dpi.compare.record import CorruptRun
 from sb3_dpi.compare.report import all_tasks, write_report
 from sb3_dpi.compare.schedule import run_all
 from sb3_dpi.compare.store import Store
-from sb3_dpi.compare.study import archive, export_runs, pack, read_runs, studies
-from sb3_dpi.compare.suite import Suite, load_suite, make_configs, read_tasks, suite_from_arguments, write_tasks
+from sb3_dpi.compare.study import (
+    archive,
+    check_apart,
+    check_archive,
+    export_runs,
+    find_without_result,
+    pack,
+    read_runs,
+    studies,
+)
+from sb3_dpi.compare.suite import Suite, load_suite, make_configs, suite_from_arguments, write_tasks
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo.environments import import_custom_envs
 
@@ -123,6 +132,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     engine = make_engine(args)
     # Without them their runs, hours of them, would be run here in silence
     baselines = _folders(args.baselines, "--baselines")
+    check_apart("--out", out, baselines)
     _prepare(out)
     store = Store(out, baselines)
 
@@ -148,8 +158,8 @@ def report(args: argparse.Namespace, console: Console) -> int:
     outs = _folders(args.out)
     # A run writes its report into its own folder, a report never into what it reads
     to = outs[0] if args.command == "run" else Path(args.to)
-    if args.command != "run" and (inside := [out for out in outs if out.resolve() in (to.resolve(), *to.resolve().parents)]):
-        raise ValueError(f"--to {to}: is in {inside[0]}, which is read; choose another folder")
+    if args.command != "run":
+        check_apart("--to", to, outs)
     tasks = all_tasks(outs)
     write_report(outs, tasks, console=console, published=args.published, baseline=args.baseline, steps=args.at, to=to)
     return 0
@@ -166,8 +176,10 @@ def _folders(texts: str | Sequence[str], option: str = "--out", files: bool = Fa
 def pack_studies(args: argparse.Namespace, console: Console) -> int:
     """Turn studies into tables, and move them into an archive where one is named."""
     outs = _folders(args.out, files=bool(args.archive))
+    if args.archive:
+        check_archive(outs, Path(args.archive))
     for study in [study for out in outs if out.is_dir() for study in studies(out)]:
-        if args.archive and not any(read_runs(study)):
+        if args.archive and not any(read_runs(study)) and not any(find_without_result(study)):
             continue  # Data of another kind
         console.print(f"{study}: {pack(study)} runs in {study / 'study.csv'}", markup=False, highlight=False, soft_wrap=True)
     if args.archive:
@@ -178,7 +190,10 @@ def pack_studies(args: argparse.Namespace, console: Console) -> int:
 def export(args: argparse.Namespace, console: Console) -> int:
     """Copy finished runs without models, with the thresholds and scales of their tasks."""
     (out,), target = _folders(args.out), Path(args.to)
-    tasks = read_tasks(out)
+    check_apart("--to", target, [out])
+    # Its runs would be packed too, these among them
+    check_apart("--out", out, [target])
+    tasks = all_tasks([out])
     number = export_runs(out, target)
     if number == 0:
         raise ValueError(f"--out {out}: no finished runs to copy")

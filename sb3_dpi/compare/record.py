@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -21,6 +22,8 @@ RECORD = "run.json"
 EVALUATIONS = "evaluations.npz"
 CURVES = "study.npz"
 FORMAT = 1
+DAMAGED = (OSError, ValueError, KeyError, BadZipFile, EOFError, NotImplementedError, ZlibError)
+"""What reading a damaged archive of arrays raises"""
 Arrays = dict[str, npt.NDArray[Any]]
 """The evaluations of a run by the names of RL Zoo's ``evaluations.npz``"""
 
@@ -127,7 +130,8 @@ def _table_arrays(path: Path, _modified: int) -> dict[str, Arrays]:
     with np.load(path) as stored:
         for name in stored.files:
             curve, _, array = name.partition("/")
-            found.setdefault(curve, {})[array] = stored[name]
+            with suppress(*DAMAGED):  # the hash of that run will tell
+                found.setdefault(curve, {})[array] = stored[name]
     return found
 
 
@@ -144,7 +148,7 @@ def read_arrays(run: StoredRun) -> Arrays:
         else:
             arrays = _table_arrays(path, path.stat().st_mtime_ns).get(run.curve, {})
             same = digest(arrays) == run.curve
-    except (OSError, ValueError, KeyError, BadZipFile, ZlibError) as error:
+    except DAMAGED as error:
         raise unreadable(path, error) from error
     if not same:
         raise CorruptRun(f"{path}: not what the run wrote, {run.config} (its hash differs from that in its record)")

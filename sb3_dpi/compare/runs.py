@@ -114,9 +114,13 @@ class Reader:
             run = Run(**vars(result), folder=place, environment=environment, grid=result.curve)
             known = self.runs.setdefault((config.task_name, config.name, config.seed), run)
             if known is not run:
-                self.problems.append(f"The same run twice, left out: {place}, which is {config} like {known.folder}")
+                same = np.array_equal(known.curve.results, result.curve.results) and known.versions == result.versions
+                words = "The same run twice" if same else "Two different runs by the same name"
+                self.problems.append(f"{words}, left out: {place}, which is {config} like {known.folder}")
         folder = f"{out}/" if len(self.outs) == 1 else ""
-        self.problems += [f"Corrupt, left out: {str(problem).removeprefix(folder)}" for problem in problems]
+        for text, number in Counter(map(str, problems)).items():
+            times = f" ({number} runs)" if number > 1 else ""
+            self.problems.append(f"Corrupt, left out: {text.removeprefix(folder)}{times}")
         self.problems += [f"Other settings, left out: {number} {which}" for which, number in passed_over.items()]
         if missing := [self._place(path, out) for path in find_without_result(out)]:
             self.problems.append(f"No result, failed or not finished; the logs say more: {', '.join(missing)}")

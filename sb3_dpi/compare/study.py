@@ -6,10 +6,10 @@ are replaced curves first, table second, folders last: whenever this is killed, 
 """
 
 import csv
+import fnmatch
 import io
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -17,7 +17,7 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile, is_zipfile
 
 import filelock
 import numpy as np
@@ -37,6 +37,7 @@ from sb3_dpi.compare.record import (
     unreadable,
 )
 from sb3_dpi.compare.types import RunConfig, RunResult, Timing
+from sb3_dpi.zoo.cause import in_one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,24 +55,54 @@ _TEXTS = {"folder", "curve", "algo", "env_id", "source", "label", "task", "devic
 _TEXTS |= {"evaluations_sha256"}
 
 
+def find_files(out: Path, pattern: str) -> list[Path]:
+    """Find files below a folder, in linked folders too, each folder once; those set aside are left out."""
+    found, seen = [], set()
+    for folder, inner, names in os.walk(out, followlinks=True):
+        inner[:] = sorted(set(inner) - _KEPT_APART) if (real := os.path.realpath(folder)) not in seen else []
+        found += [Path(folder, name) for name in fnmatch.filter(names, pattern)] if real not in seen else []
+        seen.add(real)
+    return sorted(found)
+
+
 def find_runs(out: Path, name: str = RECORD) -> list[Path]:
     """Find the folders, ``out`` itself among them, that hold a record, or another file; those set aside are left out."""
-    return sorted(path.parent for path in out.rglob(name) if not _KEPT_APART & set(path.relative_to(out).parts))
+    return [path.parent for path in find_files(out, name)]
 
 
 def read_table(study: Path) -> list[StoredRun]:
     """Read all rows of a study's table, also those that a folder hides; none where there is no table."""
+    runs, problems = _read_table(study)
+    if problems:
+        raise problems[0]
+    return runs
+
+
+def _read_table(study: Path) -> tuple[list[StoredRun], list[CorruptRun]]:
     path = study / TABLE
-    return list(_read_table(study, path.stat().st_mtime_ns)) if path.is_file() else []
+    if not path.is_file():
+        return [], []
+    found = _read_rows(study, path.stat().st_mtime_ns)
+    return [run for run in found if isinstance(run, StoredRun)], [run for run in found if isinstance(run, CorruptRun)]
 
 
 @lru_cache(maxsize=8)
-def _read_table(study: Path, _modified: int) -> tuple[StoredRun, ...]:
-    path = study / TABLE
+def _read_rows(study: Path, _modified: int) -> tuple[StoredRun | CorruptRun, ...]:
+    """Read a table row by row: a damaged one loses no other."""
+    path, found = study / TABLE, list[StoredRun | CorruptRun]()
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return tuple(_parse_row(row, study) for row in csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with path.open(encoding="utf-8", newline="", errors="surrogateescape") as file:
+            table = csv.DictReader(file, strict=True)
+            while True:
+                try:
+                    found.append(_parse_row(next(table), study))
+                except StopIteration:
+                    return tuple(found)
+                except CorruptRun as error:
+                    found.append(error)
+                except csv.Error as error:
+                    found.append(CorruptRun(f"{path}: cannot be read up to line {table.line_num + 1} ({error})"))
+    except (OSError, csv.Error) as error:
         raise unreadable(path, error) from error
 
 
@@ -79,12 +110,12 @@ def _parse_row(row: dict[str, str], study: Path) -> StoredRun:
     path = study / TABLE
     try:
         cells = {name: cell if name in _TEXTS else json.loads(cell) for name, cell in row.items() if cell or name in _TEXTS}
-    except (TypeError, ValueError) as error:
-        raise CorruptRun(f"{path}: the row of {row.get('folder')} cannot be read ({error})") from error
-    record: dict[str, Any] = {name: cells[name] for name in _OTHERS if name in cells}
-    record["config"] = {name: cells[name] for name in _CONFIG if name in cells}
-    record["timing"] = {name: cells[name] for name in _TIMING if name in cells}
-    return parse_record(record, study / cells.get("folder", ""), path, study, cells.get("curve", ""))
+        record: dict[str, Any] = {name: cells[name] for name in _OTHERS if name in cells}
+        record["config"] = {name: cells[name] for name in _CONFIG if name in cells}
+        record["timing"] = {name: cells[name] for name in _TIMING if name in cells}
+        return parse_record(record, study / cells["folder"], path, study, cells["curve"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptRun(f"{path}: the row of {row.get('folder')} cannot be read ({in_one_line(error)})") from error
 
 
 def _row(run: StoredRun, folder: str, curve: str) -> dict[str, str]:
@@ -106,12 +137,11 @@ def read_runs(out: Path) -> tuple[list[StoredRun], list[CorruptRun]]:
     """
     runs: list[StoredRun] = []
     problems: list[CorruptRun] = []
-    for place in [*find_runs(out), *(study / TABLE for study in find_runs(out, TABLE))]:
+    for place in [*find_files(out, RECORD), *find_files(out, TABLE)]:
         try:
-            if place.name == TABLE:
-                runs += [run for run in read_table(place.parent) if not (run.folder / RECORD).is_file()]
-            else:
-                runs.append(read_record(place))
+            found, damaged = _read_table(place.parent) if place.name == TABLE else ([read_record(place.parent)], [])
+            runs += [run for run in found if run.table is None or not (run.folder / RECORD).is_file()]
+            problems += damaged
         except CorruptRun as error:
             problems.append(error)
     return sorted(runs, key=lambda run: run.folder.parts), problems
@@ -198,15 +228,21 @@ def pack(study: Path) -> int:
     """
     begun = [path.relative_to(study).as_posix() for path in find_without_result(study)]
     if begun:
-        raise ValueError(f"{study}: no result of {', '.join(begun)}; finish these runs with the command that began them")
+        raise ValueError(
+            f"{study}: no result of {', '.join(begun)}; finish these runs with the command that began "
+            "them, or give them up: move their logs elsewhere"
+        )
     with _alone(study):
-        for left in study.rglob(".*.tmp"):
-            left.unlink()
         runs = read_all(study)
         if inner := {run.table for run in runs} - {None, study}:
             raise ValueError(f"{study}: has studies of its own, {', '.join(sorted(map(str, inner)))}; pack each by itself")
         if not runs:
             raise ValueError(f"{study}: no finished runs to pack")
+        for run in runs:
+            if not run.folder.resolve().is_relative_to(study.resolve()):
+                raise ValueError(f"{run.folder}: is a link; pack what it names by itself")
+        for left in (left for name in (TABLE, CURVES, RECORD, EVALUATIONS) for left in study.rglob(f".{name}.*.tmp")):
+            left.unlink()
         keys = {run.key for run in runs}
         for number, hidden in enumerate(run for run in read_table(study) if run.key not in keys):
             place = study / SET_ASIDE / hidden.folder.relative_to(study)
@@ -236,53 +272,88 @@ def studies(out: Path) -> list[Path]:
     return [folder for folder in found if not any(other in folder.parents for other in found)] or [out]
 
 
-def archive(paths: Iterable[Path], target: Path) -> int:
+def check_apart(option: str, target: Path, read: Iterable[Path]) -> None:
+    """Refuse to write into what is read, by whatever path it is named."""
+    for path in read:
+        if target.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{option} {target}: is in {path}, which is read; choose another folder")
+
+
+def check_archive(paths: Sequence[Path], target: Path) -> None:
     """
-    Move files into a zip archive, which is replaced in one piece before any of them is removed.
+    See that files and folders can be moved into an archive.
+
+    :raises ValueError: If it lies in one of them, they are links or not beside or below it, or it is a file of another kind
+    """
+    check_apart("--archive", target, paths)
+    for path in paths:
+        if path.is_symlink() or not path.resolve().is_relative_to(target.resolve().parent):
+            raise ValueError(f"--archive {target}: {path} is a link, or not below the archive's folder; nothing is changed")
+    if target.exists() and not is_zipfile(target):
+        raise ValueError(f"--archive {target}: is no zip file; choose another name")
+
+
+def archive(paths: Sequence[Path], target: Path) -> int:
+    """
+    Move files into a zip archive, which is replaced in one piece before any of them is removed. Links stay where they are.
 
     :param paths: Files and folders beside or below the archive; their names in it are relative to its folder
     :return: The number of files moved
+    :raises ValueError: If that cannot be, or the archive has something else by the name of one of them; nothing is changed
     """
-    base = target.absolute().parent
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-    new = {file.absolute().relative_to(base).as_posix(): file for file in files}
+    check_archive(paths, target)
+    found = [file for path in paths for file in (path, *path.rglob("*")) if not file.is_symlink()]
+    new = {file.resolve().relative_to(target.resolve().parent).as_posix(): file for file in sorted(found) if file.is_file()}
 
     def write(stream: Any) -> None:
         with ZipFile(stream, "w", ZIP_DEFLATED, compresslevel=9) as archived:
             if target.is_file():
                 with ZipFile(target) as former:
                     for name in former.namelist():
+                        if name in new and former.read(name) != new[name].read_bytes():
+                            raise ValueError(f"--archive {target}: has another {name}; choose another name")
                         if name not in new:
                             archived.writestr(name, former.read(name))
             for name, file in new.items():
                 archived.write(file, name)
 
     replace_file(target, write)
-    for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for file in new.values():
+        file.unlink()
+    for folder in sorted((path.absolute() for path in found if path.is_dir()), reverse=True):
+        with suppress(OSError):  # not empty: something has come since, or there is a link
+            folder.rmdir()
     return len(new)
 
 
 def find_without_result(out: Path) -> Iterator[Path]:
     """Find the log files of runs that were begun and have no result: they failed, were stopped or still go on."""
     packed = {run.folder for run in read_runs(out)[0]}
-    for path in sorted(out.rglob("*_*.log")):
-        inside, folder = path.relative_to(out).parts, path.with_suffix("")
-        begun = path.stem.rpartition("_")[2].isdecimal() and not _KEPT_APART & set(inside)
-        if begun and not (folder / RECORD).is_file() and folder not in packed:
+    for path in find_files(out, "*_*.log"):
+        folder = path.with_suffix("")
+        if path.stem.rpartition("_")[2].isdecimal() and not (folder / RECORD).is_file() and folder not in packed:
             yield path
 
 
 def export_runs(out: Path, target: Path) -> int:
-    """Put the finished runs of a comparison into a table without models and logs, beside what it has; returns their number."""
+    """
+    Put the finished runs of a comparison into a table without models and logs, beside what it has.
+
+    :return: Their number
+    :raises ValueError: If two different runs would have one place; nothing is changed then
+    """
     runs = read_all(out)
-    if not runs:
-        return 0
-    if find_runs(target):
-        pack(target)
-    merged = {run.folder: run for run in read_table(target)} | {target / run.config.path: run for run in runs}
-    write_table(target, {folder: merged[folder] for folder in sorted(merged)})
-    return len(runs)
+    merged = {run.folder: run for run in read_all(target) if run.table in (None, target)}
+    for run in runs:
+        known = merged.setdefault(target / run.config.path, run)
+        if known.key != run.key:
+            raise ValueError(f"{run.folder} and {known.folder} are two different runs; copy them to folders of their own")
+    if runs:
+        if find_runs(target):
+            pack(target)
+            merged |= {run.folder: run for run in read_table(target)}
+        write_table(target, {folder: merged[folder] for folder in sorted(merged)})
+    return len({run.config.path for run in runs})
 
 
 def load_study(path: str | Path) -> "pd.DataFrame":
