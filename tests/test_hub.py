@@ -94,7 +94,9 @@ def test_episodes_that_do_not_end_are_cut(tmp_path: Path) -> None:
     with forked(lambda: push_endless(tmp_path)) as process:
         code, _ = process.end()
     said = (tmp_path / "said").read_text()
-    assert code == 0 and "Endless-v0 has no time limit: the episodes of an evaluation are cut after 30 steps" in said, said
+    assert code == 0 and "Endless-v0 has no time limit, or a very long one: the episodes of an evaluation are cut" in said, (
+        said
+    )
     results = json.loads((tmp_path / "the_hub" / "me" / "mdgps-Endless-v0" / "results.json").read_text())
     assert -30 * 17 < results["mean_reward"] < 0  # a step of the pendulum costs up to 16.3
 

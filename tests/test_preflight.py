@@ -14,10 +14,14 @@ import pytest
 import torch as th
 from algorithms import small_mdgps
 from dummy_envs import POINT_MASS_ID, PointMass, limited
+from gymnasium.envs.registration import WrapperSpec
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_dpi.common import environments as common_environments
 from sb3_dpi.common.environments import evaluate_on_environments
-from sb3_dpi.compare import RunConfig, build, evaluation, preflight
+from sb3_dpi.compare import RunConfig, build, preflight
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare.checks import SuiteError
 from sb3_dpi.compare.engines import RunFailed, _cause, execute
@@ -213,14 +217,63 @@ def test_custom_envs_are_known_here_too(
 def test_an_evaluation_ends(
     endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (environments, evaluation):
-        monkeypatch.setattr(module, "LONGEST_EPISODE", 30)
+    monkeypatch.setattr(environments, "LONGEST_EPISODE", 30)
     run_one(config(env_id=endless), tmp_path / "run")
     curve = read_result(read_record(tmp_path / "run")).curve
     assert len(curve.timesteps) == 2 and np.all(curve.lengths == 30)
     assert capsys.readouterr().err.count("2 of 2 episodes of an evaluation did not end and were cut after 30 steps") == 1
     (note,) = preflight.check_runs([config(env_id=endless), config(env_id=endless, seed=2)], tmp_path)
-    assert note.startswith("Endless-v0 has no time limit: the episodes of an evaluation are cut after 30 steps")
+    assert note.startswith(
+        "Endless-v0 has no time limit, or a very long one: the episodes of an evaluation are cut after 30 steps"
+    )
+
+
+class NoEnd(gym.Wrapper):
+    """A task that goes on for ever: the end of an episode is not told, or is one that no monitor hears of."""
+
+    def __init__(self, env: gym.Env, told: bool = False) -> None:
+        super().__init__(env)
+        self.told = told
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if terminated or truncated:
+            observation, _ = self.env.reset()
+        return observation, reward, self.told and self.unwrapped.np_random.random() < 0.3, False, info
+
+
+class FalseEnd(NoEnd):
+    """Ends on its own, before the monitor beneath it hears of an end."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env, told=True)
+
+
+@pytest.mark.parametrize("wrapper", ["NoEnd", "FalseEnd", "registered", "far"])
+def test_an_evaluation_ends_whatever_wraps_the_environment(
+    wrapper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environments, "LONGEST_EPISODE", 30)
+    with patch.dict(gym.registry):
+        inner = (WrapperSpec("NoEnd", f"{__name__}:NoEnd", {}),) if wrapper == "registered" else ()
+        limit = {"registered": 9, "NoEnd": 9, "FalseEnd": None, "far": 10**9}[wrapper]
+        gym.register("Wrapped-v0", PointMass, max_episode_steps=limit, additional_wrappers=inner)
+        outer = {"env_wrapper": f"{__name__}.{wrapper}"} if wrapper.endswith("End") else {}
+        run_one(config(env_id="Wrapped-v0", hyperparams=outer), tmp_path / "run")
+        assert ("Wrapped-v0" in str(preflight.check_runs([config(env_id="Wrapped-v0")], tmp_path))) == (limit not in (9,))
+    assert np.all(read_result(read_record(tmp_path / "run")).curve.lengths == 30)
+    assert capsys.readouterr().err.count("did not end and were cut after 30 steps") == 1
+
+
+def test_an_evaluation_of_the_zoo_ends_whatever_wraps_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environments, "LONGEST_EPISODE", 30)
+    env = make_vec_env(lambda: NoEnd(limited(9)), 2)
+    model = PPO("MlpPolicy", env, **{name: value for name, value in SMALL.items() if name != "policy"})  # type: ignore[arg-type]
+    with environments.evaluations_that_end():
+        model.learn(64, callback=EvalCallback(env, eval_freq=20, n_eval_episodes=5, verbose=0))
+    assert capsys.readouterr().out.count("did not end: they are cut after 30 steps") == 1
 
 
 def test_a_time_limit_among_the_arguments(endless: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_dpi.compare.types import RunConfig
 from sb3_dpi.zoo import algorithm_class
-from sb3_dpi.zoo.environments import import_environment, with_time_limit
+from sb3_dpi.zoo.environments import import_environment
 from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS
 
 SCHEDULED_KEYS = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
@@ -100,8 +100,6 @@ def make_env(config: RunConfig, monitor_dir: str | None = None, evaluation: bool
     """
     hyperparams, env_kwargs = config.hyperparams, environment_arguments(config)
     import_environment(config.env_id)
-    if evaluation:
-        env_kwargs = with_time_limit(config.env_id, env_kwargs)
     env: VecEnv = make_vec_env(
         config.env_id,
         n_envs=config.n_eval_episodes if evaluation else int(hyperparams.get("n_envs", 1)),

@@ -3,7 +3,8 @@
 Evaluations are due at fixed numbers of environment steps, whatever the budget: every ``eval_every`` steps at first, later 20
 times per doubling, so that a threshold is located within a few percent wherever it is reached. An evaluation takes place at
 the first rollout start at or after its point, so that no rollout is interrupted; one more follows the end of training.
-An episode that a task without time limit does not end is cut after ``LONGEST_EPISODE`` steps.
+An episode that does not end is cut after the steps of the time limit, or ``LONGEST_EPISODE``, whichever are more: the
+evaluation itself counts them, for a wrapper may hide an end.
 It uses the deterministic policy, raw returns, an environment of its own and reset seeds of its own: those of point number k
 of seed s are the same for every algorithm.
 """
@@ -35,7 +36,7 @@ from sb3_dpi.common.environments import LONGEST_EPISODE
 from sb3_dpi.compare.build import environment_arguments, make_env
 from sb3_dpi.compare.types import Curve, RunConfig
 from sb3_dpi.mpc import MPC
-from sb3_dpi.zoo.environments import time_limit
+from sb3_dpi.zoo.environments import Bounded, longest_episode
 
 EVAL_SEED_OFFSET = 1_000_000
 EVAL_SEEDS_PER_RUN = 100_000
@@ -118,6 +119,7 @@ class Episodes:
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
+    n_cut: int = 0
 
 
 def _plain_envs(env: VecEnv) -> list[Any] | None:
@@ -131,15 +133,16 @@ def _plain_envs(env: VecEnv) -> list[Any] | None:
 def _add(episodes: Episodes, info: dict[str, Any]) -> None:
     episodes.returns.append(info["episode"]["r"])
     episodes.lengths.append(info["episode"]["l"])
+    episodes.n_cut += "cut" in info
     if "is_success" in info:
         episodes.successes.append(bool(info["is_success"]))
 
 
-def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int) -> Episodes:
+def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int, longest: int = LONGEST_EPISODE) -> Episodes:
     """
     Run one episode in each environment; the result is that of ``evaluate_policy``, to the last bit.
 
-    Environment i starts from the reset seed ``seed + i``.
+    Environment i starts from the reset seed ``seed + i``. What has not ended after ``longest`` steps is cut.
 
     Environments whose episode has ended are not stepped any more, and the networks are called without the overhead around
     them, where it has been seen on the first observations that this gives the same actions.
@@ -151,7 +154,7 @@ def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int) -> Episodes:
         observations = env.reset()
         assert isinstance(observations, np.ndarray)
         if np.array_equal(act(observations), model.predict(observations, deterministic=True)[0]):
-            return _run_lean(act, envs, env, observations)
+            return _run_lean(act, envs, env, observations, longest)
         env.seed(seed)
     episodes = Episodes()
 
@@ -160,11 +163,11 @@ def run_episodes(model: BaseAlgorithm, env: VecEnv, seed: int) -> Episodes:
             _add(episodes, locals_["info"])
 
     with model.reading(env) if isinstance(model, MPC) else nullcontext():
-        evaluate_policy(model, env, env.num_envs, callback=note_end)
+        evaluate_policy(model, Bounded(env, longest), env.num_envs, callback=note_end)
     return episodes
 
 
-def _run_lean(act: Act, envs: list[Any], env: VecEnv, observations: np.ndarray) -> Episodes:
+def _run_lean(act: Act, envs: list[Any], env: VecEnv, observations: np.ndarray, longest: int) -> Episodes:
     episodes, normalize = Episodes(), env if isinstance(env, VecNormalize) else None
     # Without normalization both names are one array, and the environments write what the networks read
     raw = observations if normalize is None else normalize.get_original_obs()
@@ -175,7 +178,9 @@ def _run_lean(act: Act, envs: list[Any], env: VecEnv, observations: np.ndarray) 
         actions = act(observations)
         for i in living.copy():
             raw[i], _, terminated, truncated, info = envs[i].step(actions[i])
-            if terminated or truncated:
+            if not (terminated or truncated) and len(envs[i].rewards) >= longest:
+                info |= {"episode": {"r": round(sum(envs[i].rewards), 6), "l": len(envs[i].rewards)}, "cut": True}
+            if terminated or truncated or "cut" in info:
                 living.remove(i)
                 _add(episodes, info)
         if normalize is not None:
@@ -196,6 +201,7 @@ class EvaluationCallback(BaseCallback):
         self.config = config
         self.folder = folder
         self.report = report
+        self.longest = longest_episode(config.env_id, environment_arguments(config))
         self.points = evaluation_points(config.eval_every, config.n_timesteps)
         self.timesteps: list[int] = []
         self.episodes: list[Episodes] = []
@@ -232,8 +238,8 @@ class EvaluationCallback(BaseCallback):
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.env)
         first = EVAL_SEED_OFFSET + EVAL_SEEDS_PER_RUN * self.config.seed + self.config.n_eval_episodes * number
-        self.episodes.append(run_episodes(self.model, self.env, first))
-        self._tell_cuts(self.episodes[-1].lengths)
+        self.episodes.append(run_episodes(self.model, self.env, first, self.longest))
+        self._tell_cuts(self.episodes[-1].n_cut)
         self.timesteps.append(self.model.num_timesteps)
         self.last_mean = float(np.mean(self.episodes[-1].returns))
         if self.last_mean > self.best_mean:
@@ -243,15 +249,12 @@ class EvaluationCallback(BaseCallback):
         self.seconds += time.perf_counter() - wall
         self.cpu_seconds += time.process_time() - cpu
 
-    def _tell_cuts(self, lengths: list[int]) -> None:
+    def _tell_cuts(self, n_cut: int) -> None:
         """An episode that does not end is cut; the log says so once."""
-        if self.has_cut or max(lengths) < LONGEST_EPISODE:
-            return
-        if time_limit(self.config.env_id, environment_arguments(self.config)) is None:
+        if n_cut and not self.has_cut:
             self.has_cut = True
-            n_cut = sum(length >= LONGEST_EPISODE for length in lengths)
             print(
-                f"{n_cut} of {len(lengths)} episodes of an evaluation did not end and were cut after {LONGEST_EPISODE:,} "
+                f"{n_cut} of {self.env.num_envs} episodes of an evaluation did not end and were cut after {self.longest:,} "
                 "steps; max_episode_steps among the arguments of the environment sets a time limit",
                 file=sys.stderr,
             )
