@@ -1,5 +1,6 @@
 """The registry of algorithms, over which the tests of every concern run. A new class joins by one line of ``ALGORITHMS``."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, limited, pushed
+from dummy_envs import CONDITIONS, HORIZON, ITERATION, POINT_MASS_LIMIT, SAMPLES, PointMass, Pushed, limited, pushed
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -190,12 +191,24 @@ def small_sac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> SAC:
 # ---------------------------------------------------------------------- the registry
 
 
+CHAPTERS = frozenset({"episodes", "actions"})
+"""Of a look inside any policy of continuous actions"""
+FORETOLD = CHAPTERS | {"prediction", "calibration", "one_step", "returns", "ahead", "kl"}
+"""Of one that knows a model of the environment"""
+
+
 @dataclass(frozen=True)
 class Make:
     """An algorithm: called, it makes a small model. The rest are facts by which tests differ."""
 
     algorithm: type[Model]
     small: Callable[..., Model]
+    policy: Any = "MlpPolicy"
+    """first argument of the class, where nothing is chosen"""
+    first_steps: int = 1
+    """of a model without further argument that is asked for one step: as few as an iteration has, or a part of a warm-up"""
+    chapters: frozenset[str] = CHAPTERS
+    """tables of a look inside"""
     from_conditions: bool = False
     """samples trajectories that are aligned in time, from initial conditions, and plans on the vectors of the observation"""
     squashes: bool = False
@@ -212,10 +225,41 @@ class Make:
     """training steps are taken without the policy's noise"""
     discrete: bool = False
     """takes Discrete actions alone"""
+    searches: bool = False
+    """plans in copies of its environments: those must be copied, and what stands above them must be known"""
+    imitates: bool = False
+    """learns what another says of each state, which logged data do not hold"""
+    plain_networks: bool = False
+    """its networks are those of Stable-Baselines3: they see the task's units, and nothing without an axis"""
 
     def fit(self, env: Any) -> Any:
         """:return: an environment that it can act in, of one with a Box of actions"""
         return pushed(env) if self.discrete else env
+
+    def takes(self, argument: str) -> bool:
+        """:return: whether the class has an argument of this name"""
+        return argument in inspect.signature(self.algorithm.__init__).parameters
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether it learns from a replay buffer."""
+        return issubclass(self.algorithm, OffPolicyAlgorithm)
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether it is one of Stable-Baselines3's on-policy algorithms."""
+        return issubclass(self.algorithm, OnPolicyAlgorithm)
+
+    @property
+    def chooses_size(self) -> bool:
+        """Whether it chooses how long iterations are, where nobody says."""
+        parameters = inspect.signature(self.algorithm.__init__).parameters
+        return any(parameters[name].default is None for name in ("n_steps", "train_freq", "horizon") if name in parameters)
+
+    @property
+    def leaves_episodes(self) -> bool:
+        """Whether it can leave long episodes."""
+        return self.takes("early_reset")
 
     def __call__(self, env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Model:
         return self.small(env, policy, **kwargs)
@@ -225,50 +269,52 @@ class Make:
 
 
 ALGORITHMS = (
-    Make(MDGPS, small_mdgps, from_conditions=True),
-    Make(AggreVaTeDOC, small_aggrevated_oc, from_conditions=True),
-    Make(DPI, small_dpi, squashes=True),
-    Make(DualAC, small_dual_ac, keeps_originals=False, any_space=True),
-    Make(DAgger, small_dagger, takes_discrete=True, acts_as_predicted=True),
-    Make(MPC, small_mpc, plans=True),
+    Make(MDGPS, small_mdgps, first_steps=4, chapters=FORETOLD | {"conditions"}, from_conditions=True),
+    Make(AggreVaTeDOC, small_aggrevated_oc, first_steps=4, chapters=FORETOLD | {"conditions", "critic"}, from_conditions=True),
+    Make(DPI, small_dpi, first_steps=25, chapters=FORETOLD | {"windows", "critic"}, squashes=True),
+    Make(DualAC, small_dual_ac, first_steps=2, chapters=CHAPTERS | {"critic"}, keeps_originals=False, any_space=True),
+    Make(DAgger, small_dagger, takes_discrete=True, acts_as_predicted=True, imitates=True),
+    Make(MPC, small_mpc, policy="iCEM", plans=True),
+    Make(
+        ExIt,
+        small_exit,
+        first_steps=64,
+        chapters=frozenset({"episodes", "critic"}),
+        plain_networks=True,
+        discrete=True,
+        searches=True,
+        imitates=True,
+    ),
 )
-DISCRETE = (Make(ExIt, small_exit, discrete=True),)
-"""Those that act by numbers: tests of forces are not for them"""
-EVERY = (*ALGORITHMS, *DISCRETE)
-
-
-def those(**facts: bool) -> tuple[Make, ...]:
-    """:return: the algorithms with these facts"""
-    return tuple(make for make in ALGORITHMS if all(getattr(make, name) == fact for name, fact in facts.items()))
-
-
-def every(**facts: bool) -> pytest.MarkDecorator:
-    """:return: for tests of ``make``, over the algorithms with these facts"""
-    return pytest.mark.parametrize("make", those(**facts), ids=str)
-
-
-every_algorithm = every()
-every_action = pytest.mark.parametrize("make", EVERY, ids=str)
-"""over every algorithm, those of Discrete actions too: ``make.fit(env)`` is what each can act in"""
-every_network = pytest.mark.parametrize("make", [make for make in EVERY if not make.plans], ids=str)
-"""likewise, but for those that have no network that acts"""
-
+"""The algorithms of this package"""
 REFERENCES = (
-    Make(PPO, small_ppo, keeps_originals=False, any_space=True),
+    Make(PPO, small_ppo, chapters=CHAPTERS | {"critic"}, keeps_originals=False, any_space=True),
     Make(SAC, small_sac, squashes=True, any_space=True),
 )
 """What works with these works with ours: tests over both show that the tests themselves are right"""
 
-with_references = pytest.mark.parametrize("make", (*ALGORITHMS, *REFERENCES), ids=str)
-"""over every algorithm, and PPO and SAC beside them"""
-with_networks = pytest.mark.parametrize("make", (*those(plans=False), *REFERENCES), ids=str)
-"""likewise, without what plans when it acts"""
-off_policy = pytest.mark.parametrize(
-    "make", [make for make in (*ALGORITHMS, *REFERENCES) if issubclass(make.algorithm, OffPolicyAlgorithm)], ids=str
-)
-on_policy = pytest.mark.parametrize(
-    "make", [make for make in (*ALGORITHMS, *REFERENCES) if issubclass(make.algorithm, OnPolicyAlgorithm)], ids=str
-)
+
+def those(**facts: Any) -> tuple[Make, ...]:
+    """:return: the algorithms with these facts"""
+    return tuple(make for make in ALGORITHMS if has(make, facts))
+
+
+def has(make: Make, facts: dict[str, Any]) -> bool:
+    """:return: whether all of these facts are so"""
+    return all(getattr(make, name) == fact for name, fact in facts.items())
+
+
+def every(**facts: Any) -> pytest.MarkDecorator:
+    """:return: for tests of ``make``, over the algorithms with these facts"""
+    return pytest.mark.parametrize("make", those(**facts), ids=str)
+
+
+def with_references(**facts: Any) -> pytest.MarkDecorator:
+    """:return: likewise, with PPO and SAC beside them"""
+    return pytest.mark.parametrize("make", [make for make in (*ALGORITHMS, *REFERENCES) if has(make, facts)], ids=str)
+
+
+every_algorithm = every()
 
 
 def called(*algorithms: type[Model]) -> tuple[Make, ...]:
@@ -305,6 +351,14 @@ def buffer(model: Model) -> Any:
     return model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else model.rollout_buffer
 
 
+def answers(model: Model, observations: Any) -> np.ndarray:
+    """:return: deterministic actions; of numbers, which do not tell small changes, their probabilities"""
+    if not isinstance(model.action_space, spaces.Discrete):
+        return model.predict(observations, deterministic=True)[0]
+    with th.no_grad():
+        return model.policy.get_distribution(model.policy.obs_to_tensor(observations)[0]).distribution.probs.numpy()
+
+
 def executed(model: Model) -> np.ndarray:
     """:return: actions of the last iteration in units of the bounds, in the order of time, of one environment, ``[n, du]``"""
     if isinstance(model, TrajectoryCollector):
@@ -326,9 +380,14 @@ def transitions(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     return data.states, data.actions, data.next_states, data.rewards
 
 
+NOT_FINITE_IN_SEARCH = "The search met a return of -?(nan|inf)"
+"""What is said where a copy of the environment shows first what is not finite"""
+
+
 def check_transitions(model: Model) -> None:
     """Every transition, those that end an episode included, obeys the point mass and its rewards."""
     x, u, following, rewards = transitions(model)
+    u = 2.0 * u / (Pushed.N - 1) - 1.0 if isinstance(model.action_space, spaces.Discrete) else u
     assert len(x) > 0
     np.testing.assert_allclose(following, x + 0.1 * np.stack([x[:, 1], 2.0 * u[:, 0]], -1), atol=2e-5)
     np.testing.assert_allclose(rewards, -np.sum(x**2, -1) - 0.1 * u[:, 0] ** 2, atol=1e-4)

@@ -13,6 +13,7 @@ ITERATION = HORIZON * CONDITIONS * SAMPLES
 """Real steps of an iteration of every small model, of all environments together, where no episode ends early."""
 
 POINT_MASS_ID = "sb3_dpi_tests/PointMass-v0"
+PUSHED_ID = "sb3_dpi_tests/PushedPointMass-v0"
 POINT_MASS_LIMIT = 12
 IMAGE_SHAPE = (36, 36, 1)
 
@@ -115,8 +116,17 @@ class Pushed(gym.ActionWrapper):  # type: ignore[type-arg]
         return pushed
 
 
+class PushedPointMass(Pushed):
+    """The point mass with finitely many forces."""
+
+    def __init__(self) -> None:
+        super().__init__(PointMass())
+
+
 def pushed(env: Any) -> Any:
     """:return: the same task with finitely many forces; a vectorised one is changed in place"""
+    if isinstance(env, str):
+        return PUSHED_ID if env == POINT_MASS_ID else env
     if not isinstance(env.action_space, spaces.Box):
         return env
     if not isinstance(env, VecEnv):
@@ -232,9 +242,10 @@ def counters() -> DummyVecEnv:
 
 
 def register() -> None:
-    """Register the point mass with a time limit."""
+    """Register the point mass with a time limit, with all forces and with finitely many."""
     if POINT_MASS_ID not in gym.registry:
         gym.register(POINT_MASS_ID, entry_point="dummy_envs:PointMass", max_episode_steps=POINT_MASS_LIMIT)
+        gym.register(PUSHED_ID, entry_point="dummy_envs:PushedPointMass", max_episode_steps=POINT_MASS_LIMIT)
 
 
 def vec_env(n_envs: int = 1, make: Callable[[], gym.Env] = PointMass) -> DummyVecEnv:

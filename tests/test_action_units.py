@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from algorithms import Make, buffer, every, every_algorithm, iterations, parameters, small_ppo, those, with_references
+from algorithms import Make, buffer, every, iterations, parameters, small_ppo, with_references
 from dummy_envs import ITERATION, PointMass, vec_env
 from gymnasium import spaces
 
@@ -66,7 +66,7 @@ def check_predictions(model: Any) -> None:
 
 
 @pytest.mark.parametrize("space", OBSERVED, ids=str)
-@with_references
+@with_references()
 def test_observations_of_all_kinds(make: Make, space: spaces.Box) -> None:
     model = make(vec_env(2, lambda: Boxed(space))).learn(2 * ITERATION)
     check_predictions(model)
@@ -74,7 +74,7 @@ def test_observations_of_all_kinds(make: Make, space: spaces.Box) -> None:
 
 
 @pytest.mark.parametrize("space", NUMBERS, ids=str)
-@every_algorithm
+@every(plain_networks=False)
 def test_observations_that_are_one_number(make: Make, space: spaces.Box) -> None:
     """Which theirs refuse, while they act."""
     model = make(vec_env(2, lambda: Boxed(space))).learn(2 * ITERATION)
@@ -96,7 +96,7 @@ ACTED = [
 
 
 @pytest.mark.parametrize("space", ACTED, ids=str)
-@every_algorithm
+@every(discrete=False)
 def test_actions_of_all_kinds(make: Make, space: spaces.Box) -> None:
     """Between their bounds, about the middle of them at first, and back again."""
     env = Boxed(action_space=space)
@@ -123,7 +123,7 @@ ENDLESS = [
 
 
 @pytest.mark.parametrize("space", ENDLESS, ids=str)
-@pytest.mark.parametrize("make", [make for make in those() if str(make) != "DualAC"], ids=str)
+@every(any_space=False, discrete=False)
 def test_actions_without_bounds_are_refused_at_construction(make: Make, space: spaces.Box) -> None:
     with pytest.raises(ValueError, match=r"must have a finite lower and upper bound .* largest number of a type is no bound"):
         make(Boxed(action_space=space))
@@ -156,7 +156,7 @@ def test_bounds() -> None:
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float16])
-@every_algorithm
+@every(discrete=False)
 def test_buffers_hold_fractions_of_actions_of_any_kind(make: Make, kind: Any) -> None:
     """Actions in units of the bounds are no integers, whatever those of the environment are."""
     model = make(Boxed(action_space=spaces.Box(0, 9, (1,), kind)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, every, every_action, every_algorithm, iterations, parameters
+from algorithms import Make, every, every_algorithm, iterations, parameters
 from dummy_envs import HORIZON, ITERATION, PointMass, limited, vec_env
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -64,7 +64,7 @@ class Witness(BaseCallback):
         self.record("training_end")
 
 
-@every_action
+@every_algorithm
 def test_one_step_for_each_real_step(make: Make) -> None:
     """And what an evaluation at the start of a rollout sees is the policy that was just learned."""
     model, witness = make(), Witness()
@@ -103,7 +103,12 @@ def test_local_variables(make: Make, n_envs: int) -> None:
         def _on_step(self) -> bool:
             v = self.locals
             shapes = {name: np.shape(v[name]) for name in ("dones", "rewards", "actions", "new_obs")}
-            assert shapes == {"dones": (n_envs,), "rewards": (n_envs,), "actions": (n_envs, 1), "new_obs": (n_envs, 2)}
+            assert shapes == {
+                "dones": (n_envs,),
+                "rewards": (n_envs,),
+                "actions": (n_envs, *self.model.action_space.shape),
+                "new_obs": (n_envs, 2),
+            }
             assert len(v["infos"]) == n_envs
             assert v["self"] is self.model and v["callback"] is not None and v["env"] is self.training_env
             seen.append(v["new_obs"])
@@ -118,7 +123,7 @@ def test_local_variables(make: Make, n_envs: int) -> None:
 
 
 @pytest.mark.parametrize("answer", [False, np.bool_(False), th.tensor(False)], ids=["bool", "numpy", "torch"])
-@every_action
+@every_algorithm
 def test_a_callback_stops_training(make: Make, answer: Any) -> None:
     model, witness = make(), Witness(answer, stop_at=ITERATION + 7)
     model.learn(5 * ITERATION, callback=witness)
@@ -129,7 +134,7 @@ def test_a_callback_stops_training(make: Make, answer: Any) -> None:
     assert iterations(model) == 2
 
 
-@every_action
+@every_algorithm
 def test_functions_as_callbacks(make: Make) -> None:
     calls: list[int] = []
 
@@ -141,7 +146,7 @@ def test_functions_as_callbacks(make: Make) -> None:
     assert calls == [*range(1, 12)] and model.num_timesteps == 11
 
 
-@every_action
+@every_algorithm
 def test_eval_callback(make: Make, tmp_path: Path) -> None:
     """It saves the model with the best mean, which evaluates the same when it is loaded."""
     options: dict[str, Any] = {"n_eval_episodes": 2, "eval_freq": 15, "verbose": 0, "log_path": str(tmp_path)}
@@ -162,7 +167,7 @@ def test_eval_callback(make: Make, tmp_path: Path) -> None:
 def test_checkpoint_callback(make: Make, tmp_path: Path) -> None:
     make().learn(2 * ITERATION, callback=CheckpointCallback(30, str(tmp_path), name_prefix="m"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m_30_steps.zip", "m_60_steps.zip"]
-    loaded = make.algorithm.load(tmp_path / "m_60_steps", env=PointMass())
+    loaded = make.algorithm.load(tmp_path / "m_60_steps", env=make.fit(PointMass()))
     assert (loaded.num_timesteps, iterations(loaded)) == (60, 1)
     loaded.learn(ITERATION, reset_num_timesteps=False)
     assert (loaded.num_timesteps, iterations(loaded)) == (60 + ITERATION, 2)

@@ -38,11 +38,11 @@ def env() -> Any:
     return vec_env(2, lambda: limited(POINT_MASS_LIMIT))
 
 
-@with_references
+@with_references()
 def test_everything_comes_back(make: Make, tmp_path: Path) -> None:
     model = make(VecNormalize(env())).learn(ITERATION)
     save_run(model, tmp_path / "robot.run")
-    again = load_run(make.algorithm, tmp_path / "robot.run", env())
+    again = load_run(make.algorithm, tmp_path / "robot.run", make.fit(env()))
     assert parameters(again) == parameters(model)
     assert (again.num_timesteps, again._episode_num, iterations(again)) == (
         model.num_timesteps,

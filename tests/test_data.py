@@ -13,7 +13,6 @@ from algorithms import (
     Make,
     check_transitions,
     every,
-    off_policy,
     parameters,
     small_aggrevated_oc,
     small_dagger,
@@ -24,6 +23,7 @@ from algorithms import (
     small_mpc,
     small_ppo,
     small_sac,
+    with_references,
 )
 from dummy_envs import POINT_MASS_ID, POINT_MASS_LIMIT, DictPointMass, limited, pushed, vec_env
 from gymnasium import spaces
@@ -35,7 +35,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_dpi import DPI, MPC, DAgger
+from sb3_dpi import DPI, MPC
 from sb3_dpi.common.logged import LoggedEpisodes, beside
 from sb3_dpi.common.trajectories import Trajectories
 from sb3_dpi.data import DataError, Episodes, fill, read
@@ -156,7 +156,7 @@ def test_whole_numbers_come_back_in_their_units() -> None:
 # ---------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("make", [make for make in off_policy.args[1] if make.algorithm is not DAgger], ids=str)
+@with_references(off_policy=True, imitates=False)
 def test_off_policy_algorithms_learn_from_it(make: Make) -> None:
     model = make(limited(POINT_MASS_LIMIT))
     before = parameters(model)

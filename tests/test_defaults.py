@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from algorithms import Make, every_algorithm
+from algorithms import Make, every
 from gymnasium.utils.env_checker import check_env
 from small_tasks import ARM, CHAIN, LIMITS, QUADROTOR, register_small_tasks
 from stable_baselines3 import PPO
@@ -115,7 +115,7 @@ def test_a_quadrotor_sinks_and_hovers() -> None:
 
 @pytest.mark.slow
 @tasks
-@every_algorithm
+@every(discrete=False)
 def test_defaults_are_clearly_above_random(make: Make, task: str) -> None:
     """By more than three standard errors."""
     learned, random = returns(make.algorithm, task).ravel(), returns(None, task).ravel()

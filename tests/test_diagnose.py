@@ -10,7 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch as th
-from algorithms import ALGORITHMS, Make, every, parameters, small_dpi, small_mdgps, small_ppo, small_sac, with_networks
+from algorithms import (
+    ALGORITHMS,
+    CHAPTERS,
+    Make,
+    every,
+    parameters,
+    small_dpi,
+    small_mdgps,
+    small_ppo,
+    small_sac,
+    with_references,
+)
 from dummy_envs import ITERATION, POINT_MASS_ID, DictPointMass, ImagePointMass, PointMass, limited
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -23,19 +34,6 @@ from sb3_dpi.diagnose.chapters import WORDS
 from sb3_dpi.diagnose.episodes import Stage, policy_act
 from sb3_dpi.diagnose.film import FRAMES, HEADLESS, film
 from sb3_dpi.diagnose.names import state_names
-
-ENSEMBLE = {"prediction", "calibration", "one_step", "returns", "windows", "ahead", "kl"}
-LOCAL = ENSEMBLE - {"windows"} | {"conditions"}
-ALWAYS = {"episodes", "actions"}
-EXPECTED = {
-    "DPI": ALWAYS | ENSEMBLE | {"critic"},
-    "MDGPS": ALWAYS | LOCAL,
-    "AggreVaTeDOC": ALWAYS | LOCAL | {"critic"},
-    "DualAC": ALWAYS | {"critic"},
-    "DAgger": ALWAYS,
-    "PPO": ALWAYS | {"critic"},
-    "SAC": ALWAYS,
-}
 
 
 class Drawn(PointMass):
@@ -60,14 +58,15 @@ def draw_less(monkeypatch: pytest.MonkeyPatch, *drawn: pictures.Draw) -> None:
     monkeypatch.setattr(pictures, "both", both)
 
 
-@with_networks
+@with_references(plans=False)
 def test_a_page_of_every_algorithm(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"DPI": [words.draw for words in WORDS], "MDGPS": [pictures.draw_conditions, pictures.draw_ahead]}
     draw_less(monkeypatch, *own.get(str(make), []))
     model = make().learn(ITERATION * 2)
     before, numbers, state = parameters(model), np.random.get_state()[1].copy(), th.get_rng_state()
-    found = diagnose(model, POINT_MASS_ID, tmp_path / "out", n_episodes=2)
-    assert set(found.tables) == EXPECTED[str(make)]
+    task = make.fit(POINT_MASS_ID)
+    found = diagnose(model, task, tmp_path / "out", n_episodes=2)
+    assert set(found.tables) == make.chapters
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         ["index.html", *(f"{name}.csv" for name in found.tables)]
     )
@@ -82,7 +81,7 @@ def test_a_page_of_every_algorithm(make: Make, tmp_path: Path, monkeypatch: pyte
     assert np.array_equal(np.random.get_state()[1], numbers) and th.equal(th.get_rng_state(), state)
     if make in ALGORITHMS:  # the file of another does not say whose it is
         model.save(tmp_path / "model")
-        again = {key.name: key.value for key in diagnose(tmp_path / "model.zip", POINT_MASS_ID, n_episodes=2).keys}
+        again = {key.name: key.value for key in diagnose(tmp_path / "model.zip", task, n_episodes=2).keys}
         assert again == pytest.approx({key.name: key.value for key in found.keys}, rel=1e-4)
 
 
@@ -112,7 +111,7 @@ class Written(KVWriter):
 @every(plans=False)
 def test_training_goes_on_as_without_the_callback(make: Make) -> None:
     written, models = Written(), []
-    callbacks: list[BaseCallback | None] = [None, DiagnoseCallback(POINT_MASS_ID, every=ITERATION + 5, n_episodes=1)]
+    callbacks: list[BaseCallback | None] = [None, DiagnoseCallback(make.fit(POINT_MASS_ID), every=ITERATION + 5, n_episodes=1)]
     for callback in callbacks:
         models.append(make())  # which seeds what draws from the numbers of all
         models[-1].set_logger(Logger(None, [written]))
@@ -121,8 +120,8 @@ def test_training_goes_on_as_without_the_callback(make: Make) -> None:
     assert parameters(models[0]) == parameters(models[1])
     assert models[0].num_timesteps == models[1].num_timesteps
     logged = {name for values in written.values for name in values if name.startswith("diagnose/")}
-    assert {"diagnose/return", "diagnose/saturation"} <= logged
-    assert ("diagnose/error_1" in logged) == ("prediction" in EXPECTED[str(make)])
+    assert "diagnose/return" in logged and ("diagnose/saturation" in logged) == ("actions" in make.chapters)
+    assert ("diagnose/error_1" in logged) == ("prediction" in make.chapters)
 
 
 @every(plans=False)
@@ -130,7 +129,7 @@ def test_originals_behind_vec_normalize_and_dictionaries(make: Make) -> None:
     """Models are of the environment's units, and the names are those of the keys."""
 
     def env() -> gym.Env:
-        return gym.wrappers.TimeLimit(DictPointMass(("position", "velocity")), 10)
+        return make.fit(gym.wrappers.TimeLimit(DictPointMass(("position", "velocity")), 10))
 
     normalized = VecNormalize(DummyVecEnv([env]), clip_obs=5.0)
     model = make(normalized, "MultiInputPolicy").learn(ITERATION * 2)
@@ -300,4 +299,4 @@ def test_images_have_a_policy_and_no_planner() -> None:
 
     options = {"features_extractor_kwargs": {"features_dim": 8}}
     found = diagnose(small_ppo(env(), "CnnPolicy", policy_kwargs=options), env, n_episodes=1)
-    assert set(found.tables) == EXPECTED["PPO"]
+    assert set(found.tables) == CHAPTERS | {"critic"}

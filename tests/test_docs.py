@@ -15,17 +15,18 @@ import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
-from sb3_dpi.common.saved_models import SavedModel
+from sb3_dpi.common.saved_models import SavedModel, renamed_arguments
 from sb3_dpi.compare.__main__ import make_parser, make_suite
 from sb3_dpi.compare.suite import load_suite
 from sb3_dpi.dpi import dpi
 from sb3_dpi.dpi.presets import PRESETS
+from sb3_dpi.zoo import ALGORITHMS, algorithm_class
 
 ROOT = Path(__file__).parents[1]
 DOCS_FOLDER = ROOT / "docs"
 DOCS = sorted(path for path in DOCS_FOLDER.rglob("*.md") if "_build" not in path.parts)
 PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, *sorted(ROOT.glob("results/*.md"))]
+OURS: list[type[SavedModel]] = [algorithm_class(name) for name in ALGORITHMS]
 ALGORITHM_PAGES = sorted((DOCS_FOLDER / "algorithms").glob("*.md"))
 SOURCES = "".join(path.read_text("utf-8") for path in (ROOT / "sb3_dpi").rglob("*.py"))
 LAB = "python -m sb3_dpi.compare"
@@ -92,7 +93,7 @@ def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return few
 
-    for algorithm in (DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt, PPO):
+    for algorithm in (*OURS, PPO):
         for name in ("learn", "learn_offline"):
             if hasattr(algorithm, name):
                 monkeypatch.setattr(algorithm, name, shortened(getattr(algorithm, name)))
@@ -126,8 +127,7 @@ def test_algorithms_have_pages_of_one_shape(page: Path) -> None:
 
 
 def test_every_algorithm_has_a_page() -> None:
-    pages = {"dpi", "mdgps", "mpc", "aggrevated_oc", "dual_ac", "dagger", "exit"}
-    assert {page.stem for page in ALGORITHM_PAGES} == pages
+    assert {page.stem for page in ALGORITHM_PAGES} == set(ALGORITHMS)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_presets_have_the_numbers_of_the_page() -> None:
     assert checked >= 16
 
 
-@pytest.mark.parametrize("algorithm", [DPI, MDGPS, AggreVaTeDOC, DualAC])
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm in OURS if renamed_arguments(algorithm)])
 def test_every_former_argument_is_on_the_page(algorithm: type[SavedModel]) -> None:
     page = (DOCS_FOLDER / "migration.md").read_text("utf-8").replace("line_search_*", " ".join(LINE_SEARCH))
     assert [name for name in algorithm.renamed_arguments if not re.search(rf"\b{name}\b", page)] == []

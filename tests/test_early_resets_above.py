@@ -162,7 +162,7 @@ def test_a_layer_that_is_there_is_used_again() -> None:
     assert [info["episode"]["l"] for info in seen.infos if "episode" in info] == [6] * 4
 
 
-@every(from_conditions=False, plans=False)
+@every(leaves_episodes=True)
 def test_every_algorithm_that_takes_steps_leaves_episodes(make: Make) -> None:
     """At its limit, not as a death; tests in the same environment go on to their end."""
     seen = Seen()

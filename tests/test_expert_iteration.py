@@ -263,6 +263,21 @@ def test_a_look_inside_knows_its_critic() -> None:
     assert "critic" in found.tables
 
 
+def test_targets_know_no_wrong_reward() -> None:
+    """Two that are both beyond the limit are cut to the same."""
+    kept = []
+    for wrong in (-1e6, -1e9):
+        buffer = SearchReplayBuffer(50, spaces.Box(-1.0, 1.0, (1,)), spaces.Discrete(2), device="cpu", n_envs=1)
+        for t in range(40):
+            buffer.note(np.array([[1, 1]]), np.array([wrong if t == 7 else 2.0]))
+            obs = np.zeros((1, 1), np.float32)
+            buffer.add(obs, obs, np.zeros((1, 1)), np.array([wrong if t == 25 else 1.0]), np.zeros(1), [{}])
+        buffer.settle(buffer.latest(40), np.zeros((40, 1)), 0.9, 0.8)
+        kept.append(buffer.values[:40].copy())
+    np.testing.assert_array_equal(*kept)
+    assert np.abs(kept[0]).max() < 150.0
+
+
 # ---------------------------------------------------------------------- errors
 
 

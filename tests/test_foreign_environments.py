@@ -14,10 +14,9 @@ from algorithms import (
     buffer,
     check_transitions,
     every,
-    every_algorithm,
     iterations,
     parameters,
-    with_networks,
+    those,
     with_references,
 )
 from dummy_envs import (
@@ -53,19 +52,14 @@ STACKS: dict[str, Callable[[VecEnv], VecEnv]] = {
 NUMBERS = [1, 3]
 
 
-def leaves_episodes(make: Make) -> bool:
-    """:return: whether it can leave episodes early"""
-    return make in ALGORITHMS and not make.from_conditions and not make.plans
-
-
 def leaves(make: Make, after: int) -> dict[str, Any]:
     """:return: options with which episodes are left, where the algorithm takes steps"""
-    return {"early_reset": {"after": after, "spread": False}} if leaves_episodes(make) else {}
+    return {"early_reset": {"after": after, "spread": False}} if make.leaves_episodes else {}
 
 
 @pytest.mark.parametrize("n_envs", NUMBERS)
 @pytest.mark.parametrize("stack", STACKS)
-@every_algorithm
+@every(searches=False)
 def test_what_wrappers_show_is_seen_and_kept(make: Make, stack: str, n_envs: int) -> None:
     """The topmost adds a hundred: nothing less is acted on or learned from, and no episode is longer than the longest."""
     seen, env = Seen(), STACKS[stack](vec_env(n_envs, lambda: Monitor(limited(30))))
@@ -76,11 +70,11 @@ def test_what_wrappers_show_is_seen_and_kept(make: Make, stack: str, n_envs: int
     assert model.get_env() is env and iterations(model) >= 1
     assert all(info["terminal_observation"][-2:].min() > 80.0 for info in seen.infos if "terminal_observation" in info)
     lengths = [info["episode"]["l"] for info in seen.infos if "episode" in info]
-    longest = HORIZON if make.from_conditions else 5 if leaves_episodes(make) else 30
+    longest = HORIZON if make.from_conditions else 5 if make.leaves_episodes else 30
     assert set(lengths) == ({longest} if longest * n_envs <= 2 * ITERATION else set())
 
 
-@every(keeps_originals=True)
+@every(keeps_originals=True, searches=False)
 def test_rewards_are_those_of_the_topmost_wrapper(make: Make) -> None:
     class Richer(VecEnvWrapper):
         """Adds a thousand to rewards."""
@@ -99,10 +93,10 @@ def test_rewards_are_those_of_the_topmost_wrapper(make: Make) -> None:
 
 
 @pytest.mark.parametrize("n_envs", NUMBERS)
-@with_references
+@with_references()
 def test_callbacks_count_episodes(make: Make, n_envs: int) -> None:
     """Also those that end because the next trajectories begin anew."""
-    options = {"early_reset": 0} if leaves_episodes(make) else {}
+    options = {"early_reset": 0} if make.leaves_episodes else {}
     model = make(vec_env(n_envs, lambda: limited(POINT_MASS_LIMIT)), **options)
     model.learn(2000, callback=StopTrainingOnMaxEpisodes(2))
     assert model.num_timesteps == 2 * n_envs * (HORIZON if make.from_conditions else POINT_MASS_LIMIT)
@@ -126,7 +120,7 @@ def test_what_is_told_of_a_trajectory_that_is_left(make: Make) -> None:
 
 
 @pytest.mark.parametrize("n_envs", NUMBERS)
-@with_references
+@with_references()
 def test_monitors_that_forbid_early_resets(make: Make, n_envs: int) -> None:
     """What needs them says so once, learns on and reports whole episodes."""
     model = make(vec_env(n_envs, lambda: Monitor(limited(POINT_MASS_LIMIT), allow_early_resets=False)), **leaves(make, 5))
@@ -135,7 +129,7 @@ def test_monitors_that_forbid_early_resets(make: Make, n_envs: int) -> None:
         model.learn(2 * ITERATION)
         model.learn(ITERATION, reset_num_timesteps=False)
     said = [str(warning.message) for warning in caught if "allow_early_resets=True" in str(warning.message)]
-    assert len(said) == (make in ALGORITHMS and not make.plans) and model._n_updates > 0
+    assert len(said) == (make.leaves_episodes or make.from_conditions) and model._n_updates > 0
     assert {episode["l"] for episode in model.ep_info_buffer} == {POINT_MASS_LIMIT}
 
 
@@ -165,7 +159,7 @@ KINDS: dict[str, Callable[[np.ndarray], Any]] = {"lists": list, "tuples": tuple,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@every_algorithm
+@every(searches=False)
 def test_rewards_and_ends_need_not_be_arrays(make: Make, kind: str) -> None:
     """What is learned is that of arrays."""
     learned = []
@@ -175,7 +169,7 @@ def test_rewards_and_ends_need_not_be_arrays(make: Make, kind: str) -> None:
     assert learned[0] == learned[1] and model._n_updates > 0
 
 
-@with_references
+@with_references(searches=False)
 def test_what_cannot_be_sent_stays_in_its_process(make: Make) -> None:
     """A lambda in a wrapper is in the environment's ``spec``: a worker that has to send it ends."""
     register()
@@ -304,7 +298,7 @@ SIMULATORS: dict[str, Callable[[], VecEnv]] = {
 
 
 @pytest.mark.parametrize("kind", SIMULATORS)
-@with_references
+@with_references(searches=False)
 def test_simulators_of_a_batch(make: Make, kind: str) -> None:
     """All learn, from steps as they were."""
     model = make(SIMULATORS[kind]()).learn(2 * ITERATION)
@@ -329,7 +323,7 @@ def test_conditions_of_a_simulator_that_takes_seeds(make: Make) -> None:
     assert len(np.unique(drawn[..., 0])) == 4
 
 
-@every_algorithm
+@every(searches=False)
 def test_an_end_that_is_not_told_of(make: Make) -> None:
     """The last observation of the episode stands for the terminal one, never the first of the next."""
     seen = Seen()
@@ -395,8 +389,9 @@ class DictSimulator(Simulator):
         return {"x": obs, "more": np.zeros((self.num_envs, 3))}, rewards, dones, infos
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@every(plans=False)
+@pytest.mark.parametrize(
+    "make, batched", [(make, batched) for make in those(plans=False) for batched in {False, not make.searches}], ids=str
+)
 def test_keys_beyond_the_space_are_left_out(make: Make, batched: bool) -> None:
     def talkative() -> gym.Env:
         return gym.wrappers.TimeLimit(Talkative(("position", "velocity")), 12)
@@ -430,7 +425,7 @@ class OneKey(PointMass):
 
 
 @pytest.mark.parametrize("is_normalized", [False, True])
-@with_networks
+@with_references(plans=False)
 def test_a_dictionary_of_one_key_is_the_vector_under_it(make: Make, is_normalized: bool) -> None:
     observations = 300.0 + 100.0 * np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
     found = []

@@ -19,7 +19,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-@with_references
+@with_references()
 def test_learned_on_the_gpu_and_loaded_on_the_cpu(make: Make, task: str, tmp_path: Path) -> None:
     env, policy = TASKS[task]["env"], TASKS[task]["policy"]
     model = make(env(), policy, device="cuda").learn(2 * ITERATION)

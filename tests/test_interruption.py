@@ -4,7 +4,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
-from algorithms import small_aggrevated_oc, small_dagger, small_dpi, small_dual_ac, small_exit, small_mdgps, small_mpc
+from algorithms import ALGORITHMS, Make, every_algorithm, small_dpi, small_mdgps
 from dummy_envs import ITERATION, limited
 from forks import forked
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -21,6 +21,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import sb3_dpi
+from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC
 from sb3_dpi.dpi import offline
 
 INTERRUPTED = tuple(
@@ -41,20 +42,15 @@ MOVES_ON = {
 }
 """Attributes that follow the steps taken, not the iterations"""
 
-every_algorithm = pytest.mark.parametrize(
-    "make",
-    [
-        lambda env: small_mdgps(env, conditions="fixed", step_rule="classic", replay=1),
-        lambda env: small_aggrevated_oc(env, conditions="mixed", replay=1, critic_replay=True),
-        small_dpi,
-        lambda env: small_dpi(env, critic={"kind": "returns"}, expert="lqr"),
-        lambda env: small_dual_ac(env, early_reset=4),
-        lambda env: small_dagger(env, beta=0.5),
-        small_exit,
-        small_mpc,
-    ],
-    ids=["MDGPS", "AggreVaTeDOC", "DPI", "DPI with returns", "DualAC", "DAgger", "ExIt", "MPC"],
-)
+OPTIONS: dict[type[Any], list[dict[str, Any]]] = {
+    MDGPS: [{"conditions": "fixed", "step_rule": "classic", "replay": 1}],
+    AggreVaTeDOC: [{"conditions": "mixed", "replay": 1, "critic_replay": True}],
+    DPI: [{}, {"critic": {"kind": "returns"}, "expert": "lqr"}],
+    DualAC: [{"early_reset": 4}],
+    DAgger: [{"beta": 0.5}],
+}
+"""With which there is more to undo"""
+CASES = [(make, options) for make in ALGORITHMS for options in OPTIONS.get(make.algorithm, [{}])]
 
 
 @contextmanager
@@ -104,10 +100,10 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@every_algorithm
-def test_an_iteration_is_done_as_a_whole_or_not_at_all(make: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("make, options", CASES, ids=str)
+def test_an_iteration_is_done_as_a_whole_or_not_at_all(make: Make, options: dict[str, Any]) -> None:
     env = VecNormalize(DummyVecEnv([lambda: limited(12)]), norm_reward=False)
-    model = make(env).learn(2 * STEPS)
+    model = make(env, **options).learn(2 * STEPS)
     with interrupted_at(None) as count:
         model.learn(STEPS, reset_num_timesteps=False)
     undone = 0
@@ -155,10 +151,8 @@ def test_a_block_of_logged_data_is_learned_as_a_whole_or_not_at_all() -> None:
     assert model._n_updates > n_updates + 2 and all(np.isfinite(array).all() for array in flat(model.get_parameters()))
 
 
-@pytest.mark.parametrize(
-    "make", [small_mdgps, small_aggrevated_oc, small_dpi, small_dual_ac, small_dagger, small_exit, small_mpc]
-)
-def test_what_goes_on_begins_with_a_reset(make: Callable[..., Any]) -> None:
+@every_algorithm
+def test_what_goes_on_begins_with_a_reset(make: Make) -> None:
     """The last observation may be older than the environment."""
     env = limited(12)
     model, resets = make(env).learn(STEPS), len(env.unwrapped.seeds)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from algorithms import Make, Model, every, every_algorithm, iterations, those
+from algorithms import Make, Model, every, iterations, those
 from dummy_envs import ITERATION, limited, vec_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -107,7 +107,7 @@ def test_shrinking() -> None:
 
 
 @pytest.mark.parametrize(("total", "n_envs"), [(100, 3), (200, 1)])
-@every_algorithm
+@every(chooses_size=True)
 def test_five_iterations_fit_into_few_steps(make: Make, total: int, n_envs: int, tmp_path: Path) -> None:
     """Long episodes or not; at most one iteration goes beyond the end."""
     model = open_model(make, vec_env(n_envs, lambda: limited(5000)))
@@ -117,7 +117,7 @@ def test_five_iterations_fit_into_few_steps(make: Make, total: int, n_envs: int,
     assert f"an iteration takes {lengths[-1]} steps" in line and "5 iterations shall fit into" in line
 
 
-@every(squashes=False, plans=False)
+@every(squashes=False, plans=False, chooses_size=True)
 def test_what_is_given_keeps_its_meaning(make: Make, tmp_path: Path) -> None:
     line, lengths = said(make(), ITERATION + 1, tmp_path)
     assert lengths == [ITERATION] * 2 and f"an iteration takes {ITERATION} steps" in line
@@ -125,7 +125,7 @@ def test_what_is_given_keeps_its_meaning(make: Make, tmp_path: Path) -> None:
     assert "fit into" not in said(make(), 5 * ITERATION, tmp_path / "more")[0]
 
 
-@every_algorithm
+@every(chooses_size=True)
 def test_a_short_call_does_not_shrink_the_next(make: Make, tmp_path: Path) -> None:
     model = open_model(make, vec_env(5, lambda: limited(200)))
     model.learn(100)
@@ -150,7 +150,7 @@ OF: dict[str, Callable[[Make], bool]] = {
     "passes over nothing": lambda make: make.algorithm is DualAC,
     "block longer than the buffer": lambda make: make.squashes or make.plans,
     "windows longer than episodes": lambda make: make.squashes,
-    "reset after the limit": lambda make: not make.from_conditions and not make.plans,
+    "reset after the limit": lambda make: make.leaves_episodes,
     "more replay than iterations": lambda make: make.from_conditions,
     "buffer smaller than the warm-up": lambda make: make.squashes or make.plans,
 }

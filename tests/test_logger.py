@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from algorithms import EVERY, Make, Model, every, every_action, every_algorithm, small_mdgps
+from algorithms import ALGORITHMS, Make, Model, every, every_algorithm, small_mdgps
 from dummy_envs import HORIZON, ITERATION, PointMass, limited, vec_env
 from stable_baselines3.common.logger import HumanOutputFormat, configure
 from stable_baselines3.common.monitor import Monitor
@@ -48,7 +48,7 @@ def table(model: Model, path: Path, total: int, **kwargs: Any) -> list[dict[str,
         return list(csv.DictReader(file))
 
 
-@every_action
+@every_algorithm
 def test_keys(make: Make, tmp_path: Path) -> None:
     rows = table(make(vec_env(1, lambda: Monitor(limited(HORIZON)))), tmp_path, 4 * ITERATION, log_interval=1)
     own = {"train/n_updates"} if make.plans else TRAIN - ({"train/std"} if make.discrete else set())
@@ -69,7 +69,7 @@ def test_a_row_for_each_iteration(make: Make, tmp_path: Path) -> None:
     assert [row["train/n_updates"] for row in rows] == ["", "1", "2", "3"]
 
 
-@every_action
+@every_algorithm
 def test_no_key_collides_when_truncated(make: Make) -> None:
     """The printed table refuses two keys that look the same when they are cut."""
     own: dict[str, Any] = {"sampling": "local", "step_rule": "global"} if make.algorithm is MDGPS else {}
@@ -92,7 +92,7 @@ def test_tables_are_printed(make: Make, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.count("total_timesteps") == every_time // 2 > 0
 
 
-@every_action
+@every_algorithm
 def test_dump_logs_without_arguments(make: Make) -> None:
     model = make().learn(ITERATION)
     model.logger.record("custom", 1.0)
@@ -158,7 +158,7 @@ def test_name_of_the_run_without_tensorboard(make: Make, tmp_path: Path) -> None
 
 
 def test_every_algorithm_has_its_keys() -> None:
-    assert set(OWN) == {make.algorithm for make in EVERY}
+    assert set(OWN) == {make.algorithm for make in ALGORITHMS}
 
 
 # ---------------------------------------------------------------------- what some log

@@ -17,18 +17,15 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC
+from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
 
 # ---------------------------------------------------------------------- what a user calls
-
-FIRST_STEPS: dict[type[Any], int] = {DPI: 25, DualAC: 2, MDGPS: 4, AggreVaTeDOC: 4, DAgger: 1, MPC: 1}
-"""Of a model without further argument that is asked for one step: as few as an iteration has, or a part of a warm-up"""
 
 
 @every_algorithm
 def test_string_environment_without_further_argument(make: Make) -> None:
-    model = make.algorithm("iCEM" if make.plans else "MlpPolicy", POINT_MASS_ID)
-    assert model.learn(1).num_timesteps == FIRST_STEPS[make.algorithm]
+    model = make.algorithm(make.policy, make.fit(POINT_MASS_ID))
+    assert model.learn(1).num_timesteps == make.first_steps
 
 
 @pytest.mark.parametrize("total", [1e2, np.float64(100)], ids=repr)
@@ -223,10 +220,10 @@ def test_smallest_standard_deviation(make: Make) -> None:
 # ---------------------------------------------------------------------- environments
 
 
-@every_algorithm
+@every(searches=False)
 def test_processes_are_as_good(make: Make) -> None:
     """The same numbers as without them."""
-    tasks = [lambda: limited(12)] * 2
+    tasks = [lambda: make.fit(limited(12))] * 2
     learned = []
     for envs in (vec_env(2, tasks[0]), SubprocVecEnv(tasks, start_method="fork")):
         try:
@@ -278,6 +275,20 @@ LEARNING: dict[type[Any], tuple[dict[str, Any], int, float]] = {
         160,
         8.0,
     ),
+    ExIt: (
+        {
+            "gamma": 0.95,
+            "n_simulations": 32,
+            "train_freq": 100,
+            "gradient_steps": 100,
+            "batch_size": 64,
+            "learning_rate": 3e-3,
+            "gae_lambda": 0.8,
+            "policy_kwargs": {"net_arch": [32]},
+        },
+        300,
+        100.0,  # at first it pushes one way
+    ),
 }
 """Settings, steps, and how much better it is to get"""
 
@@ -297,7 +308,7 @@ def scores(make: Make, wrong: str | None = None) -> tuple[float, float]:
     model = make(limited(20, **(WRONG[wrong] if wrong else {})), **options)
 
     def score(model: Model) -> float:
-        test = vec_env(8, lambda: Monitor(limited(20)))  # side by side: a step of many costs little more
+        test = vec_env(8, lambda: Monitor(make.fit(limited(20))))  # side by side: a step of many costs little more
         test.seed(5)
         return float(np.mean(evaluate_policy(model, test, 8)[0]))
 
@@ -312,7 +323,8 @@ def test_it_learns_a_double_integrator(make: Make) -> None:
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-@every_algorithm
+@every(searches=False)
 def test_one_wrong_number_sets_nothing_back(make: Make, wrong: str) -> None:
-    """Seeds differ by one; where one number decides the unit of all, most lose five and more."""
+    """Seeds differ by one; where one number decides the unit of all, most lose five and more. What is searched in is wrong
+    itself, for all searches that come to that step."""
     assert scores(make, wrong)[1] > scores(make)[1] - 3.0

@@ -9,19 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import (
-    Make,
-    Model,
-    called,
-    every,
-    every_action,
-    every_algorithm,
-    every_network,
-    iterations,
-    kept,
-    parameters,
-    those,
-)
+from algorithms import Make, Model, called, every, every_algorithm, iterations, kept, parameters, those
 from dummy_envs import CONDITIONS, HORIZON, ITERATION, DictPointMass, PointMass, limited, vec_env
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -74,9 +62,9 @@ def flat(values: Any) -> list[Any]:
     return [values]
 
 
-def rewind(model: Model) -> None:
+def rewind(make: Make, model: Model) -> None:
     """Let models that have learned the same draw the same from now on."""
-    model.set_env(limited(12))
+    model.set_env(make.fit(limited(12)))
     model.set_random_seed(5)
     for name, value in vars(model).items():
         if isinstance(value, np.random.Generator):
@@ -91,7 +79,7 @@ def rewind(model: Model) -> None:
 @every_algorithm
 def test_everything_learned_survives(make: Make, folder: Path) -> None:
     """With the same environment and the same draws the loaded model goes on exactly as the one that was saved."""
-    loaded = make.algorithm.load(saved(make, folder), env=limited(12))
+    loaded = make.algorithm.load(saved(make, folder), env=make.fit(limited(12)))
     model = make(**OPTIONS.get(make.algorithm, {})).learn(3 * ITERATION)
     assert iterations(loaded) == iterations(model) == 3 and loaded.num_timesteps == 3 * ITERATION
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
@@ -100,7 +88,7 @@ def test_everything_learned_survives(make: Make, folder: Path) -> None:
     if isinstance(model, OffPolicyAlgorithm):
         loaded.load_replay_buffer(folder / f"{make}_buffer")
     for one in (loaded, model):
-        rewind(one)
+        rewind(make, one)
         one.learn(2 * ITERATION, reset_num_timesteps=False)
     assert (loaded.num_timesteps, iterations(loaded)) == (5 * ITERATION, 5)
     assert parameters(loaded) == parameters(model) != parameters(trained(make))
@@ -116,14 +104,14 @@ def test_loading_without_environment(make: Make, folder: Path) -> None:
     for reset_num_timesteps in (True, False):
         with pytest.raises(AssertionError, match=expected):
             loaded.learn(1, reset_num_timesteps=reset_num_timesteps)
-    loaded.set_env(limited(12))
+    loaded.set_env(make.fit(limited(12)))
     assert iterations(loaded.learn(ITERATION, reset_num_timesteps=False)) == 4
 
 
 @every_algorithm
 def test_set_env(make: Make) -> None:
     model, other = make(PointMass()), PointMass()
-    model.set_env(other)
+    model.set_env(make.fit(other))
     model.learn(ITERATION)
     assert other.n_steps == ITERATION
     with pytest.raises((ValueError, AssertionError)):
@@ -136,7 +124,7 @@ def test_set_env(make: Make) -> None:
 @every_algorithm
 def test_number_of_environments_may_change(make: Make, tmp_path: Path, n_envs: int) -> None:
     make(vec_env(2, lambda: limited(12))).learn(2 * ITERATION).save(tmp_path / "model")
-    envs = vec_env(n_envs, lambda: limited(12))
+    envs = vec_env(n_envs, lambda: make.fit(limited(12)))
     loaded = make.algorithm.load(tmp_path / "model", env=envs)
     steps = 2 * ITERATION * n_envs
     loaded.learn(steps, reset_num_timesteps=False)
@@ -152,14 +140,14 @@ def test_vec_normalize_survives(make: Make, tmp_path: Path) -> None:
     model = make(env).learn(2 * ITERATION)
     model.save(tmp_path / "model")
     env.save(str(tmp_path / "statistics.pkl"))
-    restored = VecNormalize.load(str(tmp_path / "statistics.pkl"), vec_env(1, lambda: limited(12)))
+    restored = VecNormalize.load(str(tmp_path / "statistics.pkl"), vec_env(1, lambda: make.fit(limited(12))))
     loaded = make.algorithm.load(tmp_path / "model", env=restored)
     assert loaded.get_vec_normalize_env() is restored
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
     assert iterations(loaded.learn(ITERATION, reset_num_timesteps=False)) == 3
 
 
-@every_network
+@every(plans=False)
 def test_get_and_set_parameters(make: Make) -> None:
     model, other = trained(make), make(seed=1)
     given: Any = model.get_parameters()
@@ -171,7 +159,7 @@ def test_get_and_set_parameters(make: Make) -> None:
         other.set_parameters({"policy": given["policy"]}, exact_match=True)
 
 
-@every_action
+@every_algorithm
 def test_saved_files(make: Make, folder: Path) -> None:
     """To a path, a string or a stream; the version is in it, simulators, buffers and generators are not."""
     model, stream = trained(make), io.BytesIO()
@@ -185,7 +173,7 @@ def test_saved_files(make: Make, folder: Path) -> None:
     assert set(given) == set(model.get_parameters())
 
 
-@every_network
+@every(plans=False)
 def test_a_policy_is_saved_by_itself(make: Make, tmp_path: Path) -> None:
     model = trained(make)
     model.policy.save(str(tmp_path / "policy.pt"))
@@ -202,7 +190,7 @@ def test_what_the_ecosystem_hands_over_is_taken(make: Make, folder: Path) -> Non
     custom: dict[str, Any] = {"lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0, "what": 1}
     loaded = make.algorithm.load(
         saved(make, folder),
-        env=limited(12),
+        env=make.fit(limited(12)),
         device="cpu",
         custom_objects=custom,
         print_system_info=False,
@@ -234,11 +222,11 @@ SCHEDULES = [
 def test_schedules_survive(tmp_path: Path, make: Make, schedule: str) -> None:
     options: dict[str, Any] = {schedule: lambda progress: 0.1 + 0.2 * progress}
     make(**options).save(tmp_path / "model")
-    loaded = make.algorithm.load(tmp_path / "model", env=limited(12))
+    loaded = make.algorithm.load(tmp_path / "model", env=make.fit(limited(12)))
     value = loaded.lr_schedule(0.5) if schedule == "learning_rate" else getattr(loaded, schedule)(0.5)
     assert value == pytest.approx(0.2)
     loaded.save(tmp_path / "again")
-    again = make.algorithm.load(tmp_path / "again", env=limited(12)).learn(1)
+    again = make.algorithm.load(tmp_path / "again", env=make.fit(limited(12))).learn(1)
     assert iterations(again) == (0 if make.squashes else 1)
 
 
@@ -292,7 +280,7 @@ def test_arguments_may_change_on_loading(folder: Path, make: Make, changes: dict
 
 
 def continued(make: Make, folder: Path, **changes: Any) -> Model:
-    loaded = make.algorithm.load(saved(make, folder), env=PointMass(), **changes)
+    loaded = make.algorithm.load(saved(make, folder), env=make.fit(PointMass()), **changes)
     loaded.set_random_seed(5)
     return loaded.learn(2 * ITERATION, reset_num_timesteps=False)
 
@@ -369,7 +357,7 @@ def test_environment_set_after_loading(make: Make, tmp_path: Path) -> None:
     model = make(limited(7), horizon=None, replay=2).learn(5 * 28)
     model.save(tmp_path / "model")
     loaded = make.algorithm.load(tmp_path / "model")
-    loaded.set_env(limited(7))
+    loaded.set_env(make.fit(limited(7)))
     loaded.learn(5 * 28, reset_num_timesteps=False)
     assert loaded.n_iterations == 10 and loaded.rollout_buffer.horizon == 7
     assert len(loaded.past) == 2 and loaded.past[0].alive.shape == loaded.past[1].alive.shape
@@ -378,7 +366,7 @@ def test_environment_set_after_loading(make: Make, tmp_path: Path) -> None:
 @every(from_conditions=True)
 def test_known_cost_survives(make: Make, tmp_path: Path) -> None:
     make(cost=lambda obs, action, next_obs: (next_obs**2).sum(-1)).save(tmp_path / "model")
-    loaded = make.algorithm.load(tmp_path / "model", env=PointMass())
+    loaded = make.algorithm.load(tmp_path / "model", env=make.fit(PointMass()))
     assert callable(loaded.cost) and loaded.cost(th.zeros(1, 2), th.zeros(1, 1), th.ones(1, 2)) == 2.0
     assert loaded.learn(1).n_iterations == 1
 

@@ -142,7 +142,7 @@ def test_newer_formats_are_refused(make: Make, tmp_path: Path) -> None:
     make().save(tmp_path / "model.zip")
     rewrite(tmp_path / "model.zip", format_version=FORMAT_VERSION + 1)
     with pytest.raises(ValueError, match=f"format {FORMAT_VERSION + 1}, newer than the format {FORMAT_VERSION}.*upgrade"):
-        make.algorithm.load(tmp_path / "model.zip", env=PointMass())
+        make.algorithm.load(tmp_path / "model.zip", env=make.fit(PointMass()))
 
 
 def test_streams_are_read_from_where_they_stand(tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_file_of_a_subclass(make: Make, tmp_path: Path) -> None:
     make().save(tmp_path / "model")
     with pytest.raises(ValueError, match=rf"holds a {name} model: load it with {name}\.load, not Other{name}\.load"):
         other.load(tmp_path / "model")
-    other("iCEM" if make.plans else "MlpPolicy", limited(12), device="cpu").save(tmp_path / "other")
+    other(make.policy, make.fit(limited(12)), device="cpu").save(tmp_path / "other")
     with pytest.raises(ValueError, match=rf"holds a Other{name} model: load it with Other{name}\.load"):
-        make.algorithm.load(tmp_path / "other", env=PointMass())
-    assert isinstance(other.load(tmp_path / "other", env=limited(12)), other)
+        make.algorithm.load(tmp_path / "other", env=make.fit(PointMass()))
+    assert isinstance(other.load(tmp_path / "other", env=make.fit(limited(12))), other)
 
 
 @every_algorithm

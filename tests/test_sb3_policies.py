@@ -12,13 +12,10 @@ from algorithms import (
     Model,
     called,
     every,
-    every_action,
-    every_network,
+    every_algorithm,
     iterations,
     modules,
-    on_policy,
     parameters,
-    with_networks,
     with_references,
 )
 from dummy_envs import ITERATION, POINT_MASS_ID, limited, vec_env
@@ -27,11 +24,12 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_dpi import DPI, DAgger, DualAC
+from sb3_dpi import DPI, DualAC
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 
@@ -65,7 +63,7 @@ def with_norms(make: Make, **options: Any) -> Model:
 # ---------------------------------------------------------------------- modes
 
 
-@with_networks
+@with_references(plans=False)
 def test_batch_statistics_change_in_updates(make: Make) -> None:
     model = with_norms(make)
     before, biases = statistics(model), [norm.bias.clone() for norm in norms(model)]
@@ -74,7 +72,7 @@ def test_batch_statistics_change_in_updates(make: Make) -> None:
     assert not any(th.allclose(old, norm.bias) for old, norm in zip(biases, norms(model), strict=True))
 
 
-@with_networks
+@with_references(plans=False)
 def test_batch_statistics_stay_where_steps_are_taken(make: Make) -> None:
     """And in ``predict``, which knows no dropout, also of a policy that was left in training mode."""
     if issubclass(make.algorithm, OffPolicyAlgorithm):
@@ -94,7 +92,7 @@ def test_batch_statistics_stay_where_steps_are_taken(make: Make) -> None:
     assert all(th.equal(old, new) for old, new in zip(before, statistics(model), strict=True))
 
 
-@every_network
+@every(plans=False)
 def test_what_is_not_updated_is_the_policy_that_acts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures, targets and bounds on changes: without gradients nobody learns."""
     modes: set[tuple[bool, bool]] = set()
@@ -136,10 +134,10 @@ def test_the_policy_that_acts_is_linearised(make: Make) -> None:
 ARCHITECTURES: list[Any] = [None, [], [4], [4, 4], {"pi": [8, 4], "qf": [8]}, {"pi": [8], "vf": [16]}, {"pi": [8]}]
 
 
-@with_networks
+@with_references(plans=False)
 def test_architectures(make: Make) -> None:
     """Those of on-policy algorithms are the policy's and V's, those of the others the policy's and Q's."""
-    foreign = "vf" if issubclass(make.algorithm, OffPolicyAlgorithm) and make.algorithm is not DAgger else None
+    foreign = None if issubclass(make.algorithm.policy_aliases["MlpPolicy"], ActorCriticPolicy) else "vf"
     for net_arch in ARCHITECTURES:
         if isinstance(net_arch, dict) and (foreign in net_arch or (issubclass(make.algorithm, SAC) and "qf" not in net_arch)):
             with pytest.raises((ValueError, AssertionError), match="net_arch"):
@@ -155,7 +153,7 @@ COMMON: list[dict[str, Any]] = [
 ]
 
 
-@with_networks
+@with_references(plans=False)
 def test_keywords_of_policies(make: Make) -> None:
     for options in COMMON:
         model = make(policy_kwargs={"net_arch": [8], **options})
@@ -183,7 +181,7 @@ def test_state_dependent_exploration_is_refused(make: Make) -> None:
 # ---------------------------------------------------------------------- what policies tell
 
 
-@on_policy
+@with_references(on_policy=True)
 def test_actions_are_evaluated(make: Make) -> None:
     """Log-probabilities, values and entropies fit together."""
     policy = make().learn(ITERATION).policy
@@ -200,14 +198,14 @@ def test_actions_are_evaluated(make: Make) -> None:
         th.testing.assert_close(log_probs, distribution.log_prob(acted))
 
 
-@with_networks
+@with_references(plans=False)
 def test_policies_are_evaluated_alone(make: Make) -> None:
     """What a model says of observations its policy says too; the number of episodes is that asked for."""
     model = make().learn(ITERATION)
     np.testing.assert_array_equal(
         model.policy.predict(OBSERVATIONS, deterministic=True)[0], model.predict(OBSERVATIONS, deterministic=True)[0]
     )
-    envs = vec_env(2, lambda: Monitor(limited(5)))
+    envs = vec_env(2, lambda: Monitor(make.fit(limited(5))))
     for acting in (model, model.policy):
         returns, lengths = evaluate_policy(acting, envs, 3, return_episode_rewards=True)
         assert len(returns) == 3 and lengths == [5, 5, 5]  # type: ignore[arg-type]
@@ -216,22 +214,24 @@ def test_policies_are_evaluated_alone(make: Make) -> None:
 # ---------------------------------------------------------------------- predict
 
 
-@with_networks
+@with_references(plans=False)
 def test_shapes_of_predictions(make: Make) -> None:
-    model, env = make(POINT_MASS_ID), gym.make(POINT_MASS_ID)
+    model, env = make(make.fit(POINT_MASS_ID)), gym.make(make.fit(POINT_MASS_ID))
     action, state = model.predict(env.reset()[0])
     assert isinstance(action, np.ndarray) and env.action_space.contains(action) and state is None
     envs = vec_env(3)
     kept = (np.zeros((3, 4)),)
     actions, state = model.predict(envs.reset(), state=kept, episode_start=np.ones(3, bool), deterministic=True)
-    assert actions.shape == (3, 1) and actions.dtype == np.float32 and state is kept
-    assert model.predict(np.zeros((0, 2), np.float32))[0].shape == (0, 1)
+    shape = env.action_space.shape
+    assert actions.shape == (3, *shape) and actions.dtype == env.action_space.dtype and state is kept
+    if not make.discrete:  # without any, numbers are refused by Stable-Baselines3's own policies
+        assert model.predict(np.zeros((0, 2), np.float32))[0].shape == (0, *shape)
     expected = model.predict(np.array([1.0, 2.0], np.float32), deterministic=True)[0]
     for same in ([1.0, 2.0], np.array([1, 2]), np.array([1.0, 2.0]), th.tensor([1.0, 2.0])):
         np.testing.assert_array_equal(model.predict(same, deterministic=True)[0], expected)
 
 
-@every_action
+@every_algorithm
 def test_no_observation_has_no_action(make: Make) -> None:
     """Actions that are numbers too, of which Stable-Baselines3's own policies refuse none at all."""
     model = make()
@@ -239,7 +239,7 @@ def test_no_observation_has_no_action(make: Make) -> None:
     assert actions.shape == (0, *model.action_space.shape) and actions.dtype == model.action_space.dtype
 
 
-@with_references
+@with_references()
 def test_observations_that_cannot_be_predicted_for(make: Make) -> None:
     model = make()
     with pytest.raises(ValueError, match="mixing Gym API"):

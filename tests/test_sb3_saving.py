@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import EVERY, Make, Model, every, iterations, off_policy, parameters, with_networks, with_references
+from algorithms import Make, Model, every, iterations, parameters, with_references
 from dummy_envs import ITERATION, limited, vec_env
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import save_to_pkl
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
@@ -32,7 +31,7 @@ def networks(model: Model) -> Parameters:
 # ---------------------------------------------------------------------- parameters
 
 
-@with_references
+@with_references()
 def test_parameters_are_averaged(make: Make) -> None:
     """Of two models, by ``get_parameters``; the mean of a model with itself is the model."""
     first, second = (make(seed=seed).learn(2 * ITERATION) for seed in (1, 2))
@@ -51,7 +50,7 @@ def test_parameters_are_averaged(make: Make) -> None:
     assert np.isfinite(parameters(first.learn(2 * ITERATION, reset_num_timesteps=False)))
 
 
-@with_references
+@with_references()
 def test_parameters_are_perturbed(make: Make) -> None:
     """As evolution strategies do: noise on all of them, which acts, and which the old ones undo."""
     model = make().learn(2 * ITERATION)
@@ -66,7 +65,7 @@ def test_parameters_are_perturbed(make: Make) -> None:
     assert np.isfinite(parameters(model.learn(2 * ITERATION, reset_num_timesteps=False)))
 
 
-@with_references
+@with_references()
 def test_parameters_that_do_not_fit_are_refused(make: Make) -> None:
     model = make()
     given = copy.deepcopy(model.get_parameters())
@@ -80,7 +79,7 @@ def test_parameters_that_do_not_fit_are_refused(make: Make) -> None:
         model.set_parameters(less, exact_match=True)
 
 
-@with_networks
+@with_references(plans=False)
 def test_some_parameters_are_set(make: Make, tmp_path: Path) -> None:
     """Random numbers for all but the last of each network; they survive saving, and learning goes on from them."""
     model = make().learn(ITERATION)
@@ -96,7 +95,7 @@ def test_some_parameters_are_set(make: Make, tmp_path: Path) -> None:
     for name, values in networks(model).items():
         assert [key for key, value in values.items() if th.equal(value, before[name][key])] == [last[name]], name
     model.save(tmp_path / "model")
-    loaded = make.algorithm.load(tmp_path / "model", env=limited(12))
+    loaded = make.algorithm.load(tmp_path / "model", env=make.fit(limited(12)))
     np.testing.assert_allclose(predictions(loaded), predictions(model), rtol=1e-4)
     loaded.learn(ITERATION)
     assert loaded.num_timesteps == ITERATION
@@ -105,18 +104,18 @@ def test_some_parameters_are_set(make: Make, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- environments
 
 
-@with_references
+@with_references()
 def test_environments_are_set_again(make: Make, tmp_path: Path) -> None:
     """With and without a reset; steps are counted on or from zero."""
     model = make(vec_env(1, lambda: limited(12))).learn(ITERATION)
-    model.set_env(vec_env(1, lambda: limited(12)), force_reset=True)
+    model.set_env(make.fit(vec_env(1, lambda: limited(12))), force_reset=True)
     assert model._last_obs is None
     assert model.learn(ITERATION, reset_num_timesteps=True).num_timesteps == ITERATION
     model.set_env(model.get_env(), force_reset=False)
     assert model._last_obs is not None
     assert model.learn(ITERATION, reset_num_timesteps=False).num_timesteps == 2 * ITERATION
     model.save(tmp_path / "model")
-    for env, force_reset in ((model.get_env(), False), (limited(12), True)):
+    for env, force_reset in ((model.get_env(), False), (make.fit(limited(12)), True)):
         loaded = make.algorithm.load(tmp_path / "model", env=env, force_reset=force_reset)
         assert (loaded._last_obs is None) == force_reset
         assert loaded.learn(ITERATION, reset_num_timesteps=False).num_timesteps == 3 * ITERATION
@@ -125,7 +124,7 @@ def test_environments_are_set_again(make: Make, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- files
 
 
-@with_references
+@with_references()
 def test_what_is_saved_is_chosen(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make(verbose=2)
     model.save(tmp_path / "model", exclude=["verbose"])
@@ -137,7 +136,7 @@ def test_what_is_saved_is_chosen(make: Make, tmp_path: Path, capsys: pytest.Capt
     assert "SAVED MODEL SYSTEM INFO" in capsys.readouterr().out
 
 
-@with_networks
+@with_references(plans=False)
 def test_files_may_lie_anywhere_and_are_closed(make: Make, tmp_path: Path) -> None:
     model = make()
     with warnings.catch_warnings():
@@ -147,7 +146,7 @@ def test_files_may_lie_anywhere_and_are_closed(make: Make, tmp_path: Path) -> No
         with (tmp_path / "open.zip").open("wb") as file:
             model.save(file)
         with (tmp_path / "open.zip").open("rb") as file:
-            loaded = make.algorithm.load(file, env=limited(12))
+            loaded = make.algorithm.load(file, env=make.fit(limited(12)))
         for path in (tmp_path / "new" / "folder" / "model", str(tmp_path / "new" / "folder" / "model.zip")):
             np.testing.assert_array_equal(predictions(make.algorithm.load(path)), predictions(loaded))
         model.policy.save(tmp_path / "policy.pkl")
@@ -155,7 +154,7 @@ def test_files_may_lie_anywhere_and_are_closed(make: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.slow  # torch takes ten seconds to load what compiles
-@with_references
+@with_references()
 def test_compiled_policies_are_saved(make: Make, tmp_path: Path) -> None:
     model = make()
     before, model.policy = predictions(model), th.compile(model.policy)
@@ -173,7 +172,7 @@ def test_copies_are_as_good(make: Make) -> None:
     assert iterations(copied.learn(ITERATION)) == 1
 
 
-@with_networks
+@with_references(plans=False)
 def test_learning_rates_are_numbers_and_functions(make: Make, tmp_path: Path) -> None:
     model = make(learning_rate=lambda _: np.sin(1.0)).learn(ITERATION)
     assert type(model.lr_schedule(0.0)) is float
@@ -186,7 +185,7 @@ def test_learning_rates_are_numbers_and_functions(make: Make, tmp_path: Path) ->
 # ---------------------------------------------------------------------- replay buffers
 
 
-@off_policy
+@with_references(off_policy=True)
 def test_replay_buffers_are_saved_and_extended(make: Make, tmp_path: Path) -> None:
     model = make().learn(2 * ITERATION)
     old, model.replay_buffer = model.replay_buffer, None
@@ -198,11 +197,17 @@ def test_replay_buffers_are_saved_and_extended(make: Make, tmp_path: Path) -> No
     new: Any = model.replay_buffer
     assert new is not old and new.size() == old.size() == 2 * ITERATION
     for name in ("observations", "actions", "rewards", "dones", "timeouts"):
-        np.testing.assert_array_equal(getattr(new, name), getattr(old, name))
+        # what is loaded goes on elsewhere, and what searches closes its latest row at once
+        last = -1 if make.searches and name in ("dones", "timeouts") else None
+        np.testing.assert_array_equal(getattr(new, name)[: new.pos][:last], getattr(old, name)[: old.pos][:last])
     n = 10
     rows = [getattr(old, name)[:n] for name in ("observations", "next_observations", "actions", "rewards", "dones")]
-    new.extend(*rows, [[{}]] * n)
-    assert new.size() == 2 * ITERATION + n
+    if make.imitates:
+        with pytest.raises(ValueError, match="to imitate"):
+            new.extend(*rows, [[{}]] * n)
+    else:
+        new.extend(*rows, [[{}]] * n)
+        assert new.size() == 2 * ITERATION + n
     stream = io.BytesIO()
     model.save_replay_buffer(stream)
     stream.seek(0)
@@ -210,7 +215,7 @@ def test_replay_buffers_are_saved_and_extended(make: Make, tmp_path: Path) -> No
     assert iterations(model.learn(ITERATION, reset_num_timesteps=False)) > 1
 
 
-@pytest.mark.parametrize("make", [make for make in EVERY if issubclass(make.algorithm, OffPolicyAlgorithm)], ids=str)
+@every(off_policy=True)
 def test_a_refused_replay_buffer_is_not_left_in_the_model(make: Make, tmp_path: Path) -> None:
     model = make().learn(2 * ITERATION)
     own, spaces = model.replay_buffer, (model.observation_space, model.action_space)

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, buffer, every, every_action, every_algorithm, executed, iterations, parameters
+from algorithms import Make, answers, buffer, every, every_algorithm, executed, iterations, parameters
 from dummy_envs import HORIZON, IMAGE_SHAPE, ITERATION, DictPointMass, ImagePointMass, Matrix, PointMass, Single, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.noise import NormalActionNoise
@@ -60,7 +60,7 @@ def loud(make: Make, log_std: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-@every_algorithm
+@every(discrete=False)
 def test_actions_reach_the_environment_in_its_own_units(make: Make, bounds: tuple[float, float]) -> None:
     low, high = bounds
     env = PointMass(low, high)
@@ -72,7 +72,7 @@ def test_actions_reach_the_environment_in_its_own_units(make: Make, bounds: tupl
 
 
 @pytest.mark.parametrize("bounds", BOUNDS[1:], ids=str)
-@every_algorithm
+@every(discrete=False)
 def test_learning_does_not_depend_on_the_units(make: Make, bounds: tuple[float, float]) -> None:
     """The same task in other units of the action: the same policy in units of the bounds."""
     plain, scaled = make(PointMass()), make(PointMass(*bounds))
@@ -88,7 +88,7 @@ def test_learning_does_not_depend_on_the_units(make: Make, bounds: tuple[float, 
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@every_algorithm
+@every(discrete=False)
 def test_predicted_actions_are_within_the_bounds(make: Make, deterministic: bool) -> None:
     model = make(PointMass(-0.2, 5.0), **loud(make, 2.0))
     if not make.squashes and not make.plans:  # before there are statistics they see nothing
@@ -99,7 +99,7 @@ def test_predicted_actions_are_within_the_bounds(make: Make, deterministic: bool
     assert model.action_space.contains(model.predict(observations[0])[0])
 
 
-@every_algorithm
+@every(discrete=False)
 def test_matrices_are_vectors(make: Make) -> None:
     """As observation and action: the same numbers in another shape."""
     model, flat = (make(env).learn(ITERATION) for env in (Matrix(), Flat()))
@@ -127,14 +127,14 @@ DISCRETE = [spaces.Discrete(3), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary
 
 
 @pytest.mark.parametrize("action_space", DISCRETE[1:], ids=str)
-@every(any_space=False)
+@every(any_space=False, discrete=False)
 def test_other_discrete_actions_are_refused(make: Make, action_space: spaces.Space) -> None:
     with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.* as action spaces but .* was provided"):
         make(Spaces(action_space=action_space))
 
 
 @pytest.mark.parametrize("action_space", DISCRETE[:1], ids=str)
-@every(any_space=False, takes_discrete=False)
+@every(any_space=False, takes_discrete=False, discrete=False)
 def test_discrete_actions_are_refused(make: Make, action_space: spaces.Space) -> None:
     with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.* as action spaces but .* was provided"):
         make(Spaces(action_space=action_space))
@@ -152,13 +152,13 @@ def test_actions_of_all_kinds(make: Make, action_space: spaces.Space) -> None:
     np.testing.assert_allclose(model.predict(10.0 * OBSERVATIONS[3], deterministic=True)[0], actions[3], rtol=1e-6)
 
 
-@every(any_space=False, takes_discrete=False)
+@every(any_space=False, takes_discrete=False, discrete=False)
 def test_discrete_actions_of_a_real_task(make: Make) -> None:
     with pytest.raises(AssertionError, match=r"The algorithm only supports .*Box.*Discrete\(2\) was provided"):
         make("CartPole-v1")
 
 
-@every_algorithm
+@every(discrete=False)
 def test_unbounded_actions(make: Make) -> None:
     with pytest.raises(AssertionError, match="must have a finite lower and upper bound"):
         make(Spaces(action_space=spaces.Box(-np.inf, np.inf, (1,))))
@@ -168,7 +168,7 @@ def test_unbounded_actions(make: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
-@every_action
+@every_algorithm
 def test_types_of_observations(make: Make, dtype: Any) -> None:
     class Typed(PointMass):
         def __init__(self) -> None:
@@ -188,7 +188,7 @@ def test_types_of_observations(make: Make, dtype: Any) -> None:
     assert len(rows) > 10 and rows <= {tuple(row) for row in env.seen}, "nothing is rounded"
 
 
-@every_algorithm
+@every(plain_networks=False)
 def test_single_numbers(make: Make) -> None:
     """Observed without any axis, one or many at once."""
 
@@ -220,12 +220,13 @@ def test_dictionaries(make: Make) -> None:
     env = vec_env(2, lambda: gym.wrappers.TimeLimit(DictPointMass(("position", "velocity")), 12))
     model = make(env, "MultiInputPolicy").learn(2 * ITERATION)
     batch = {"position": OBSERVATIONS[:, :1], "velocity": OBSERVATIONS[:, 1:]}
-    actions = model.predict(batch, deterministic=True)[0]
-    assert iterations(model) == 2 and actions.shape == (20, 1)
+    told = answers(model, batch)
+    assert iterations(model) == 2 and len(told) == 20
     for key in batch:
-        moved = model.predict({**batch, key: batch[key] + 1.0}, deterministic=True)[0]
-        assert np.abs(moved - actions).min() > 0.0, key
-    single = model.predict({key: array[3] for key, array in batch.items()}, deterministic=True)[0]
+        assert np.abs(answers(model, {**batch, key: batch[key] + 1.0}) - told).min() > 0.0, key
+    single, actions = (
+        model.predict(obs, deterministic=True)[0] for obs in ({key: array[3] for key, array in batch.items()}, batch)
+    )
     np.testing.assert_allclose(single, actions[3], atol=1e-6)
 
 

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import ITERATION, Make, Model, called, every, every_action, every_algorithm
+from algorithms import ITERATION, Make, Model, answers, called, every, every_algorithm
 from dummy_envs import POINT_MASS_LIMIT, DictPointMass, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -71,12 +71,8 @@ def learn(make: Make, n_iterations: int, units: dict[str, Any], policy: str = "M
 
 
 def actions(model: Model, scale: float = 1.0, offset: float = 0.0, double: bool = False, **_: Any) -> np.ndarray:
-    """:return: where the point mass is at ``PROBES``; of numbers, which do not tell small changes, their probabilities"""
-    observations = (scale * (PROBES + offset)).astype(np.float64 if double else np.float32)
-    if not isinstance(model.action_space, spaces.Discrete):
-        return model.predict(observations, deterministic=True)[0]
-    with th.no_grad():
-        return model.policy.get_distribution(model.policy.obs_to_tensor(observations)[0]).distribution.probs.numpy()
+    """:return: where the point mass is at ``PROBES``"""
+    return answers(model, (scale * (PROBES + offset)).astype(np.float64 if double else np.float32))
 
 
 @cache
@@ -96,7 +92,7 @@ def check_bits(first: Model, second: Model) -> None:
 
 
 @pytest.mark.parametrize("exponent", [-20, 20])
-@every_action
+@every_algorithm
 def test_a_power_of_two_of_the_rewards_changes_no_bit(make: Make, exponent: int) -> None:
     check_bits(learn(make, 2, {"reward": 2.0**exponent}), plain(make, 2))
 
@@ -121,7 +117,7 @@ def test_no_variant_knows_the_unit_of_rewards(algorithm: type[Model], options: d
 
 
 @pytest.mark.parametrize("reward", [1e-8, 1e8])
-@every_action
+@every_algorithm
 def test_no_factor_of_the_rewards_matters_beyond_rounding(make: Make, reward: float) -> None:
     np.testing.assert_allclose(actions(learn(make, 1, {"reward": reward})), actions(plain(make, 1)), atol=1e-3)
 
@@ -133,14 +129,14 @@ DOUBLE = [{"scale": scale, "offset": 1e6, "double": True} for scale in (1e-8, 1.
 
 
 @pytest.mark.parametrize("units", SINGLE + DOUBLE, ids=str)
-@every_algorithm
+@every(plain_networks=False)
 def test_units_of_the_observations_do_not_matter(make: Make, units: dict[str, Any]) -> None:
     """Offsets are in units of what is observed, whose standard deviation is about a half."""
     expected = actions(plain(make, 1, units.get("double", False)))
     np.testing.assert_allclose(actions(learn(make, 1, units), **units), expected, atol=1e-3)
 
 
-@every_algorithm
+@every(plain_networks=False)
 def test_an_untrained_policy_knows_no_units(make: Make) -> None:
     """What samples first must not depend on them; gSDE, whose noise is made of what it sees, does."""
     acts = [actions(make(OtherUnits(scale=scale)), scale, double=True) for scale in (1.0, 1e8)]
@@ -217,7 +213,7 @@ def test_what_varies() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@every_action
+@every_algorithm
 def test_no_action_is_predicted_for_what_is_not_finite(make: Make, bad: float) -> None:
     model = make()
     with pytest.raises(NotFiniteError, match=r"number 1 of observation 0 is (nan|inf)"):

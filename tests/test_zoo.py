@@ -106,9 +106,8 @@ def test_register_adds_our_algorithms() -> None:
 
     registry: dict[str, Any] = {"ppo": None}
     register_algorithms(registry)
-    ours = {"aggrevated_oc": sb3_dpi.AggreVaTeDOC, "dpi": sb3_dpi.DPI, "dual_ac": sb3_dpi.DualAC, "mdgps": sb3_dpi.MDGPS}
-    ours |= {"dagger": sb3_dpi.DAgger, "exit": sb3_dpi.ExIt, "mpc": sb3_dpi.MPC}
-    assert registry == {"ppo": None, **ours}
+    ours = {name: getattr(sb3_dpi, kind) for name, kind in ALGORITHMS.items()}
+    assert registry == {"ppo": None, **ours} and {kind.__name__ for kind in ours.values()} <= set(sb3_dpi.__all__)
     assert register_algorithms(registry, "stable_baselines3:SAC", "ppo") == ["sac", "ppo"]
     assert registry["sac"].__name__ == "SAC" and registry["ppo"].__name__ == "PPO"
 

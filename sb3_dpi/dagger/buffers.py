@@ -47,6 +47,14 @@ class Labels(ReplayBuffer):
         """
         self.labels[place], self.spreads[place] = labels, spreads
 
+    def extend(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Refused: rows without labels have nothing to imitate.
+
+        :raises ValueError: always
+        """
+        raise ValueError("Rows that are added hold no labels to imitate: let DAgger take its own steps")
+
 
 class LabelledReplayBuffer(Labels):
     """``ReplayBuffer`` with labels."""

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_dpi import DPI, MDGPS, MPC, AggreVaTeDOC, DAgger, DualAC, ExIt
+from sb3_dpi import DPI, MPC
 from sb3_dpi.common.action_units import bounds, is_bounded
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.saved_files import ExportError, check_statistics, load_normalizer, saved_file
@@ -20,8 +20,9 @@ from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.export.deployed import load_policy
 from sb3_dpi.mpc.policies import PlanPolicy
 from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.zoo.register import ALGORITHMS, algorithm_class
 
-OWN: dict[str, type[SavedModel]] = {kind.__name__: kind for kind in (DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC, ExIt)}
+OWN: dict[str, type[SavedModel]] = {algorithm: algorithm_class(name) for name, algorithm in ALGORITHMS.items()}
 
 NOTHING_TO_SEE = (
     "MPC has no network that acts, so there is no policy to look into: it plans. How well it foretells is in its log, "

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi.expert_iteration.targets import value_targets
 from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.trajopt.units import outlier_limit
 
 
 class SearchSamples(NamedTuple):
@@ -54,6 +55,14 @@ class SearchReplayBuffer(ReplayBuffer):
         self.visits[self.pos], self.search_values[self.pos] = visits, search_values
         self.n_new = min(self.n_new + 1, self.buffer_size)
 
+    def extend(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Refused: rows without searches have nothing to imitate.
+
+        :raises ValueError: always
+        """
+        raise ValueError("Rows that are added hold no searches to imitate: let ExIt take its own steps")
+
     def cut(self, everywhere: bool = False) -> None:
         """
         Let the episodes that go on end as those behind a time limit do.
@@ -73,7 +82,7 @@ class SearchReplayBuffer(ReplayBuffer):
 
     def settle(self, places: IntArray, after: FloatArray, gamma: float, gae_lambda: float) -> None:
         """
-        Write the targets of rows.
+        Write the targets of rows. One wrong number of a thousand is no part of them.
 
         :param places: the latest ones, in the order of time, ``[T]``
         :param after: values of the states behind steps that are the last of their episode, or of all, ``[T, n_envs]``
@@ -82,8 +91,12 @@ class SearchReplayBuffer(ReplayBuffer):
         """
         ends = self.dones[places] > 0
         after = np.where(ends & (self.timeouts[places] == 0), 0.0, after)
-        rewards = self.rewards[places].astype(np.float64)
-        self.values[places] = value_targets(rewards, self.search_values[places], after, ends, gamma, gae_lambda)
+        rewards, searched = (
+            np.clip(kept[places].astype(np.float64), -limit, limit)
+            for kept in (self.rewards, self.search_values)
+            for limit in [outlier_limit(kept[: self.size()])]
+        )
+        self.values[places] = value_targets(rewards, searched, after, ends, gamma, gae_lambda)
         self.n_new = 0
 
     def sample_searches(self, batch_size: int, rng: np.random.Generator, env: VecNormalize | None = None) -> SearchSamples:

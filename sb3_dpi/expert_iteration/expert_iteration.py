@@ -89,7 +89,7 @@ class ExIt(Searching):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    algorithm_version: ClassVar[int] = 1
+    algorithm_version: ClassVar[int] = 2
 
     def __init__(
         self,

@@ -51,7 +51,9 @@ class Judge:
 
     def __init__(self, policy: ActorCriticPolicy, scale: ReturnScale, present: Callable[[Any], Any]) -> None:
         self.policy, self.scale, self.present = policy, scale, present
-        self.dtype = None if isinstance(policy.observation_space, spaces.Dict) else policy.observation_space.dtype
+        space = policy.observation_space
+        self.dtype = None if isinstance(space, spaces.Dict) else space.dtype
+        self.keys = tuple(space.spaces) if isinstance(space, spaces.Dict) else ()
         self.arrays = _as_arrays(policy)
 
     def __call__(self, states: list[SimulatorState]) -> tuple[FloatArray, FloatArray]:
@@ -64,7 +66,8 @@ class Judge:
         first = states[0].observation
         shown: Any
         if isinstance(first, dict):
-            shown = {key: np.stack([np.asarray(state.observation[key]) for state in states]) for key in first}
+            # an environment may show keys beyond its space
+            shown = {key: np.stack([np.asarray(state.observation[key]) for state in states]) for key in self.keys}
         else:
             shown = np.array([state.observation for state in states], dtype=self.dtype)
         return self.judge(self.present(shown))

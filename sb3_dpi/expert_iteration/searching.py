@@ -133,6 +133,8 @@ class Searching(SavedModel, KeepsOriginals):
         :raises ValueError: if an observation is not finite, or its state in the simulator is not known
         """
         refuse_tuple(observation)
+        if isinstance(observation, dict) and isinstance(self.observation_space, spaces.Dict):  # as the environments' own are
+            observation = {key: observation[key] for key in self.observation_space.spaces if key in observation}
         tensor, is_batch = self.policy.obs_to_tensor(observation)
         check_observation(tensor)
         n = len(next(iter(tensor.values())) if isinstance(tensor, dict) else tensor)
