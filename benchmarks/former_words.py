@@ -51,6 +51,7 @@ RENAMED: dict[str, dict[str, Renamed]] = {
     },
     "DPI": {
         "n_steps": Renamed("train_freq"),
+        "form": Renamed("preset.kind", lambda form: {"anchored": "corrected"}.get(form, form)),
         "effort": Renamed("update_to_data"),
         "trust_region": Renamed("expert.trust_region"),
         "imitation_steps": Renamed("expert.imitation_steps"),

@@ -21,6 +21,7 @@ LONG_STEP = 0.25
 """Seconds of learning from a real step that nobody expects: a task of 400 numbers takes a third of it."""
 FORMER_ARGUMENTS = {
     "n_steps": "train_freq (returns of several steps, SAC's n_steps, have no counterpart)",
+    "form": "preset ('corrected' for 'anchored', 'free' for 'free')",
     "horizon": "imagination={'horizon': ...}",
     "n_windows": "imagination={'n_windows': ...}",
     "n_branches": "imagination={'n_rollout_steps': ...}",
