@@ -1,6 +1,7 @@
 """The backward pass within limits: loops against numpy, the quadratic programme against its optimality conditions."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_without_limits_it_is_riccati() -> None:
 
 
 @pytest.mark.parametrize("one_pass", [box_pass.box_pass_numpy, box_pass.box_pass_loops])
-def test_where_it_fails(one_pass: box_pass.BoxPass) -> None:
+def test_where_it_fails(one_pass: Callable[..., box_pass.BoxResult]) -> None:
     given = arguments(np.random.default_rng(0), 6, 4, 2, np.inf, False)
     given[1][3, 4:, 4:] -= 1e3 * np.eye(2)
     assert one_pass(*given, 0.0)[4] == 3

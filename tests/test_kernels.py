@@ -1,6 +1,7 @@
 """The backward-forward pass: loops against numpy, both against the general LQR functions, and failures."""
 
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -10,6 +11,8 @@ from problems import random_pd
 from sb3_dpi.trajopt import compilation, kernels, whitening
 from sb3_dpi.trajopt.lqr import controller_kl, forward_marginals, lqr_backward
 from sb3_dpi.trajopt.types import GaussianState, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
+
+Pass = Callable[..., kernels.PassResult]
 
 
 def random_arguments(
@@ -47,11 +50,12 @@ def load_without_numba(monkeypatch: pytest.MonkeyPatch, module: ModuleType = ker
 
 
 @pytest.fixture(params=["numpy", "loops", "plain loops"])
-def lqr_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> kernels.Pass:
+def lqr_pass(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pass:
     """The pass in numpy, in loops as they are used, and in the same loops as plain Python."""
     if request.param == "numpy":
         return kernels.pass_numpy
-    loops: kernels.Pass = (kernels if request.param == "loops" else load_without_numba(monkeypatch)).pass_loops
+    module = kernels if request.param == "loops" else load_without_numba(monkeypatch)
+    loops: Pass = module.pass_loops
     return loops
 
 
@@ -75,7 +79,7 @@ def test_loops_equal_numpy_at_full_size() -> None:
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.8])
-def test_pass_is_the_lqr_of_the_penalised_cost(lqr_pass: kernels.Pass, discount: float) -> None:
+def test_pass_is_the_lqr_of_the_penalised_cost(lqr_pass: Pass, discount: float) -> None:
     arguments = random_arguments(np.random.default_rng(2), 2, 6, 4, 2)
     F, f, noise, C, c, mean0, cov0, eta = arguments
     K, k, S, kl, _ = lqr_pass(*arguments, discount)
@@ -93,7 +97,7 @@ def test_pass_is_the_lqr_of_the_penalised_cost(lqr_pass: kernels.Pass, discount:
     np.testing.assert_allclose(kl, controller_kl(controller, reference, marginals), rtol=1e-8)
 
 
-def test_failures_name_the_time_step_and_spare_other_conditions(lqr_pass: kernels.Pass) -> None:
+def test_failures_name_the_time_step_and_spare_other_conditions(lqr_pass: Pass) -> None:
     arguments = random_arguments(np.random.default_rng(3), 4, 5, 3, 2)
     alone = [array[:1].copy() for array in arguments]
     arguments[3][1, 3, -1, -1] = -1e6
@@ -105,7 +109,7 @@ def test_failures_name_the_time_step_and_spare_other_conditions(lqr_pass: kernel
         np.testing.assert_allclose(mixed[0], single[0], rtol=1e-12)
 
 
-def test_overflow_of_the_state_is_not_hidden(lqr_pass: kernels.Pass) -> None:
+def test_overflow_of_the_state_is_not_hidden(lqr_pass: Pass) -> None:
     arguments = random_arguments(np.random.default_rng(4), 2, 8, 2, 1)
     arguments[0][1, :, :, :2] = 1e60 * np.eye(2)
     arguments[3][1], arguments[4][1, 1:] = 0.0, 0.0

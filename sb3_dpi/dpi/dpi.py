@@ -25,6 +25,7 @@ from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import (
+    DEFAULT_TEMPERATURE,
     FORMER_ARGUMENTS,
     check_arguments,
     check_size,
@@ -39,7 +40,6 @@ from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray, IntArray
-from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, RealSteps
 from sb3_dpi.world_model.ensemble import DivergedError, Ensemble, WorldModel
 from sb3_dpi.world_model.experts import Expert
@@ -100,8 +100,8 @@ class DPI(SavedModel, OfflineLearner):
     :param action_noise: added to actions in units of the bounds, beside the policy's own lasting noise
     :param replay_buffer_class: ``ReplayBuffer`` or ``DictReplayBuffer``; None: what fits
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
-    :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number or
-        ``"auto_0.02"`` to let it follow ``target_entropy`` from there
+    :param ent_coef: Temperature alpha of the soft values, in units of value (ten root mean squares of the reward): a number,
+        or ``"auto"`` to let it follow ``target_entropy`` from .02 on (SAC's begins at 1), ``"auto_0.1"`` from .1
     :param target_entropy: of the policy, nats; ``"auto"`` takes -.5 for each action; usual: -1 to 0 for each action
     :param preset: ``"corrected"``, ``"free"``, or a dictionary of the numbers of ``sb3_dpi.dpi.presets.Preset`` that may name
         one under ``"kind"``. None chooses one when the warm-up ends; ``preset_`` tells what is learned with
@@ -154,7 +154,7 @@ class DPI(SavedModel, OfflineLearner):
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
-        ent_coef: str | float = "auto_0.02",
+        ent_coef: str | float = f"auto_{DEFAULT_TEMPERATURE}",
         target_entropy: str | float = "auto",
         preset: str | dict[str, Any] | None = None,
         expert: str | dict[str, Any] | Expert = "pathwise",
@@ -307,7 +307,11 @@ class DPI(SavedModel, OfflineLearner):
             if i % self._expert.imitation_steps == 0:
                 expert = self.improve_expert(windows[i // self._expert.imitation_steps])  # eta_n, Eq. 4
             gradients.append(self.imitate(expert))  # pi_n+1, Eq. 5
-        self._end_iteration(before, {"model/loss": loss, **measured, **progress(updates, gradients)})
+        kl, std = policy_change(before, self.policy.actor, self._reported_states())
+        self._follow_divergence(kl)
+        self._log({"model/loss": loss, "train/kl": kl, "train/std": std, **measured, **progress(updates, gradients)})
+        self.n_iterations += 1
+        self.steps_since_training = self.logged_since_training = 0
 
     def _update_learning_rates(self) -> None:
         rate = self.lr_schedule(self._current_progress_remaining) * self.rate_factor
@@ -444,7 +448,8 @@ class DPI(SavedModel, OfflineLearner):
             self.log_temperature = float(np.clip(moved, *LOG_TEMPERATURE_BOUNDS))
         return gradient
 
-    # ------------------------------------------------------------------ measuring and logging
+    def _reported_states(self) -> th.Tensor:
+        return self.ensemble.standardize(self.memory.take(self.memory.newest(REPORTED)).states)
 
     def _follow_divergence(self, divergence: float) -> None:
         """The same step moves some policies hardly at all and others off a cliff."""
@@ -456,13 +461,12 @@ class DPI(SavedModel, OfflineLearner):
         elif divergence < 0.5 * aim:
             self.rate_factor = min(self.rate_factor * RATE_CHANGE, RATE_BOUNDS[1])
 
-    def _end_iteration(self, before: SquashedGaussian, measured: dict[str, float]) -> None:
-        """Log what was done, and set the next block's learning rate by it."""
+    # ------------------------------------------------------------------ logging
+
+    def _log(self, measured: dict[str, float]) -> None:
         rows, unit = self.memory.newest(REPORTED), float(self.critic.unit)
         data = self.memory.take(rows)
-        divergence, std = policy_change(before, self.policy.actor, self.ensemble.standardize(data.states))
         measured["train/learning_rate"] = float(self.policy.optimizer.param_groups[0]["lr"])
-        measured["train/kl"], measured["train/std"] = divergence, std
         measured["train/ent_coef"] = self.temperature * unit
         returns = self._realised_returns(rows)
         measured["train/critic_r_squared"] = critic_r_squared(self.ensemble, self.critic, data, returns)
@@ -472,6 +476,3 @@ class DPI(SavedModel, OfflineLearner):
         for name, value in measured.items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self._follow_divergence(divergence)
-        self.n_iterations += 1
-        self.steps_since_training = self.logged_since_training = 0

@@ -78,8 +78,8 @@ class ExIt(Searching):
     :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
         debug messages
     :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run. ``"auto"`` takes the CPU for vectors, on which
-        searches ask small networks fastest
+    :param device: Device (cpu, cuda, ...) on which the code should be run. ``"auto"`` takes the CPU, on which searches ask
+        small networks fastest, but for ``CnnPolicy``
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: if an argument is out of range, or the environment cannot be searched
     """
@@ -122,7 +122,7 @@ class ExIt(Searching):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        device = "cpu" if device == "auto" and policy != "CnnPolicy" else device
+        device = "cpu" if device == "auto" and policy not in ("CnnPolicy", CnnPolicy) else device
         super().__init__(**arguments_of_base(locals(), OffPolicyAlgorithm), support_multi_env=True, sde_support=False)
         self.n_simulations, self.horizon, self.exploration = n_simulations, horizon, exploration
         self.temperature, self.root_noise = temperature, root_noise

@@ -137,14 +137,11 @@ class Searching(SavedModel, KeepsOriginals):
             observation = {key: observation[key] for key in self.observation_space.spaces if key in observation}
         tensor, is_batch = self.policy.obs_to_tensor(observation)
         check_observation(tensor)
-        n = len(next(iter(tensor.values())) if isinstance(tensor, dict) else tensor)
+        seen, n = _as_arrays(tensor)
         if n == 0:  # torch has no distribution over nothing
             return np.zeros((0, *(self.action_space.shape or ())), dtype=self.action_space.dtype), state
         if not (self.search_in_predict if search is None else search):
             return self.policy.predict(observation, state, episode_start, deterministic)
-        seen: Any = (
-            {key: rows.cpu().numpy() for key, rows in tensor.items()} if isinstance(tensor, dict) else tensor.cpu().numpy()
-        )
         kept = np.full(n, None, dtype=object)
         if state is not None:
             is_one = isinstance(state, np.ndarray) and state.shape == (n,) and state.dtype.kind == "O"
@@ -156,7 +153,7 @@ class Searching(SavedModel, KeepsOriginals):
         simulator = self._make_simulator()
         assert self._finder is not None and self.env is not None
         follow_parameters(simulator, self.env)
-        normalizer = None if self.env is None else unwrap_vec_normalize(self.env)
+        normalizer = unwrap_vec_normalize(self.env)
         originals = seen if normalizer is None else normalizer.unnormalize_obs(seen)
         states = self._finder.find(seen, originals, self.env, self._evaluated_in)
         if self._seen_through is not None:

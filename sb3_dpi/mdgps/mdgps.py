@@ -177,9 +177,7 @@ class MDGPS(DualPolicyAlgorithm):
         super()._take_size(size)
         if len(self.step_multiplier) != self.total_conditions:
             self.step_multiplier, self.eta, self.previous, self.past = np.ones(self.total_conditions), None, None, ()
-        if self.previous is not None and (
-            self.previous.controller.K.shape[1] != size.horizon or not hasattr(self.previous.model, "units")
-        ):  # of another horizon, or of a file from before models knew the units of their states
+        if self.previous is not None and self.previous.controller.K.shape[1] != size.horizon:
             self.previous = None
 
     def _check_arguments(self) -> None:

@@ -19,8 +19,6 @@ which H was not positive definite on the free actions or -1.
 The numpy version is the reference and always there; the plain loops are used where numba is installed to compile them.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
@@ -31,9 +29,6 @@ from sb3_dpi.trajopt.lqr import symmetrize
 from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
 
 BoxResult = tuple[FloatArray, FloatArray, FloatArray, float, int]
-BoxPass = Callable[
-    [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], BoxResult
-]
 
 MOST_NEWTON_STEPS = 50
 """Of one quadratic programme: each changes the set of free actions, of which few are visited."""

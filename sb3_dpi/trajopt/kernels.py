@@ -13,8 +13,6 @@ S ``[M, T, du, du]``, kl ``[M, T]`` and failed ``[M]``, the time step at which Q
 The numpy version is the reference and always there; the plain loops are used where numba is installed to compile them.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from sb3_dpi.trajopt.compilation import Loops, compiles
@@ -22,9 +20,6 @@ from sb3_dpi.trajopt.lqr import matvec, symmetrize
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 PassResult = tuple[FloatArray, FloatArray, FloatArray, FloatArray, IntArray]
-Pass = Callable[
-    [FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float], PassResult
-]
 
 # A product and a sum may become one instruction
 loop = Loops("the planner's loops", 12, error_model="numpy", fastmath={"contract"})
