@@ -9,7 +9,7 @@ import torch as th
 from memories import ListMemory
 from torch import nn
 
-from sb3_dpi.trajopt.discounting import discount_for_time_limit
+from sb3_dpi.trajopt.discounting import discount_for_time_limit, lambda_returns
 from sb3_dpi.world_model import critic as critic_module
 from sb3_dpi.world_model.actor import SquashedGaussian, gaussian_kl
 from sb3_dpi.world_model.critic import CriticData, Learner, RealSteps, SoftTwinQ
@@ -17,7 +17,6 @@ from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.frozen import FrozenEnsemble
 from sb3_dpi.world_model.imagination import make_windows, real_batch, roll_out, rollouts
 from sb3_dpi.world_model.mlp import StackedMLP
-from sb3_dpi.world_model.returns_critic import lambda_returns
 from sb3_dpi.world_model.types import Transitions, returns_to_go, stretch_ends, successors, take_without_outliers
 
 
@@ -47,7 +46,7 @@ def system(n: int = 400, seed: int = 0, length: int = 20) -> ListMemory:
 def fitted() -> tuple[Ensemble, ListMemory]:
     th.manual_seed(0)
     memory = system()
-    ensemble = Ensemble(2, 1, n_members=3, width=32)
+    ensemble = Ensemble(2, 1, n_members=3, width=32, learning_rate=1e-3)
     ensemble.observe(memory.data)
     ensemble.fit(memory, 800, 64, np.random.default_rng(0))
     return ensemble, memory
@@ -140,7 +139,7 @@ def test_lambda_returns() -> None:
     """As the recursion says: nothing behind a death, V alone behind a cut, both within an episode."""
     rewards, values = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([10.0, 20.0, 30.0, 40.0, 50.0])
     dead, ends = np.array([0, 1, 0, 0, 0], bool), np.array([0, 1, 0, 1, 1], bool)
-    returns = lambda_returns(rewards, values, dead, ends, 0.9, 0.8)
+    returns = lambda_returns(rewards, np.where(dead, 0.0, values), ends | dead, 0.9, 0.8)
     third = 4.0 + 0.9 * 40.0
     expected = [1.0 + 0.9 * (0.2 * 10.0 + 0.8 * 2.0), 2.0, 3.0 + 0.9 * (0.2 * 30.0 + 0.8 * third), third, 5.0 + 0.9 * 50.0]
     np.testing.assert_allclose(returns, expected)

@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_dpi.common.policies import being_updated
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.trajectories import Trajectories, map_observations
+from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import varies
 
@@ -32,14 +33,9 @@ def generalized_advantages(
     :param gae_lambda: trade-off between bias (0) and variance (1)
     :return: ``[..., T]``, zero where not alive
     """
-    advantages = np.zeros_like(rewards)
-    following = np.zeros(rewards.shape[:-1])
-    for t in reversed(range(rewards.shape[-1])):
-        lives_on = ~terminated[..., t]
-        error = rewards[..., t] + gamma * np.where(lives_on, values[..., t + 1], 0.0) - values[..., t]
-        following = np.where(alive[..., t], error + gamma * gae_lambda * lives_on * following, 0.0)
-        advantages[..., t] = following
-    return advantages
+    errors = np.where(alive, rewards + gamma * np.where(terminated, 0.0, values[..., 1:]) - values[..., :-1], 0.0)
+    sums = discounted_sums(np.moveaxis(errors, -1, 0), np.moveaxis(terminated | ~alive, -1, 0), gamma * gae_lambda)
+    return np.ascontiguousarray(np.moveaxis(sums, 0, -1))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from sb3_dpi.common.action_units import AnyBox, check_bounded
 from sb3_dpi.common.planner_state import is_vector_space
 from sb3_dpi.common.policies import STATE_KEY, ObservationReader
-from sb3_dpi.world_model.actor import SquashedGaussian
+from sb3_dpi.world_model.actor import SquashedGaussian, log_std_of
 from sb3_dpi.world_model.backends import mlp_forward
 from sb3_dpi.world_model.mlp import follow
 
@@ -322,8 +322,7 @@ class MlpPolicy(AnyBox, ObservationReader):
             seen = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
             hidden = mlp_forward(layers, seen) if in_numpy else torch_forward(seen)
             before, raw = hidden[:, :du], hidden[:, du:]
-            log_std = chosen.log_std_low + 0.5 * (chosen.log_std_high - chosen.log_std_low) * (np.tanh(raw) + 1.0)
-            return before, np.exp(log_std)
+            return before, np.exp(log_std_of(np.tanh(raw), chosen.log_std_low, chosen.log_std_high))
 
         return act
 

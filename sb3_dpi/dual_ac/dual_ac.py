@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_schedule
-from sb3_dpi.common.critic import ReturnScale
+from sb3_dpi.common.critic import ReturnScale, rescale_values
 from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
@@ -431,15 +431,11 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
 
     def _rescale_values(self, targets: FloatArray) -> None:
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
-        layer, (old_mean, old_std) = self.policy.value_net, self._scale()
+        old = ReturnScale(*self._scale())
         # what early returns were like is forgotten
         self.return_rms.count = min(self.return_rms.count, RETURNS_MEMORY * targets.size)
         self.return_rms.update(targets.reshape(-1))
-        mean, std = self._scale()
-        assert isinstance(layer, th.nn.Linear)
-        with th.no_grad():
-            layer.weight.mul_(old_std / (std or 1.0))
-            layer.bias.copy_((old_std * layer.bias + old_mean - mean) / (std or 1.0))
+        rescale_values(self.policy, old, ReturnScale(*self._scale()))
 
     def _kl_bound(self, spread: float) -> float:
         """zeta: a normalised step would spend its whole KL on noise where next to nothing is left to gain."""

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from sb3_dpi.trajopt.discounting import lambda_returns
 from sb3_dpi.trajopt.types import BoolArray, FloatArray
 
 NEGLIGIBLE = 1e-3
@@ -33,13 +34,9 @@ def value_targets(
     :param gae_lambda: lambda, from 0 to 1
     :return: G, ``[T, n]``
     """
-    targets = np.empty_like(rewards)
-    onward = after[-1]
-    for t in reversed(range(len(rewards))):
-        if t < len(rewards) - 1:
-            onward = np.where(ends[t], after[t], (1.0 - gae_lambda) * search_values[t + 1] + gae_lambda * targets[t + 1])
-        targets[t] = rewards[t] + gamma * onward
-    return targets
+    closes = np.concatenate([ends[:-1], np.ones_like(ends[-1:])])
+    following = np.concatenate([search_values[1:], after[-1:]])
+    return lambda_returns(rewards, np.where(closes, after, following), closes, gamma, gae_lambda)
 
 
 def reach(gamma: float, gae_lambda: float, limit: int) -> int:

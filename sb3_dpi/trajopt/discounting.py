@@ -26,6 +26,21 @@ def discounted_sums(values: FloatArray, ends: BoolArray, factor: float) -> Float
     return sums
 
 
+def lambda_returns(rewards: FloatArray, values: FloatArray, ends: BoolArray, gamma: float, trace: float) -> FloatArray:
+    """
+    TD(lambda) returns, y_t = r_t + gamma ((1 - lambda) V_t + lambda y_{t+1}), closed by V where nothing follows.
+
+    :param rewards: r, ``[T, ...]``
+    :param values: V of what each step led to, zero where an episode ended for good, of the same shape
+    :param ends: whether a step is the last of its stretch, of the same shape; the last row counts as one
+    :param gamma: discount factor
+    :param trace: lambda, from 0 to 1
+    :return: y, of the same shape
+    """
+    closing = np.where(ends, values, (1.0 - trace) * values)
+    return discounted_sums(rewards + gamma * closing, ends, gamma * trace)
+
+
 def discount_for_time_limit(steps: int, longest: float = 0.99, share: float = 0.4) -> float:
     """
     A discount factor that looks no further than episodes go.

@@ -7,28 +7,29 @@ Shapes: states ``[..., n, dx]``, noise and actions ``[..., n, du]``.
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch as th
 from torch import nn
 
 from sb3_dpi.world_model.backends import PolicyArrays
+from sb3_dpi.world_model.backends.arrays import HALF_LOG_TWO_PI, TANH_EPSILON
 from sb3_dpi.world_model.mlp import StackedMLP
 
-HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
-TANH_EPSILON = 1e-6
+Array = TypeVar("Array", th.Tensor, np.ndarray)
 
 
-def log_std_of(raw: th.Tensor, low: float, high: float) -> th.Tensor:
+def log_std_of(bounded: Array, low: float, high: float) -> Array:
     """
-    Bound a network's output smoothly, so that there is a gradient everywhere.
+    Bound the log standard deviation smoothly, so that there is a gradient everywhere.
 
-    :param raw: any number
+    :param bounded: tanh of a network's output, from -1 to 1
     :param low: log of the smallest standard deviation
     :param high: log of the largest
     :return: between the two
     """
-    return low + 0.5 * (high - low) * (th.tanh(raw) + 1.0)
+    return low + 0.5 * (high - low) * (bounded + 1.0)
 
 
 class SquashedGaussian(nn.Module):
@@ -75,7 +76,7 @@ class SquashedGaussian(nn.Module):
         outputs = self.outputs(states.reshape(-1, states.shape[-1]))
         outputs = outputs.view(*states.shape[:-1], outputs.shape[-1])
         mean, raw = outputs[..., : self.action_dim], outputs[..., self.action_dim :]
-        return mean, log_std_of(raw, self.log_std_low, self.log_std_high)
+        return mean, log_std_of(th.tanh(raw), self.log_std_low, self.log_std_high)
 
     def outputs(self, states: th.Tensor) -> th.Tensor:
         """

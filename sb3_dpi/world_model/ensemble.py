@@ -26,6 +26,7 @@ from torch.nn import functional
 from sb3_dpi.trajopt.types import BoolArray, FloatArray, IntArray
 from sb3_dpi.trajopt.units import spread_or_one, varies
 from sb3_dpi.world_model.backends import adam_of, array_of, fit_classifier, fit_ensemble
+from sb3_dpi.world_model.backends.arrays import CHANGE_LIMIT
 from sb3_dpi.world_model.minibatches import Drawing, chunks
 from sb3_dpi.world_model.mlp import StackedMLP
 from sb3_dpi.world_model.types import Memory, Transitions
@@ -35,8 +36,6 @@ SystemFunction = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 
 STATE_LIMIT = 10.0
 """Standard deviations at which standardised states are clipped."""
-CHANGE_LIMIT = 8.0
-"""Standard deviations at which targets and predictions are clipped."""
 FASTEST_RESCALE = 1.5
 """Factor by which an update may change a standard deviation: faster ones destroyed models of systems that first fall over."""
 SMALLEST_CHANGE, SMALLEST_REWARD = 1e-6, 1e-3
@@ -119,7 +118,7 @@ class Ensemble(nn.Module):
     :param action_dim: du
     :param n_members: E; usual: 3 to 7
     :param width: of the two hidden layers; usual: 64 to 256
-    :param learning_rate: of Adam; usual: 1e-3
+    :param learning_rate: of Adam; usual: 5e-4 to 3e-3
     """
 
     state_mean: th.Tensor
@@ -137,7 +136,12 @@ class Ensemble(nn.Module):
     largest_reward: th.Tensor
 
     def __init__(
-        self, state_dim: int, action_dim: int, n_members: int = 5, width: int = 128, learning_rate: float = 1e-3
+        self,
+        state_dim: int,
+        action_dim: int,
+        n_members: int = 5,
+        width: int = 128,
+        learning_rate: float = WorldModel.learning_rate,
     ) -> None:
         super().__init__()
         self.state_dim, self.action_dim = state_dim, action_dim

@@ -5,7 +5,8 @@ Shapes: ``E`` members, ``n`` rows, states ``[E, n, dx]`` or ``[n, dx]``, actions
 
 import torch as th
 
-from sb3_dpi.world_model.ensemble import CHANGE_LIMIT, Ensemble
+from sb3_dpi.world_model.backends.arrays import CHANGE_LIMIT
+from sb3_dpi.world_model.ensemble import Ensemble
 
 
 class FrozenEnsemble:

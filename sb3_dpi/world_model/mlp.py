@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from sb3_dpi.world_model.backends import NetworkArrays, array_of, supports
-
-LAYER_NORM_EPSILON = 1e-5
+from sb3_dpi.world_model.backends.arrays import NORM_EPSILON
 
 
 def count_parameters(sizes: Sequence[int]) -> int:
@@ -131,7 +130,7 @@ class StackedMLP(nn.Module):
         for weight, bias in layers[:-1]:
             hidden = th.baddbmm(bias, hidden, weight)
             if self.layer_norm:
-                hidden = functional.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPSILON)
+                hidden = functional.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPSILON)
             hidden = activation(hidden)
         weight, bias = layers[-1]
         return th.baddbmm(bias, hidden, weight)

@@ -8,32 +8,13 @@ Shapes: ``n`` steps in the order of time.
 import numpy as np
 import torch as th
 
-from sb3_dpi.trajopt.discounting import discounted_sums
-from sb3_dpi.trajopt.types import BoolArray, FloatArray
+from sb3_dpi.trajopt.discounting import lambda_returns
 from sb3_dpi.world_model.critic import Critic, CriticData, CriticUpdate, Learner, SoftTwinQ
 from sb3_dpi.world_model.types import stretch_ends
 
 LATEST = 5000
 """Real steps that V learns from."""
 REAL_LAMBDA = 0.95
-
-
-def lambda_returns(
-    rewards: FloatArray, values: FloatArray, terminated: BoolArray, ends: BoolArray, gamma: float, trace: float = REAL_LAMBDA
-) -> FloatArray:
-    """
-    TD(lambda) returns, y_i = r_i + gamma ((1 - lambda) V(x_{i+1}) + lambda y_{i+1}), closed by V at the end of a stretch.
-
-    :param rewards: ``[n]``
-    :param values: V of the next states, ``[n]``
-    :param terminated: where nothing follows, ``[n]``
-    :param ends: where stretches end, ``[n]``
-    :param gamma: discount factor
-    :param trace: lambda
-    :return: ``[n]``
-    """
-    closing = np.where(terminated, 0.0, np.where(ends, values, (1.0 - trace) * values))
-    return discounted_sums(rewards + gamma * closing, ends | terminated, gamma * trace)
 
 
 class ReturnsV(Critic):
@@ -54,10 +35,11 @@ class ReturnsV(Critic):
         """
         rows = data.memory.newest(LATEST)
         steps, ends = data.memory.take(rows), stretch_ends(data.memory, rows)
-        following = self.read(data.ensemble.standardize(steps.next_states), slow=True)
-        values = self.bound(self.targets(following)[..., 0].mean(0))
+        seen = self.read(data.ensemble.standardize(steps.next_states), slow=True)
+        values = self.bound(self.targets(seen)[..., 0].mean(0))
         ahead = values.cpu().numpy().astype(np.float64)
-        returns = lambda_returns(steps.rewards / float(self.unit), ahead, steps.terminated, ends, learner.gamma)
+        following, ends = np.where(steps.terminated, 0.0, ahead), ends | steps.terminated
+        returns = lambda_returns(steps.rewards / float(self.unit), following, ends, learner.gamma, REAL_LAMBDA)
         self._states = data.ensemble.standardize(steps.states)
         self._returns = th.as_tensor(returns, dtype=th.float32, device=values.device)
 

@@ -4,12 +4,20 @@ Shapes: ``E`` members of ``P`` parameters, ``K`` steps of ``B`` rows, ``H`` step
 row ``e m + i``), states ``[n, dx]`` in standard deviations, actions ``[n, du]`` in units of the bounds.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+NORM_EPSILON = 1e-5
+"""Added to the variance by which a hidden layer is normalised."""
+TANH_EPSILON = 1e-6
+"""Added to 1 - u^2, whose logarithm is taken."""
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+CHANGE_LIMIT = 8.0
+"""Standard deviations at which targets and predictions are clipped."""
 
 
 class NetworkArrays(NamedTuple):

@@ -8,16 +8,16 @@ import math
 
 import numpy as np
 
+from sb3_dpi.world_model.backends import arrays
 from sb3_dpi.world_model.backends.arrays import Floats
 from sb3_dpi.world_model.backends.compilation import kernel
 
 f32 = np.float32
 SIXTH = f32(1.0 / 6.0)
-NORM_EPSILON = f32(1e-5)
-TANH_EPSILON = f32(1e-6)
-HALF_LOG_TWO_PI = f32(0.5 * math.log(2.0 * math.pi))
-CHANGE_LIMIT = f32(8.0)
-"""Standard deviations at which predictions are clipped."""
+NORM_EPSILON = f32(arrays.NORM_EPSILON)
+TANH_EPSILON = f32(arrays.TANH_EPSILON)
+HALF_LOG_TWO_PI = f32(arrays.HALF_LOG_TWO_PI)
+CHANGE_LIMIT = f32(arrays.CHANGE_LIMIT)
 
 # ---------------------------------------------------------------------- layers
 
