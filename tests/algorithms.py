@@ -351,6 +351,15 @@ def buffer(model: Model) -> Any:
     return model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else model.rollout_buffer
 
 
+OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+"""Of the point mass"""
+
+
+def predictions(model: Model) -> np.ndarray:
+    """:return: deterministic actions at ``OBSERVATIONS``, of a model or a policy"""
+    return model.predict(OBSERVATIONS, deterministic=True)[0]
+
+
 def answers(model: Model, observations: Any) -> np.ndarray:
     """:return: deterministic actions; of numbers, which do not tell small changes, their probabilities"""
     if not isinstance(model.action_space, spaces.Discrete):

@@ -68,6 +68,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def seeded() -> None:
+    """Conjugate gradients, and networks, start at random."""
+    th.manual_seed(0)
+
+
+@pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time."""
     draw_nothing(monkeypatch)

@@ -22,12 +22,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from dummy_envs import Pushed
+from algorithms import ALGORITHMS as REGISTRY
 
 from sb3_dpi.aggrevated_oc import aggrevated_oc
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.zoo import ALGORITHMS, algorithm_class
 
+MAKES = {name: next(make for make in REGISTRY if str(make) == kind) for name, kind in ALGORITHMS.items()}
+"""The facts of each algorithm, by its name in YAML files"""
 RECORDS = Path(__file__).parent / "records"
 TOLERANCE = 1e-3
 """On actions, in [-2, 2], and rewards, in [-16, 0]. Sums in another order stay far below it, a changed step of the arithmetic
@@ -105,13 +107,13 @@ def learn(name: str, **changes: Any) -> dict[str, list[Any]]:
     few = partial(natural_gradient_step, cg_max_steps=3)
     try:
         env = Rewards(gym.make("Pendulum-v1", max_episode_steps=50))
-        task = Pushed(env) if name == "exit" else env
+        task = MAKES[name].fit(env)
         with patch.object(aggrevated_oc, "natural_gradient_step", few):
             settings = {"policy": "MlpPolicy", **SETTINGS[name], **changes}
             model = algorithm_class(name)(env=task, seed=0, device="cpu", **settings).learn(STEPS)
     finally:
         th.set_num_threads(threads)
-    if name == "exit":  # numbers of actions do not tell small changes, their chances do
+    if MAKES[name].discrete:  # numbers of actions do not tell small changes, their chances do
         with th.no_grad():
             actions = model.policy.get_distribution(th.as_tensor(OBSERVATIONS)).distribution.probs.numpy()
     else:
@@ -202,7 +204,7 @@ def test_rounding_stays_below_the_tolerance(name: str, monkeypatch: pytest.Monke
     def perturbed(self: Any) -> None:
         set_up(self)
         with th.no_grad():
-            for parameter in (self.ensemble if name == "mpc" else self.policy).parameters():
+            for parameter in (self.ensemble if MAKES[name].plans else self.policy).parameters():
                 parameter.mul_(1.0 + 1e-6)
 
     monkeypatch.setattr(algorithm, "_setup_model", perturbed)

@@ -21,7 +21,7 @@ from sb3_dpi import ExIt
 from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.diagnose import diagnose
 from sb3_dpi.expert_iteration import SearchReplayBuffer
-from sb3_dpi.expert_iteration.policies import Judge, judge
+from sb3_dpi.expert_iteration.policies import Evaluator, logits_and_values
 from sb3_dpi.expert_iteration.targets import reach, value_targets
 from sb3_dpi.systems import NotCopyableError, Table
 from sb3_dpi.trajopt.mcts import new_node, puct, puct_each
@@ -74,7 +74,7 @@ def test_the_network_imitates_the_searches() -> None:
     model.learn(0)
     for _ in range(6):
         model.train(50, 16)
-    found, values = Judge(model.policy, model.return_scale, lambda obs: obs).judge(np.array([0, 1]))
+    found, values = Evaluator(model.policy, model.return_scale, lambda obs: obs).evaluate(np.array([0, 1]))
     np.testing.assert_allclose(found, shares, atol=0.02)
     np.testing.assert_allclose(values, [-100.0, 300.0], atol=10.0)
     assert model.logger.name_to_value["train/kl"] == pytest.approx(0.0, abs=1e-3)
@@ -104,11 +104,11 @@ def test_buffers_are_saved_and_others_refused(tmp_path: Path) -> None:
 def test_arrays_say_what_torch_says() -> None:
     for env, seen in ((limited(12), OBSERVATIONS), (gym.make(**LAKE), np.arange(9))):
         model = small_exit(env, policy_kwargs={"net_arch": [8, 8], "activation_fn": th.nn.ReLU})
-        asked = Judge(model.policy, ReturnScale(3.0, 2.0), lambda obs: obs)
+        asked = Evaluator(model.policy, ReturnScale(3.0, 2.0), lambda obs: obs)
         assert asked.arrays is not None
-        priors, values = asked.judge(seen)
+        priors, values = asked.evaluate(seen)
         with th.no_grad():
-            logits, standard = judge(model.policy, obs_as_tensor(seen, "cpu"))
+            logits, standard = logits_and_values(model.policy, obs_as_tensor(seen, "cpu"))
         np.testing.assert_allclose(priors, th.softmax(logits, 1).numpy(), atol=1e-6)
         np.testing.assert_allclose(values, 3.0 + 2.0 * standard.numpy(), atol=1e-5)
 
@@ -210,7 +210,7 @@ def test_an_episode_that_was_left_goes_on_with_values(tmp_path: Path) -> None:
     model.learn(7)
     buffer = model.replay_buffer
     assert buffer.dones[n - 1, 0] == buffer.timeouts[n - 1, 0] == 1.0 and buffer.dones[: n - 1].sum() == 0.0
-    after = Judge(model.policy, model.return_scale, model._present).judge(buffer.next_observations[n - 1])[1]
+    after = Evaluator(model.policy, model.return_scale, model._present).evaluate(buffer.next_observations[n - 1])[1]
     assert buffer.values[n - 1, 0] == pytest.approx(buffer.rewards[n - 1, 0] + model.gamma * after[0], abs=1e-5)
     model.save_replay_buffer(tmp_path / "buffer")
     three = small_exit(vec_env(3, lambda: pushed(limited(12))), learning_starts=10**6)

@@ -15,12 +15,8 @@ from sb3_dpi.common.natural_gradient import (
     natural_gradient_step,
 )
 
+pytestmark = pytest.mark.usefixtures("seeded")
 Function = Callable[[], th.Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    th.manual_seed(0)  # conjugate gradients start at random
 
 
 class Toy:

@@ -15,12 +15,8 @@ from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.natural_gradient import natural_gradient_step
 from sb3_dpi.common.policies import BoundedGaussianCnnPolicy, BoundedGaussianPolicy
 
+pytestmark = pytest.mark.usefixtures("seeded")
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    th.manual_seed(0)  # conjugate gradients start at random
 
 
 def policy_problem(policy: BoundedGaussianPolicy, observations: th.Tensor) -> tuple[Function, Function]:

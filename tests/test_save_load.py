@@ -9,7 +9,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, Model, called, every, every_algorithm, iterations, kept, parameters, those
+from algorithms import (
+    OBSERVATIONS,
+    Make,
+    Model,
+    called,
+    every,
+    every_algorithm,
+    iterations,
+    kept,
+    parameters,
+    predictions,
+    those,
+)
 from dummy_envs import CONDITIONS, HORIZON, ITERATION, DictPointMass, PointMass, limited, vec_env
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -19,7 +31,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DualAC
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 
-OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 OPTIONS: dict[type[Model], dict[str, Any]] = {
     MDGPS: {"replay": 2, "conditions": "fixed", "step_rule": "global", "sampling": "local"},
     AggreVaTeDOC: {"replay": 2, "conditions": "fixed"},
@@ -47,10 +58,6 @@ def saved(make: Make, folder: Path) -> Path:
         if isinstance(trained(make), OffPolicyAlgorithm):
             trained(make).save_replay_buffer(folder / f"{make}_buffer")
     return path
-
-
-def predictions(model: Model) -> np.ndarray:
-    return model.predict(OBSERVATIONS, deterministic=True)[0]
 
 
 def flat(values: Any) -> list[Any]:

@@ -10,17 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, Model, every, iterations, parameters, with_references
+from algorithms import Make, Model, every, iterations, parameters, predictions, with_references
 from dummy_envs import ITERATION, limited, vec_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import save_to_pkl
 
-OBSERVATIONS = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
 Parameters = dict[str, dict[str, th.Tensor]]
-
-
-def predictions(model: Model) -> np.ndarray:
-    return model.predict(OBSERVATIONS, deterministic=True)[0]
 
 
 def networks(model: Model) -> Parameters:

@@ -21,7 +21,7 @@ from sb3_dpi.common.original_observations import seen_through
 from sb3_dpi.common.replay_memory import check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.expert_iteration.buffers import SearchDictReplayBuffer, SearchReplayBuffer
-from sb3_dpi.expert_iteration.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, judge
+from sb3_dpi.expert_iteration.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, logits_and_values
 from sb3_dpi.expert_iteration.searching import Searching
 from sb3_dpi.systems import Simulator
 from sb3_dpi.systems.protocols import Penalty
@@ -156,7 +156,7 @@ class ExIt(Searching):
                 f"ExIt needs a policy with a value network, as PPO's ActorCriticPolicy, got {type(self.policy).__name__}"
             )
         self._rng = np.random.default_rng(self.seed)
-        self._found, self._judge = [], None
+        self._found, self._evaluator = [], None
         self._begin_anew()
 
     def _check_arguments(self) -> None:
@@ -240,7 +240,17 @@ class ExIt(Searching):
         return own
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_rng", "_found", "_judge", "_kept", "_simulator", "_finder", "_seen_through", "_evaluated_in", "_statistics"]
+        own = [
+            "_rng",
+            "_found",
+            "_evaluator",
+            "_kept",
+            "_simulator",
+            "_finder",
+            "_seen_through",
+            "_evaluated_in",
+            "_statistics",
+        ]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -274,7 +284,7 @@ class ExIt(Searching):
         losses = []
         for _ in range(gradient_steps):
             expert = self.replay_buffer.sample_searches(batch_size, self._rng, self._vec_normalize_env)
-            logits, values = judge(self.policy, expert.observations)
+            logits, values = logits_and_values(self.policy, expert.observations)
             imitation = F.cross_entropy(logits, expert.policies)  # -sum_a pi*(a | s) log pi(a | s)
             regression = F.mse_loss(values, self._in_units(expert.values))
             loss = imitation + self.vf_coef * regression

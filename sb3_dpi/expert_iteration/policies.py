@@ -21,7 +21,7 @@ CnnPolicy = ActorCriticCnnPolicy
 MultiInputPolicy = MultiInputActorCriticPolicy
 
 
-def judge(policy: ActorCriticPolicy, observations: Any) -> tuple[th.Tensor, th.Tensor]:
+def logits_and_values(policy: ActorCriticPolicy, observations: Any) -> tuple[th.Tensor, th.Tensor]:
     """
     Ask both networks at once.
 
@@ -40,7 +40,7 @@ def judge(policy: ActorCriticPolicy, observations: Any) -> tuple[th.Tensor, th.T
     return policy.action_net(latent_pi), policy.value_net(latent_vf).flatten()
 
 
-class Judge:
+class Evaluator:
     """
     What the networks say of states, as a search asks: one state at a time, many thousand times a second.
 
@@ -58,7 +58,7 @@ class Judge:
 
     def __call__(self, states: list[SimulatorState]) -> tuple[FloatArray, FloatArray]:
         """
-        Judge states of a simulator.
+        Evaluate states of a simulator.
 
         :param states: with their observations
         :return: probabilities of the actions ``[n, A]`` and values ``[n]``
@@ -70,11 +70,11 @@ class Judge:
             shown = {key: np.stack([np.asarray(state.observation[key]) for state in states]) for key in self.keys}
         else:
             shown = np.array([state.observation for state in states], dtype=self.dtype)
-        return self.judge(self.present(shown))
+        return self.evaluate(self.present(shown))
 
-    def judge(self, observations: Any) -> tuple[FloatArray, FloatArray]:
+    def evaluate(self, observations: Any) -> tuple[FloatArray, FloatArray]:
         """
-        Judge what the policy sees.
+        Evaluate what the policy sees.
 
         :param observations: ``[n, ...]`` or a dictionary of such
         :return: probabilities of the actions ``[n, A]`` and values ``[n]``
@@ -86,7 +86,7 @@ class Judge:
             probabilities /= probabilities.sum(1, keepdims=True)
             return probabilities, values[:, 0] * self.scale.std + self.scale.mean
         with th.inference_mode():
-            logit, value = judge(self.policy, obs_as_tensor(observations, self.policy.device))
+            logit, value = logits_and_values(self.policy, obs_as_tensor(observations, self.policy.device))
             found: FloatArray = value.double().cpu().numpy()
             return th.softmax(logit, 1).double().cpu().numpy(), found * self.scale.std + self.scale.mean
 

@@ -22,7 +22,7 @@ from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.simulator_states import follow_parameters, read_states
 from sb3_dpi.common.trajectories import map_observations
 from sb3_dpi.expert_iteration.buffers import SearchReplayBuffer
-from sb3_dpi.expert_iteration.policies import Judge
+from sb3_dpi.expert_iteration.policies import Evaluator
 from sb3_dpi.expert_iteration.targets import reach
 from sb3_dpi.systems import Simulator, SimulatorState
 from sb3_dpi.trajopt.mcts import Node, SearchResult, guessed, new_node, puct_each
@@ -56,7 +56,7 @@ class Searching(SavedModel, KeepsOriginals):
     simulator_steps: int
     _simulator: Simulator | None
     _finder: StateFinder | None
-    _judge: Judge | None
+    _evaluator: Evaluator | None
     _kept: np.ndarray
     _seen_through: VecEnv | None
     """as whose wrappers show it the networks see what is observed; None: those of the environments it searches in"""
@@ -83,16 +83,16 @@ class Searching(SavedModel, KeepsOriginals):
         :param rngs: what searches draw from, ``n``
         :return: of each state
         """
-        judge = self._judge or Judge(self.policy, self.return_scale, self._present)
+        evaluator = self._evaluator or Evaluator(self.policy, self.return_scale, self._present)
         roots = [self._tree(state, last) for state, last in zip(states, kept, strict=True)]
         bare = np.array([not root.priors for root in roots])
         if bare.any():  # the policy sees what it was shown, whatever the simulator would show
-            priors, values = judge.judge(map_observations(lambda rows: rows[bare], observations))
+            priors, values = evaluator.evaluate(map_observations(lambda rows: rows[bare], observations))
             for root, prior, value in zip([root for root in roots if not root.priors], priors, values, strict=True):
                 guessed(root, prior, value)
         noise = (NOISE_CONCENTRATION / self._n_actions, self.root_noise) if explores and self.root_noise > 0.0 else None
         numbers = self.n_simulations, self.horizon, self.gamma, self.exploration, noise
-        return puct_each(self._make_simulator(), roots, judge, rngs, *numbers)
+        return puct_each(self._make_simulator(), roots, evaluator, rngs, *numbers)
 
     @property
     def _n_actions(self) -> int:
@@ -182,12 +182,12 @@ class Searching(SavedModel, KeepsOriginals):
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """See ``OffPolicyAlgorithm``."""
-        self._judge = Judge(self.policy, self.return_scale, self._present)
+        self._evaluator = Evaluator(self.policy, self.return_scale, self._present)
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
             self._settle_values()
         finally:
-            self._judge = None
+            self._evaluator = None
         return rollout
 
     def _sample_action(
@@ -228,12 +228,12 @@ class Searching(SavedModel, KeepsOriginals):
         asked = buffer.timeouts[places] > 0
         asked[-1] = True
         kept: Any = buffer.next_observations
-        judge = self._judge
-        assert judge is not None
+        evaluator = self._evaluator
+        assert evaluator is not None
         rows_of = map_observations(lambda rows: rows[places][asked], kept)  # images are kept transposed
         seen: Any = rows_of if self._vec_normalize_env is None else self._vec_normalize_env.normalize_obs(rows_of)
         after: FloatArray = np.zeros(asked.shape)
-        after[asked] = judge.judge(seen)[1]
+        after[asked] = evaluator.evaluate(seen)[1]
         buffer.settle(places, after, self.gamma, self.gae_lambda)
 
     def dump_logs(self) -> None:
