@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from algorithms import Make, Model, every_action, every_network, logged, parameters, small_dagger, small_mdgps
+from algorithms import Make, Model, every, every_algorithm, logged, parameters, small_dagger, small_mdgps
 from dummy_envs import ITERATION
 
 BEYOND = ITERATION + ITERATION // 4
@@ -16,12 +16,12 @@ def beyond(make: Make, **options: object) -> Model:
     return model
 
 
-@every_action
+@every_algorithm
 def test_progress_falls_from_one_to_zero(make: Make) -> None:
     assert beyond(make)._current_progress_remaining == 0.0
 
 
-@every_network
+@every(plans=False)
 def test_no_rate_is_below_zero(make: Make) -> None:
     """As RL Zoo's ``lin_1e-3`` would be."""
     rates: list[float] = []
