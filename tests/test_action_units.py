@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from algorithms import Make, buffer, every, iterations, parameters, small_ppo, with_references
 from dummy_envs import ITERATION, PointMass, vec_env
 from gymnasium import spaces
 
-from sb3_dpi.common.action_units import bounds, check_bounded, is_bounded
+from sb3_dpi.common.action_units import bounds, check_bounded, from_units, is_bounded, to_units
 
 MOST = float(np.finfo(np.float32).max)
 
@@ -163,3 +164,12 @@ def test_buffers_hold_fractions_of_actions_of_any_kind(make: Make, kind: Any) ->
     model.learn(ITERATION * (1 + make.acts_as_predicted))  # whose first actions are the expert's
     held = buffer(model).actions
     assert held.dtype == np.float32 and len(np.unique(held)) > ITERATION / 2
+
+
+@pytest.mark.parametrize("kind", [np.array, th.tensor])
+def test_units_and_back(kind: Any) -> None:
+    """In numpy and in torch."""
+    low, high, actions = kind([-1.0, 0.0]), kind([3.0, 10.0]), kind([[-1.0, 10.0], [1.0, 2.5]])
+    units = to_units(actions, low, high)
+    np.testing.assert_array_equal(units, [[-1.0, 1.0], [0.0, -0.5]])
+    np.testing.assert_array_equal(from_units(units, low, high), actions)

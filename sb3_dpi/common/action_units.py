@@ -1,14 +1,43 @@
 """Actions in units of their bounds: of all kinds of numbers, and only where there are bounds."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_dpi.trajopt.types import BoolArray
+
+Array = TypeVar("Array", np.ndarray, th.Tensor)
+
+
+def to_units(actions: Array, low: Array, high: Array) -> Array:
+    """
+    From the environment's units to those of the bounds.
+
+    :param actions: ``[..., *shape]``
+    :param low: lowest action
+    :param high: highest action
+    :return: from -1 to 1
+    """
+    units: Array = 2.0 * ((actions - low) / (high - low)) - 1.0
+    return units
+
+
+def from_units(units: Array, low: Array, high: Array) -> Array:
+    """
+    From units of the bounds to those of the environment.
+
+    :param units: ``[..., *shape]``, from -1 to 1
+    :param low: lowest action
+    :param high: highest action
+    :return: between the bounds
+    """
+    actions: Array = low + 0.5 * (units + 1.0) * (high - low)
+    return actions
 
 
 def bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
@@ -90,9 +119,7 @@ class AnyBox(BasePolicy):
         :return: from -1 to 1
         """
         assert isinstance(self.action_space, spaces.Box)
-        low, high = bounds(self.action_space)
-        scaled: np.ndarray = 2.0 * ((action - low) / (high - low)) - 1.0
-        return scaled
+        return to_units(action, *bounds(self.action_space))
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         """
@@ -102,9 +129,7 @@ class AnyBox(BasePolicy):
         :return: between the bounds
         """
         assert isinstance(self.action_space, spaces.Box)
-        low, high = bounds(self.action_space)
-        action: np.ndarray = low + (0.5 * (scaled_action + 1.0) * (high - low))
-        return action
+        return from_units(scaled_action, *bounds(self.action_space))
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
         """

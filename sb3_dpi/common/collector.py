@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_dpi.common.actor import Actor, export_actor
 from sb3_dpi.common.asking import ask
@@ -28,6 +28,7 @@ from sb3_dpi.common.original_observations import (
     before_reset,
     original_obs,
     original_rewards,
+    shown_spread,
     step_unclipped,
 )
 from sb3_dpi.common.planner_state import make_state_view, sees_the_state
@@ -418,13 +419,13 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
         """Derivative of the policy's input with respect to the planner's state; None where the policy sees something else."""
         if not sees_the_state(self.observation_space):
             return None
-        return self._of_inputs(lambda statistics, epsilon, _: 1.0 / np.sqrt(statistics.var + epsilon), 1.0)
+        return self._of_inputs(lambda statistics, normalizer: 1.0 / shown_spread(statistics, normalizer), 1.0)
 
     def _input_limit(self) -> FloatArray:
         """Where the policy's inputs are clipped, ``[dx]``, in the order of the planner's state."""
-        return self._of_inputs(lambda statistics, _, clip: np.full(np.shape(statistics.var), clip), np.inf)
+        return self._of_inputs(lambda statistics, normalizer: np.full(np.shape(statistics.var), normalizer.clip_obs), np.inf)
 
-    def _of_inputs(self, of: Callable[[RunningMeanStd, float, float], FloatArray], otherwise: float) -> FloatArray:
+    def _of_inputs(self, of: Callable[[RunningMeanStd, VecNormalize], FloatArray], otherwise: float) -> FloatArray:
         """What follows from the statistics of VecNormalize, for each number that the policy sees."""
         normalizer, space = self._vec_normalize_env, self.observation_space
         is_on = normalizer is not None and normalizer.norm_obs
@@ -435,7 +436,7 @@ class TrajectoryCollector(ReadsOriginals, OnPolicyAlgorithm):
             if statistics is None:
                 parts.append(np.full(int(np.prod(part.shape or ())), otherwise))
             else:
-                parts.append(np.ravel(of(statistics, normalizer.epsilon, normalizer.clip_obs)))  # type: ignore[union-attr]
+                parts.append(np.ravel(of(statistics, normalizer)))  # type: ignore[arg-type]
         return np.concatenate(parts)
 
     def _policy_inputs(self, observations: Observations) -> Observations:

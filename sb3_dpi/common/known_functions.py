@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.action_units import bounds, from_units
 from sb3_dpi.world_model.ensemble import SystemFunction, WorldModel
 
 
@@ -24,9 +24,8 @@ def known_functions(
     limits = np.stack([bound.reshape(-1) for bound in bounds(action_space)])
 
     def env_units(actions: th.Tensor) -> th.Tensor:
-        low, high = th.as_tensor(limits, device=actions.device)
-        scaled: th.Tensor = low + 0.5 * (actions + 1.0) * (high - low)
-        return scaled
+        low, high = th.as_tensor(limits, device=actions.device).unbind()
+        return from_units(actions, low, high)
 
     cost, end = world_model.cost_fn, world_model.termination_fn
     reward = None if cost is None else lambda state, action, following: -cost(state, env_units(action), following)

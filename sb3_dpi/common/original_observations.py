@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
@@ -24,9 +25,21 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_dpi.common.asking import beneath
 from sb3_dpi.common.trajectories import Observations, map_observations
+from sb3_dpi.trajopt.types import FloatArray
 
 SHOWING_THE_SAME = (VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
 """Wrappers through which the original of an observation is known."""
+
+
+def shown_spread(statistics: RunningMeanStd, normalizer: VecNormalize) -> FloatArray:
+    """By what VecNormalize divides.
+
+    :param statistics: of observations, or of returns
+    :param normalizer: whose they are
+    :return: of the shape of the statistics
+    """
+    spread: FloatArray = np.sqrt(np.asarray(statistics.var, np.float64) + normalizer.epsilon)
+    return spread
 
 
 def step_unclipped(env: VecEnv, normalizer: VecNormalize | None, actions: np.ndarray) -> VecEnvStepReturn:

@@ -16,6 +16,7 @@ import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dpi.common.original_observations import shown_spread
 from sb3_dpi.common.policies import BoundedGaussianPolicy, being_updated
 from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.systems.protocols import Penalty
@@ -92,10 +93,12 @@ def draw_to(policy: BoundedGaussianPolicy, normalizer: VecNormalize | None, weig
     twin = copy.deepcopy(policy).double()
     twin.set_training_mode(False)
     scale = 0.5 * weight * np.exp(-2.0 * policy.log_std_init)
-    center, width, clip = 0.0, 1.0, np.inf
+    center: Any = 0.0
+    width: Any = 1.0
+    clip = np.inf
     if normalizer is not None and normalizer.norm_obs:
         statistics: Any = copy.deepcopy(normalizer.obs_rms)
-        center, width = statistics.mean, np.sqrt(statistics.var + normalizer.epsilon)
+        center, width = statistics.mean, shown_spread(statistics, normalizer)
         clip = normalizer.clip_obs
 
     def penalty(observations: FloatArray, actions: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.action_units import bounds, from_units
 from sb3_dpi.common.asking import ask
 from sb3_dpi.common.extras import need
 from sb3_dpi.common.trajectories import Observations, map_observations
@@ -212,7 +212,7 @@ def _from_buffer(buffer: ReplayBuffer, of_env: spaces.Box | None, source: str = 
         scaled = rows(buffer.actions).reshape(size, -1)
         table = StepTable(
             map_observations(rows, buffer.observations),
-            (low.ravel() + 0.5 * (scaled + 1.0) * (high - low).ravel()).astype(np.float64),
+            from_units(scaled, low.ravel(), high.ravel()).astype(np.float64),
             rows(buffer.rewards).astype(np.float64),
             done & ~cut,
             done & cut,
@@ -479,5 +479,5 @@ def _to_env_units(episodes: Episodes) -> Episodes:
     if episodes.action_space is None:
         raise DataError(f"{episodes.source}: the bounds that its actions are in units of are not known; give env=")
     low, high = (bound.ravel() for bound in bounds(episodes.action_space))
-    changed = tuple(replace(each, actions=low + 0.5 * (each.actions + 1.0) * (high - low)) for each in episodes.episodes)
+    changed = tuple(replace(each, actions=from_units(each.actions, low, high)) for each in episodes.episodes)
     return replace(episodes, episodes=changed)

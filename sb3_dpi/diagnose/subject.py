@@ -13,7 +13,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import DPI, MPC
-from sb3_dpi.common.action_units import bounds, is_bounded
+from sb3_dpi.common.action_units import bounds, from_units, is_bounded, to_units
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.saved_files import ExportError, check_statistics, load_normalizer, saved_file
 from sb3_dpi.common.saved_models import SavedModel
@@ -82,8 +82,7 @@ class Subject:
         if self.action_box is None:
             return flat
         low, high = (np.ravel(bound).astype(np.float64) for bound in bounds(self.action_box))
-        units: FloatArray = 2.0 * (flat - low) / (high - low) - 1.0
-        return units
+        return to_units(flat, low, high)
 
     def to_env(self, units: FloatArray) -> np.ndarray:
         """
@@ -98,7 +97,7 @@ class Subject:
         if self.action_box is None:
             return np.clip(units.reshape(shape), space.low, space.high).astype(space.dtype)
         low, high = bounds(space)
-        scaled: np.ndarray = low + 0.5 * (np.clip(units, -1.0, 1.0).reshape(shape) + 1.0) * (high - low)
+        scaled = from_units(np.clip(units, -1.0, 1.0).reshape(shape), low, high)
         return scaled.astype(space.dtype) if np.issubdtype(space.dtype, np.floating) else scaled
 
 

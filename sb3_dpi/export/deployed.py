@@ -15,7 +15,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.action_units import bounds, from_units
+from sb3_dpi.common.original_observations import shown_spread
 from sb3_dpi.common.policies import STATE_KEY, BoundedGaussianPolicy
 from sb3_dpi.common.saved_files import ExportError, check_statistics, load_normalizer, saved_file, statistics_by_key
 from sb3_dpi.mpc.policies import PlanPolicy
@@ -34,9 +35,9 @@ class Normalizer(nn.Module):
         self.clip, statistics = float(normalizer.clip_obs), statistics_by_key(normalizer)
         self.indices = [i for i, key in enumerate(keys) if key in statistics]
         for i in self.indices:
-            mean, var = statistics[keys[i]].mean, statistics[keys[i]].var
+            mean, std = statistics[keys[i]].mean, shown_spread(statistics[keys[i]], normalizer)
             self.register_buffer(f"mean_{i}", th.as_tensor(np.asarray(mean, dtype=np.float64)))
-            self.register_buffer(f"std_{i}", th.as_tensor(np.sqrt(np.asarray(var, np.float64) + normalizer.epsilon)))
+            self.register_buffer(f"std_{i}", th.as_tensor(std))
 
     def forward(self, observations: Sequence[th.Tensor]) -> list[th.Tensor]:
         """
@@ -102,7 +103,7 @@ class DeployedPolicy(nn.Module):
         actions = actions.reshape(-1, *(self.action_space.shape or ()))
         if isinstance(self.action_space, spaces.Box):
             low, high = self.action_low, self.action_high
-            actions = low + 0.5 * (actions + 1.0) * (high - low) if self.squashes else actions.clamp(low, high)
+            actions = from_units(actions, low, high) if self.squashes else actions.clamp(low, high)
         return actions
 
     def examples(self, n: int) -> tuple[th.Tensor, ...]:

@@ -17,7 +17,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.action_units import bounds, from_units
 from sb3_dpi.common.blocks import LearnsFromBlocks
 from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.early_resets import EarlyReset
@@ -25,7 +25,7 @@ from sb3_dpi.common.finite import check_observation
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.observed_states import StateFinder, evaluation_environments
-from sb3_dpi.common.original_observations import original_rewards, readable_normalizer
+from sb3_dpi.common.original_observations import original_rewards, readable_normalizer, shown_spread
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.simulator_states import follow_parameters
@@ -129,8 +129,7 @@ class Acting(SavedModel, LearnsFromBlocks):
     def _in_env_units(self, actions: FloatArray) -> FloatArray:
         assert isinstance(self.action_space, spaces.Box)
         low, high = (bound.reshape(-1).astype(np.float64) for bound in bounds(self.action_space))
-        scaled: FloatArray = low + 0.5 * (actions + 1.0) * (high - low)
-        return scaled
+        return from_units(actions, low, high)
 
     def predict(
         self,
@@ -235,7 +234,7 @@ class Acting(SavedModel, LearnsFromBlocks):
             normalizer, self.shown_units = readable_normalizer(self.env), None
             if normalizer is not None and normalizer.norm_obs:
                 statistics: Any = normalizer.obs_rms
-                self.shown_units = statistics.mean.copy(), np.sqrt(statistics.var + normalizer.epsilon)
+                self.shown_units = statistics.mean.copy(), shown_spread(statistics, normalizer)
         super().save(path, exclude, include)
 
     @contextmanager

@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, ContinuousCritic
 
 from sb3_dpi.common.critic import ReturnScale, value_units
+from sb3_dpi.common.original_observations import shown_spread
 from sb3_dpi.trajopt.types import FloatArray
 
 TerminalValue = Callable[[FloatArray], FloatArray]
@@ -65,7 +66,7 @@ def _of_networks(model: Any, observations: FloatArray) -> FloatArray:
         observations = normalizer.normalize_obs(observations)
     # whoever has a scale of returns learns from rewards as the environments return them, others from what VecNormalize shows
     is_shown = normalizer is not None and normalizer.norm_reward and not hasattr(model, "return_scale")
-    scale = float(np.sqrt(normalizer.ret_rms.var + normalizer.epsilon)) if is_shown else 1.0
+    scale = float(shown_spread(normalizer.ret_rms, normalizer)) if is_shown else 1.0
     shown, _ = model.policy.obs_to_tensor(np.asarray(observations, model.observation_space.dtype))
     if isinstance(model.policy, ActorCriticPolicy):
         values = model.policy.predict_values(shown)

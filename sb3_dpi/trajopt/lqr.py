@@ -126,15 +126,36 @@ def add_next_value(
     :param weight: number or ``[...]``
     :return: cost of the same axes
     """
-    F, f, Ft = dynamics.F, dynamics.f, np.swapaxes(dynamics.F, -1, -2)
-    w = np.asarray(weight, dtype=np.float64)
+    f, w = dynamics.f, np.asarray(weight, dtype=np.float64)
     constant = value.const + 0.5 * np.sum(f * matvec(value.V, f), -1) + np.sum(value.v * f, -1)
     constant = constant + 0.5 * np.sum(value.V * dynamics.cov, (-1, -2))
-    return QuadraticCost(
-        symmetrize(cost.C + w[..., None, None] * (Ft @ value.V @ F)),
-        cost.c + w[..., None] * matvec(Ft, matvec(value.V, f) + value.v),
-        cost.const + w * constant,
-    )
+    Q, q = action_value(cost.C, cost.c, dynamics.F, f, value.V, value.v, w)
+    return QuadraticCost(Q, q, cost.const + w * constant)
+
+
+def action_value(
+    C: FloatArray,
+    c: FloatArray,
+    F: FloatArray,
+    f: FloatArray,
+    V: FloatArray,
+    v: FloatArray,
+    weight: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """One backward step of the Riccati recursion: l(z) + weight V(F z + f), up to what does not depend on z.
+
+    :param C: cost matrix, ``[..., dz, dz]``
+    :param c: cost vector, ``[..., dz]``
+    :param F: dynamics matrix, ``[..., dx, dz]``
+    :param f: dynamics offset, ``[..., dx]``
+    :param V: value of the next state, ``[..., dx, dx]``
+    :param v: likewise, ``[..., dx]``
+    :param weight: ``[]`` or ``[...]``
+    :return: Q ``[..., dz, dz]`` and q ``[..., dz]``
+    """
+    Ft = np.swapaxes(F, -1, -2)
+    Q = symmetrize(C + weight[..., None, None] * (Ft @ V @ F))
+    return Q, c + weight[..., None] * matvec(Ft, matvec(V, f) + v)
 
 
 def _at(part: LinearGaussianDynamics | QuadraticCost, t: int) -> Any:

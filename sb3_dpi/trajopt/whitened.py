@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sb3_dpi.trajopt.kernels import PassResult, lqr_pass
-from sb3_dpi.trajopt.lqr import forward_marginals, matvec, symmetrize
+from sb3_dpi.trajopt.lqr import action_value, forward_marginals, matvec, symmetrize
 from sb3_dpi.trajopt.types import (
     BoolArray,
     FloatArray,
@@ -198,9 +198,8 @@ class WhitenedProblem:
         :param v: ``[M, dx]``
         :return: Q ``[M, dz, dz]`` and q ``[M, dz]`` at t
         """
-        F, Ft = self.F[:, t], np.swapaxes(self.F[:, t], -1, -2)
-        Q = symmetrize(self.C[:, t] + self.discount * Ft @ V @ F)
-        return Q, self.c[:, t] + self.discount * matvec(Ft, matvec(V, self.f[:, t]) + v)
+        weight = np.asarray(self.discount, dtype=np.float64)
+        return action_value(self.C[:, t], self.c[:, t], self.F[:, t], self.f[:, t], V, v, weight)
 
     def marginals(self, K: FloatArray, k: FloatArray, S: FloatArray) -> GaussianMarginals:
         """State-action marginals of a controller in whitened coordinates.

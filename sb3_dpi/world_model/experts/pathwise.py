@@ -72,13 +72,9 @@ def window_objective(problem: PlanningProblem, noise: th.Tensor) -> tuple[th.Ten
     :param noise: standard normal, ``[H + 1, E, m, du]``
     :return: J and the mean entropy of the policy, both scalars
     """
-    critic = problem.critic
     imagined = roll_out(problem.actor, problem.ensemble, problem.windows, noise)
-    rewards = imagined.rewards / critic.unit.float()
-    closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1)).view(rewards.shape[1:])
-    gains = th.cat([rewards, closing[None]]) - problem.temperature * imagined.log_probs
-    discounts = problem.gamma ** th.arange(len(gains), device=gains.device)
-    objective = (discounts[:, None, None] * imagined.continuation * gains).sum(0).mean()
+    gains, weights = problem.gains(imagined)
+    objective = (weights * (gains - problem.temperature * imagined.log_probs)).sum(0).mean()
     return objective, -imagined.log_probs.mean()
 
 

@@ -35,12 +35,8 @@ def window_gains(problem: PlanningProblem, imagined: Imagined) -> tuple[th.Tenso
     :param imagined: what happened in its windows, or to particles of them
     :return: in units of value, with discount and continuation, ``[H + 1, E, rows]``, and these alone, the same shape
     """
-    critic = problem.critic
-    closing = critic(imagined.states[-1].flatten(0, 1), imagined.actions[-1].flatten(0, 1))
-    closing = closing.view(imagined.continuation.shape[1:]) - problem.temperature * imagined.log_probs[-1]
-    gains = th.cat([imagined.rewards / critic.unit.float(), closing[None]])
-    discounts = problem.gamma ** th.arange(len(gains), device=gains.device)
-    weights = discounts[:, None, None] * imagined.continuation
+    gains, weights = problem.gains(imagined)
+    gains = th.cat([gains[:-1], (gains[-1] - problem.temperature * imagined.log_probs[-1])[None]])
     return weights * gains, weights
 
 
