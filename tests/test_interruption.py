@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 import sb3_dpi
 from sb3_dpi import DPI, MDGPS, AggreVaTeDOC, DAgger, DualAC
 from sb3_dpi.dpi import offline
+from sb3_dpi.trajopt import compilation
 
 INTERRUPTED = tuple(
     str(Path(module.__file__).parent) + os.sep for module in (sb3_dpi, stable_baselines3, th.optim) if module.__file__
@@ -214,3 +215,30 @@ def test_a_long_fit_ends_at_once(tmp_path: Path) -> None:
         code, printed = process.end()
     assert code == 0 and int(printed) >= 3
     assert sb3_dpi.MDGPS.load(tmp_path / "model.zip").n_iterations == 0
+
+
+class PressedWhileImported:
+    """Presses Ctrl-C within the import of numba."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "numba.core.event":
+            signal.raise_signal(signal.SIGINT)
+
+
+def interrupt_the_import() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "numba"]:
+        del sys.modules[name]
+    compilation.compiles.cache_clear()
+    sys.meta_path.insert(0, PressedWhileImported())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        compilation.compiles()
+    assert "numba.core.event" in sys.modules and compilation.compiles()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("whole")
+
+
+@pytest.mark.skipif(not compilation.COMPILED, reason="nothing is imported")
+def test_ctrl_c_while_numba_is_imported() -> None:
+    with forked(interrupt_the_import) as process:
+        code, printed = process.end()
+    assert code == 0 and printed.endswith("whole\n"), printed

@@ -6,9 +6,12 @@ numba is imported no earlier than that: who never comes to a loop never waits fo
 import functools
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -57,6 +60,22 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _no_interruption() -> Iterator[None]:
+    """Hold Ctrl-C back: numba that is imported by halves is of no use to the process any more."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C does not reach it
+        yield
+        return
+    pressed: list[object] = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(_))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
 @functools.cache
 def compiles() -> bool:
     """
@@ -70,7 +89,7 @@ def compiles() -> bool:
         tell(WITHOUT_NUMBA)
         return False
     try:
-        with ONCE:
+        with ONCE, _no_interruption():
             import numba  # noqa: F401
     except ImportError as error:  # such as a numba that is older than numpy
         tell(f"{BROKEN_NUMBA}{error}")
