@@ -31,6 +31,24 @@ def test_html_needs_no_other_file(small_lab: tuple[Path, dict[str, Task]]) -> No
     assert links and links == set(re.findall(r'<h2 id="([^"]+)"', page))
 
 
+def test_every_task_has_a_figure_and_a_chapter_of_its_own(tmp_path: Path) -> None:
+    for number, name in enumerate(("Ünï-v0", "Ünü-v0", "a/B-v0", "a-B-v0", "a-b-v0", "%41-v0")):
+        write_run(tmp_path / "runs", "ppo", f"E{number}-v0", 1, (10, 20), [number, 9], task="x")
+        (tmp_path / "runs" / "x").rename(tmp_path / "runs" / str(number))
+        record = tmp_path / "runs" / str(number) / "ppo" / f"E{number}-v0_1" / "run.json"
+        content = json.loads(record.read_text())
+        content["config"] |= {"task": "", "env_id": name}
+        record.write_text(json.dumps(content))
+    write_report(tmp_path / "runs", {}, to=tmp_path / "to")
+    made = (tmp_path / "to" / "report.html").read_text()
+    curves = list((tmp_path / "to" / "figures").glob("curves_*"))
+    assert len(curves) == 6 and all(path.name.isascii() for path in curves)
+    panels = [found for found in re.findall(r'<figure data-panels="([^"]+)">\n<img alt="Return on', made)]
+    assert len(panels) == 6 == len(set(panels))
+    anchors = re.findall(r'<h2 id="([^"]+)"', made)
+    assert len(anchors) == len(set(anchors)) and set(anchors) == set(re.findall(r'href="#([^"]+)"', made))
+
+
 def test_words_that_mean_something_in_markdown() -> None:
     assert plain("x <= 1, a_b, _c_, a|b\nc") == "x <= 1, a_b, \\_c\\_, a\\|b c"
     assert plain("<b>, [a](b), [0, 1]") == "\\<b>, [a\\](b), [0, 1]"

@@ -44,11 +44,14 @@ def markdown(content: Mapping[str, Any]) -> str:
 def page(title: str, text: str, figures: Mapping[str, Drawing]) -> str:
     """Make one HTML file of a report's Markdown that needs no other, with the values of figures beneath the pointer."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens, chapters = parser.parse(text), []
+    chapters: list[tuple[str, str]] = []
+    tokens = parser.parse(text)
     for token, content in pairwise(tokens):
         if token.type == "heading_open" and token.tag == "h2":
             words = "".join(child.content for child in content.children or [])
             anchor = re.sub(r"\W+", "-", words.lower()).strip("-")
+            while not anchor or anchor in dict(chapters):
+                anchor += "-"
             token.attrSet("id", anchor)
             chapters.append((anchor, words))
     body = parser.renderer.render(tokens, parser.options, {})

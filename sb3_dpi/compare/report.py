@@ -202,6 +202,7 @@ class _Content:
         self.steps = steps
         self.styles = make_styles(comparison.names)
         self.figures: dict[str, Drawing] = {}
+        self.names: set[str] = set()
         self.where = "the tasks' common numbers of steps" if steps is None else f"{steps:,} steps"
 
     def collect(self, warnings: Sequence[str]) -> dict[str, Any]:
@@ -299,7 +300,11 @@ class _Content:
         others = [
             Line(entry["name"], np.array(entry["steps"], float), *[np.array(entry["mean"], float)] * 3) for entry in entries
         ]
-        name = re.sub(r"[^\w.-]+", "-", f"curves_{task}")
+        # Markdown changes letters of other alphabets in addresses, and two names may look alike without what files cannot have
+        name = re.sub(r"[^\w.-]+", "-", f"curves_{task}", flags=re.ASCII)
+        while name.lower() in self.names:
+            name += "_"
+        self.names.add(name.lower())
         if lines := comparison.lines(task):
             subtitle = "interquartile mean over seeds, band: worst to best seed"
             self.figures[name] = curves_figure(task, lines, self.styles, comparison.tasks[task].thresholds, others, subtitle)
