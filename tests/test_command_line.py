@@ -18,7 +18,7 @@ SMALL = ["--set", "ppo.n_steps=64", "trpo.n_steps=64", "ppo.n_envs=1", "trpo.n_e
 def test_run_report_export_and_baselines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "make_engine", lambda args: InProcess())  # others start in seconds
+    monkeypatch.setattr(command_line, "make_engine", lambda args, workers: InProcess())  # others start in seconds
     out, base, again = tmp_path / "out", tmp_path / "base", tmp_path / "again"
     run = [*ADHOC, "--steps", "256", "--seeds", "1", "--threshold", "-9999", "--eval-every", "80", *SMALL, "--jobs", "2"]
     assert command_line.main([*run, "--out", str(out)]) == 0

@@ -1,8 +1,12 @@
 """What is known before the first run, what is said of a run that failed, and episodes that do not end."""
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +29,7 @@ from sb3_dpi.compare import RunConfig, build, preflight
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare.checks import SuiteError
 from sb3_dpi.compare.engines import RunFailed, _cause, execute
+from sb3_dpi.compare.processes import Workers
 from sb3_dpi.compare.record import read_record, read_result
 from sb3_dpi.compare.run import run_one
 from sb3_dpi.compare.suite import suite_from_arguments
@@ -54,8 +59,62 @@ def endless() -> Iterator[str]:
 # ---------------------------------------------------------------------- before the first run
 
 
+def check_here(configs: list[RunConfig], out: Path) -> list[str]:
+    """Check in this process, which knows what tests have registered."""
+    with patch.object(preflight, "_answers", lambda configs, _: list(map(preflight.check_run, configs))):
+        return preflight.check_runs(configs, out)
+
+
+ENDS = """
+import os, sys, time
+import gymnasium as gym
+from dummy_envs import PointMass
+
+class Ends(PointMass):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        print("not for the terminal")
+    def reset(self, **kwargs):
+        exec(self.how)
+        return super().reset(**kwargs)
+
+gym.register("Ends-v0", Ends, max_episode_steps=9)
+"""
+
+
+def test_what_ends_a_process_does_not_end_the_lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ending.py").write_text(ENDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(preflight, "PATIENCE", 0.05)
+    hows = ["sys.exit(0)", "raise KeyboardInterrupt", "os.abort()", "os.kill(os.getpid(), 9)", "os._exit(0)", "pass"]
+    configs = [
+        config(env_id="ending:Ends-v0", task=f"task{number}", env_kwargs={"how": how}) for number, how in enumerate(hows)
+    ]
+    workers = Workers(fork=True)
+    with closing(SimpleNamespace(close=workers.end)), pytest.raises(SuiteError) as caught:
+        preflight.check_runs(configs, tmp_path, workers)
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == [
+        "task0: SystemExit: 0 (ending.py:12 in reset)",
+        "task1: KeyboardInterrupt (ending.py:12 in reset)",
+    ]
+    assert lines[2] == "ppo on task2: killed by signal 6 (Aborted) (ending.py:12 in reset)"
+    assert lines[3].startswith("ppo on task3: killed by signal 9 (Killed)")
+    assert lines[4:] == ["ppo on task4: ended with exit status 0, without an exception"]
+    said = capfd.readouterr()
+    assert said.out == "" and "task0, seed 1: not built, reset and stepped within 0 s; waiting on" in said.err
+    assert "not for the terminal" not in said.err and "WARN" not in said.err
+
+
+def test_no_environments() -> None:
+    assert "n_envs: at least 1 is needed, not 0" in str(preflight.check_run(config(hyperparams={"n_envs": 0})))
+
+
 def test_what_runs_passes(tmp_path: Path) -> None:
-    assert preflight.check_runs([config(), config(seed=2)], tmp_path) == []
+    assert check_here([config(), config(seed=2)], tmp_path) == []
 
 
 def test_every_algorithm_is_tried_on_every_task(tmp_path: Path) -> None:
@@ -66,7 +125,7 @@ def test_every_algorithm_is_tried_on_every_task(tmp_path: Path) -> None:
         config("ppo", "Pendulum-v1", label="wrapped", hyperparams={"normalize": {"norm_ops": True}}),
     ]
     with pytest.raises(SuiteError) as caught:
-        preflight.check_runs(configs, tmp_path)
+        check_here(configs, tmp_path)
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     for line, *words in zip(
@@ -134,7 +193,7 @@ def test_an_environment_that_fails_at_once(fault: str, said: str, tmp_path: Path
         gym.register("Broken-v0", Broken, max_episode_steps=9)
         configs = [config(env_id="Broken-v0", env_kwargs={"fault": fault}, label=label) for label in ("one", "other")]
         with pytest.raises(SuiteError) as caught:
-            preflight.check_runs(configs, tmp_path)
+            check_here(configs, tmp_path)
     assert str(caught.value) == f"Broken-v0: {said}"
 
 
@@ -179,9 +238,9 @@ def test_no_entry_has_an_impossible_value() -> None:
 
 def test_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e6))
-    assert preflight.check_runs([config()], tmp_path / "none" / "yet") == []
+    assert check_here([config()], tmp_path / "none" / "yet") == []
     with pytest.raises(SuiteError, match=r"--out .*yet: 5 MB are free, about 6 MB are needed; choose another"):
-        preflight.check_runs([config(seed=seed) for seed in (1, 2, 3)], tmp_path / "none" / "yet")
+        check_here([config(seed=seed) for seed in (1, 2, 3)], tmp_path / "none" / "yet")
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +267,10 @@ def test_custom_envs_are_known_here_too(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit):
         command_line.main(["report", "--out", str(tmp_path)])
-    assert "custom_envs is there but cannot be imported: as planned" in capsys.readouterr().err
+    assert (
+        "custom_envs is there but cannot be imported: ImportError: as planned (custom_envs.py:1 in <module>)"
+        in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------------- episodes that do not end
@@ -222,7 +284,7 @@ def test_an_evaluation_ends(
     curve = read_result(read_record(tmp_path / "run")).curve
     assert len(curve.timesteps) == 2 and np.all(curve.lengths == 30)
     assert capsys.readouterr().err.count("2 of 2 episodes of an evaluation did not end and were cut after 30 steps") == 1
-    (note,) = preflight.check_runs([config(env_id=endless), config(env_id=endless, seed=2)], tmp_path)
+    (note,) = check_here([config(env_id=endless), config(env_id=endless, seed=2)], tmp_path)
     assert note.startswith(
         "Endless-v0 has no time limit, or a very long one: the episodes of an evaluation are cut after 30 steps"
     )
@@ -260,7 +322,7 @@ def test_an_evaluation_ends_whatever_wraps_the_environment(
         gym.register("Wrapped-v0", PointMass, max_episode_steps=limit, additional_wrappers=inner)
         outer = {"env_wrapper": f"{__name__}.{wrapper}"} if wrapper.endswith("End") else {}
         run_one(config(env_id="Wrapped-v0", hyperparams=outer), tmp_path / "run")
-        assert ("Wrapped-v0" in str(preflight.check_runs([config(env_id="Wrapped-v0")], tmp_path))) == (limit not in (9,))
+        assert ("Wrapped-v0" in str(check_here([config(env_id="Wrapped-v0")], tmp_path))) == (limit not in (9,))
     assert np.all(read_result(read_record(tmp_path / "run")).curve.lengths == 30)
     assert capsys.readouterr().err.count("did not end and were cut after 30 steps") == 1
 
@@ -280,7 +342,7 @@ def test_a_time_limit_among_the_arguments(endless: str, tmp_path: Path, capsys: 
     limited = config(env_id=endless, env_kwargs={"max_episode_steps": 7})
     run_one(limited, tmp_path / "run")
     assert np.all(read_result(read_record(tmp_path / "run")).curve.lengths == 7)
-    assert preflight.check_runs([limited], tmp_path) == [] and capsys.readouterr().err == ""
+    assert check_here([limited], tmp_path) == [] and capsys.readouterr().err == ""
     with_limit = build.make_env(config(), evaluation=True)
     assert with_limit.get_attr("_max_episode_steps") == [12, 12]
 
@@ -316,8 +378,31 @@ def test_an_exception_in_one_line() -> None:
     assert in_one_line(ValueError("of nobody")) == "ValueError: of nobody"
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise TypeError("nope")
+
+
+def test_the_place_is_in_a_file_of_the_user() -> None:
+    for act in (lambda: np.random.default_rng(0).choice([]), lambda: np.random.default_rng(-1)):
+        with pytest.raises(ValueError) as caught:
+            act()
+        assert in_one_line(caught.value).endswith("in <lambda>)") and "(test_preflight.py:" in in_one_line(caught.value)
+    said = in_one_line(raised(Unspeakable()))
+    assert said.startswith("Unspeakable: (its text fails with TypeError) (test_preflight.py:")
+
+
+def test_words_that_cannot_be_printed(tmp_path: Path) -> None:
+    """Such as a file name of bytes that are no text, on a stream that refuses them."""
+    program = "import sys\nfrom sb3_dpi.compare.__main__ import main\nmain(['report', '--out', 'no\\udcff\\u0416'])"
+    for encoding, shown in (("utf-8:strict", "no\\udcff\u0416"), ("ascii:strict", "no\\udcff\\u0416")):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, cwd=tmp_path)
+        assert done.returncode == 2 and f"--out {shown}: no such folder" in done.stderr.decode(), done.stderr.decode()
+
+
 def test_whose_code_it_is() -> None:
-    assert is_users(__file__) and not is_users("<frozen runpy>")
+    assert is_users(__file__) and not is_users("<frozen runpy>") and not is_users("_generator.pyx")
     assert not any(is_users(module.__file__) for module in (preflight, np, shutil))
 
 

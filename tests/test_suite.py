@@ -225,7 +225,10 @@ def test_stored_baselines_serve_every_suite_but_the_quick_one() -> None:
         ),
         (_suite(tasks={"x": {"env": "a/b/c"}}), "tasks.x.env: unknown environment 'a/b/c', "),
         (_suite(tasks={"x": {"env": "no_such_module:A-v0"}}), "tasks.x.env: the module of environment 'no_such_module:A-v0'"),
-        (_suite(tasks={"no_such_module:Reacher-v5": {}}), "cannot be imported (No module named 'no_such_module')"),
+        (
+            _suite(tasks={"no_such_module:Reacher-v5": {}}),
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
         (
             _suite(tasks={"gymnasium:Reecher-v5": {}}),
             "unknown environment 'gymnasium:Reecher-v5', did you mean 'gymnasium:Reacher",
@@ -404,8 +407,8 @@ def test_algorithms_of_other_modules(third_party: str, load: Callable[..., Suite
         ("third_party_algorithms:Xyz", r"has no class 'Xyz'; it has PPO, Mine, Strict"),
         ("third_party_algorithms:Other", "has 'Other', but it is no subclass of BaseAlgorithm"),
         ("third_party_algorithms:BaseAlgorithm", "is no subclass of BaseAlgorithm"),
-        ("no_such_module:Mine", r"the module 'no_such_module' cannot be imported \(No module named 'no_such_module'\)"),
-        ("broken_algorithms:Mine", r"'broken_algorithms' cannot be imported \(No module named 'no_such_module_anywhere'\)"),
+        ("no_such_module:Mine", r"cannot be imported: ModuleNotFoundError: No module named 'no_such_module'; install it"),
+        ("broken_algorithms:Mine", r"imported: ModuleNotFoundError: No module named 'no_such_module_anywhere' \(broken"),
         (":Mine", "the module '' cannot be imported"),
         ("third_party_algorithms:_", "has no class '_'"),
     ],

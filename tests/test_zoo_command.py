@@ -111,7 +111,9 @@ def test_broken_custom_envs_are_not_swallowed(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     environments.import_custom_envs()
     (tmp_path / "custom_envs.py").write_text("import no_such_module_anywhere\n")
-    with pytest.raises(ImportError, match="custom_envs is there but cannot be imported: No module named 'no_such"):
+    with pytest.raises(
+        ImportError, match="custom_envs is there but cannot be imported: ModuleNotFoundError: No module named 'no_such"
+    ):
         environments.import_custom_envs()
 
 
@@ -394,6 +396,8 @@ def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Loading logs/mine/Arm-v0_1/Arm-v0.zip" in _zoo("enjoy", *task, *settings, "--no-render", folder=tmp_path)
     output = _zoo("all_plots", "-a", "zoo_module:Mine", "-e", "zoo_module:Arm-v0", "--no-display", folder=tmp_path, code=1)
     assert output.endswith("another seed, or two episodes (train --eval-episodes 2)\n")
+    output = _zoo("enjoy", *task, "--exp-id", "7", "--no-render", folder=tmp_path, code=1)
+    assert "train --algo zoo_module:Mine --env zoo_module:Arm-v0, or say" in output
     monkeypatch.setattr(environments, "LONGEST_EPISODE", 30)
     endless = ("--algo", "ppo", "--env", "zoo_module:Endless-v0", "-n", "20", "--eval-freq", "20", "--device", "cpu")
     output = _zoo("train", *endless, *small, folder=tmp_path)

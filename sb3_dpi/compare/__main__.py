@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 import sb3_dpi  # noqa: F401  (registers the environments of this package)
 from sb3_dpi.compare.engines import Engine, LocalEngine, RayEngine
 from sb3_dpi.compare.preflight import check_device, check_runs
+from sb3_dpi.compare.processes import Workers
 from sb3_dpi.compare.record import CorruptRun
 from sb3_dpi.compare.report import all_tasks, write_report
 from sb3_dpi.compare.schedule import run_all
@@ -33,10 +35,25 @@ from sb3_dpi.zoo.environments import import_custom_envs
 
 
 class ExactParser(argparse.ArgumentParser):
-    """Takes no abbreviations: ``--seed 2`` is not ``--seeds 2``. Its sub-commands are parsers of this class too."""
+    """
+    Takes no abbreviations: ``--seed 2`` is not ``--seeds 2``. An option that takes several values may be given several times,
+    another once. Its sub-commands are parsers of this class too.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs, allow_abbrev=False)
+        self.register("action", None, Once)
+
+
+class Once(argparse.Action):
+    """Keeps the values of an option: all, where it takes several; one that is given twice is refused."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = namespace.__dict__.setdefault("given", {})
+        if self.dest in given and not self.nargs:
+            parser.error(f"{option_string} is given twice: {given[self.dest]} and {values}")
+        given[self.dest] = [*given.get(self.dest, []), *values] if self.nargs else values
+        setattr(namespace, self.dest, given[self.dest])
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +66,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--seeds", type=int, help="number of seeds (default: the suite's, else 3)")
     what.add_argument("--first-seed", type=int, help="the first of them (default: the suite's, else 1)")
     what.add_argument("--threshold", nargs="+", default=[], metavar="[ENV:]RETURN", help="the return to reach")
-    what.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="LABEL.KEY=VALUE", help="hyperparameters to change (YAML)"
-    )
+    what.add_argument("--set", nargs="+", default=[], metavar="LABEL.KEY=VALUE", help="hyperparameters to change (YAML)")
     what.add_argument("--eval-every", type=int, help="steps between the first evaluations (default: the suite's, else 250)")
     how = parser.add_argument_group("how and where")
     how.add_argument("--out", default="compare", help="folder to write into (default: compare)")
@@ -104,7 +119,7 @@ def make_suite(args: argparse.Namespace) -> Suite:
     return suite_from_arguments(args.algo, args.env, args.steps, args.set, args.env_kwargs, args.threshold, **numbers)
 
 
-def make_engine(args: argparse.Namespace) -> Engine:
+def make_engine(args: argparse.Namespace, workers: Workers | None = None) -> Engine:
     """Make the engine that the command line of ``run`` asks for."""
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: at least 1 is needed; leave it out for all cores")
@@ -112,7 +127,7 @@ def make_engine(args: argparse.Namespace) -> Engine:
         return RayEngine(address=args.address, jobs=args.jobs, shared=args.shared)
     if args.address or args.shared:
         raise ValueError("--address and --shared need --engine ray")
-    return LocalEngine(args.jobs or os.cpu_count() or 1)
+    return LocalEngine(args.jobs or os.cpu_count() or 1, workers)
 
 
 def _prepare(out: Path) -> None:
@@ -129,7 +144,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     check_device(args.device, here=args.engine == "local")
     suite, out = make_suite(args), Path(args.out)
     configs = make_configs(suite, device=args.device)
-    engine = make_engine(args)
+    # The driver of a GPU bears no fork of a process that has talked to it
+    workers = Workers(fork=args.device == "cpu")
+    engine = make_engine(args, workers)
     # Without them their runs, hours of them, would be run here in silence
     baselines = _folders(args.baselines, "--baselines")
     check_apart("--out", out, baselines)
@@ -137,7 +154,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     store = Store(out, baselines)
 
     def check(pending: Sequence[RunConfig]) -> None:
-        for note in check_runs(pending, out):
+        for note in check_runs(pending, out, workers):
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         write_tasks(out, suite.tasks)
 
@@ -146,6 +163,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted: the same command goes on with the runs that are not finished.")
         return 130
+    finally:
+        workers.end()
     for failure in failed:
         console.print(str(failure), style="red", markup=False, soft_wrap=True)
     if results and not args.no_report:
@@ -204,6 +223,9 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says, that of the process by default; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a user's exception says need not be printable
+            stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:

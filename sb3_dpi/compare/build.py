@@ -99,10 +99,12 @@ def make_env(config: RunConfig, monitor_dir: str | None = None, evaluation: bool
     :return: The environment
     """
     hyperparams, env_kwargs = config.hyperparams, environment_arguments(config)
+    if (n_envs := int(hyperparams.get("n_envs", 1))) < 1:
+        raise ValueError(f"n_envs: at least 1 is needed, not {n_envs}")
     import_environment(config.env_id)
     env: VecEnv = make_vec_env(
         config.env_id,
-        n_envs=config.n_eval_episodes if evaluation else int(hyperparams.get("n_envs", 1)),
+        n_envs=config.n_eval_episodes if evaluation else n_envs,
         seed=config.seed,
         monitor_dir=monitor_dir,
         wrapper_class=_wrapper(hyperparams, "env_wrapper"),

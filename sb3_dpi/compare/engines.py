@@ -94,39 +94,50 @@ def _cause(returncode: int, log: Path) -> str:
     return words
 
 
-def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, workers: Workers | None = None) -> None:
+def converse(order: dict[str, Any], log: Path, workers: Workers, hear: Callable[[Any], object]) -> str:
     """
-    Execute one run in a process of its own, with one thread.
+    Let a process of its own, with one thread, do what it is told.
 
-    :param key: Its key; a machine where it is another one refuses the run
-    :param out: Folder of the comparison that gets the finished run
-    :param log: File that gets what the process prints; what it held before is lost once the run begins
-    :param report: Told the progress: 0 steps at the start, then at most twice a second
-    :param workers: Where to note the process while it is alive
-    :raises RunFailed: If the process ends with an error or is killed
+    :param log: File that gets what the process prints
+    :param workers: Where it is noted while it is alive
+    :param hear: Told what it says
+    :return: Why it did not come to its end, empty where it did
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    order = json.dumps({"config": config.to_dict(), "out": str(out), "key": key}) + "\n"
     end: dict[str, Any] = {}
     # Appending: it is another comparison's log while that one is busy with the same run
-    with log.open("a", encoding="utf-8") as errors, (workers or Workers()).start(errors) as process:
+    with log.open("a", encoding="utf-8") as errors, workers.start(errors) as process:
         assert process.stdin is not None and process.stdout is not None
-        report(0, None)
         try:
-            process.stdin.write(order)
+            process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
         except BrokenPipeError:  # it died at once, and its log says why
             with suppress(BrokenPipeError):
                 process.stdin.close()
         for line in process.stdout:
             told = json.loads(line)
-            if isinstance(told, list):
-                report(*told)
-            else:
+            if isinstance(told, dict):
                 end = told
+            else:
+                hear(told)
     # What happens to a process after its last line does not concern the run
-    if FINISHED not in end:
-        raise RunFailed(config, end.get(FAILED) or _cause(process.returncode, log), log)
+    return "" if FINISHED in end else end.get(FAILED) or _cause(process.returncode, log)
+
+
+def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, workers: Workers | None = None) -> None:
+    """
+    Execute one run in a process of its own.
+
+    :param key: Its key; a machine where it is another one refuses the run
+    :param out: Folder of the comparison that gets the finished run
+    :param log: What it held before is lost once the run begins
+    :param report: Told the progress: 0 steps at the start, then at most twice a second
+    :raises RunFailed: If the process ends with an error or is killed
+    """
+    report(0, None)
+    order = {"config": config.to_dict(), "out": str(out), "key": key}
+    if cause := converse(order, log, workers or Workers(), lambda told: report(*told)):
+        raise RunFailed(config, cause, log)
 
 
 @dataclass(frozen=True)
@@ -135,11 +146,13 @@ class LocalEngine:
 
     jobs: int = 1
     """How many; at most the number of processor cores is sensible"""
+    workers: Workers | None = None
+    """By default of its own, which are forked unless there is a GPU"""
 
     def run(self, configs: Sequence[RunConfig], store: Store, report: Progress) -> Generator[Ended, None, None]:
         """Execute runs; the progress is told from several threads."""
         # The driver of a GPU bears no fork of a process that has talked to it
-        workers = Workers(fork=all(config.device == "cpu" for config in configs))
+        workers = self.workers or Workers(fork=all(config.device == "cpu" for config in configs))
         executor = ThreadPoolExecutor(self.jobs)
         futures: dict[Future[None], RunConfig] = {}
         try:

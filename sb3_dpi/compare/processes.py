@@ -94,10 +94,14 @@ class Workers:
         self._lock = Lock()
         self._alive: set[Process] = set()
         self._ended = False
-        self._server = ForkServer() if fork and sys.platform == "linux" else None
+        self._fork = fork and sys.platform == "linux"
+        self._server: ForkServer | None = None
 
     def start(self, log: TextIO) -> Process:
         """Start a worker whose stderr goes to a log."""
+        with self._lock:
+            if self._fork and not self._ended:
+                self._server = self._server or ForkServer()
         process: Process | None = self._server.start(log) if self._server and not self._ended else None
         with self._lock:
             if not self._ended:

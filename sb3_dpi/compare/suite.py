@@ -285,6 +285,12 @@ def _assigned(assignment: str, flag: str, written: str = "") -> tuple[str, Any]:
         raise SuiteError(f"{place}: {error}") from error
 
 
+def _put(values: dict[str, Any], key: str, value: Any, place: str) -> None:
+    if key in values:
+        fail(place, f"{key} is given twice, {values[key]!r} before")
+    values[key] = value
+
+
 def suite_from_arguments(
     algos: Sequence[str],
     envs: Sequence[str],
@@ -308,16 +314,18 @@ def suite_from_arguments(
     :return: The suite
     :raises SuiteError: If an argument is wrong; the message names it, or the key of a suite that it stands for
     """
-    task: dict[str, Any] = {"steps": {}, "set": {}, "env_kwargs": dict(_assigned(item, "--env-kwargs") for item in env_kwargs)}
+    task: dict[str, Any] = {"steps": {}, "set": {}, "env_kwargs": {}}
+    for item in env_kwargs:
+        _put(task["env_kwargs"], *_assigned(item, "--env-kwargs"), f"--env-kwargs {item}")
     for item in _split(steps):
         label, _, budget = item.rpartition(":")
-        task["steps"][label or DEFAULT] = parse_value(budget)
+        _put(task["steps"], label or DEFAULT, parse_value(budget), f"--steps {item}")
     for item in overrides:
         label, dot, rest = item.partition(".")
         if not dot:
             fail(f"--set {item}", "write LABEL.KEY=VALUE")
         key, value = _assigned(rest, "--set", item)
-        task["set"].setdefault(label, {})[key] = value
+        _put(task["set"].setdefault(label, {}), key, value, f"--set {item}")
     tasks = {env_id: {**task, "thresholds": []} for env_id in _split(envs)}
     for item in _split(thresholds):
         env_id, _, threshold = item.rpartition(":")

@@ -1,4 +1,6 @@
-"""The process of one run: reads it as a line of JSON from stdin, tells its progress and its end as lines of JSON on stdout.
+"""The process of one run, or of a check of several.
+
+It reads its order as a line of JSON from stdin, tells its progress and its end as lines of JSON on stdout.
 
 Its standard input stays open as long as the process that wants the run is alive: at its end this process ends too, so that
 nothing goes on unseen and no two processes write the same run.
@@ -12,6 +14,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -86,7 +89,10 @@ def main() -> int:
     channel = _take_stdout()
     try:
         import_custom_envs()
-        _run(RunConfig(**order["config"]), Store(Path(order["out"])), order["key"], channel)
+        for config in order.get("check", []):
+            print(json.dumps(import_module("sb3_dpi.compare.preflight").check_run(RunConfig(**config))), file=channel)
+        if "config" in order:
+            _run(RunConfig(**order["config"]), Store(Path(order["out"])), order["key"], channel)
     except BaseException as error:
         traceback.print_exc()
         end = {FAILED: in_one_line(error)}

@@ -98,25 +98,26 @@ def complete_agent(command: str, given: Namespace, registry: dict[str, Any]) -> 
     if command == "load_from_hub":
         check_trust()
     _import_packages(given)
+    written = f"--algo {given.algo} --env {given.env.gym_id}"
     env_id = import_environment(given.env.gym_id)
     # Nothing is run by that command, and what an agent ran on need not be installed
     given.env = type(given.env)(env_id if command == "load_from_hub" else find_environment(given.env.gym_id).id)
     (given.algo,) = register_algorithms(registry, given.algo)
     if command in AGENTS and "rl-trained-agents" not in given.folder:  # where RL Zoo downloads what is not there
-        _check_agent(given)
+        _check_agent(given, written)
     if command == "record_video" or not getattr(given, "no_render", True):
         check_rendering(given.env.gym_id, window=command == "enjoy")
 
 
-def _check_agent(given: Namespace) -> None:
+def _check_agent(given: Namespace, written: str) -> None:
     which = given.exp_id, given.folder, given.algo, given.env, given.load_best, given.load_checkpoint
     try:
         with redirect_stdout(None):
             importlib.import_module("rl_zoo3.utils").get_model_path(*which, given.load_last_checkpoint)
     except (AssertionError, ValueError) as error:
         raise ValueError(
-            f"There is no agent to run: {error}. Train one with python -m sb3_dpi.zoo train --algo {given.algo} --env "
-            f"{given.env.gym_id}, or say with --algo, --env, --folder and --exp-id which one"
+            f"There is no agent to run: {error}. Train one with python -m sb3_dpi.zoo train {written}, or say with --algo, "
+            "--env, --folder and --exp-id which one"
         ) from error
 
 

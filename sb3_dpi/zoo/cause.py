@@ -7,15 +7,17 @@ from pathlib import Path
 LONGEST_MESSAGE = 500
 """Characters of a message that are shown: some hold whole arrays"""
 PACKAGE = Path(__file__).parents[1]
+INSTALLED = {"site-packages", "dist-packages"}
 
 
 def is_users(filename: str) -> bool:
     """Tell whether a file of a traceback was written by the user: neither this package, nor Python's, nor installed."""
-    if filename.startswith("<"):
+    path = Path(filename)
+    # Compiled code has names of its own: "_generator.pyx", which lies nowhere
+    if filename.startswith("<") or path.suffix in (".pyx", ".pxd") or not (path.is_absolute() or path.exists()):
         return False
-    path = Path(filename).resolve()
-    others = [PACKAGE, *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))]
-    return not any(path.is_relative_to(folder) for folder in others)
+    others = [PACKAGE, Path(sysconfig.get_path("stdlib")).resolve()]
+    return not any(path.resolve().is_relative_to(folder) for folder in others) and not INSTALLED & set(path.resolve().parts)
 
 
 def place_in_users_code(error: BaseException) -> str:
@@ -33,7 +35,10 @@ def place_in_users_code(error: BaseException) -> str:
 
 def in_one_line(error: BaseException) -> str:
     """Put an exception into words: its type, its message without line breaks, and the place in the user's code."""
-    message = " ".join(str(error).split())
+    try:
+        message = " ".join(str(error).split())
+    except Exception as second:  # whoever cannot say what is wrong still says where
+        message = f"(its text fails with {type(second).__name__})"
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[:LONGEST_MESSAGE]} ..."
     place = place_in_users_code(error)

@@ -16,6 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
 
 from sb3_dpi.common.environments import LONGEST_EPISODE
+from sb3_dpi.zoo.cause import in_one_line
 from sb3_dpi.zoo.register import closest
 
 
@@ -25,8 +26,8 @@ def import_custom_envs() -> None:
         return
     try:
         importlib.import_module("custom_envs")
-    except ImportError as error:
-        raise ImportError(f"custom_envs is there but cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ImportError(f"custom_envs is there but cannot be imported: {in_one_line(error)}") from error
 
 
 def import_environment(env_id: str) -> str:
@@ -35,8 +36,8 @@ def import_environment(env_id: str) -> str:
     if colon:
         try:
             importlib.import_module(module)
-        except Exception as error:
-            raise ImportError(f"the module of environment {env_id!r} cannot be imported ({error})") from error
+        except (Exception, SystemExit) as error:
+            raise ImportError(f"the module of environment {env_id!r} cannot be imported: {in_one_line(error)}") from error
     return name
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_dpi.common.saved_models import renamed_arguments
+from sb3_dpi.zoo.cause import in_one_line
 
 ALGORITHMS = {
     "aggrevated_oc": "AggreVaTeDOC",
@@ -65,10 +66,11 @@ def _imported_class(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        hint = "; install it, or run from its folder or with that on PYTHONPATH" if is_missing else ""
         raise ValueError(
-            f"Unknown algorithm {name!r}: the module {module_name!r} cannot be imported ({error}); "
-            "install it, or run from its folder or with that on PYTHONPATH"
+            f"Unknown algorithm {name!r}: the module {module_name!r} cannot be imported: {in_one_line(error)}{hint}"
         ) from error
     found = getattr(module, attribute, None)
     if _is_algorithm(found):
