@@ -28,7 +28,7 @@ from sb3_dpi.common.environments import evaluate_on_environments
 from sb3_dpi.compare import RunConfig, build, preflight
 from sb3_dpi.compare import __main__ as command_line
 from sb3_dpi.compare.checks import SuiteError
-from sb3_dpi.compare.engines import RunFailed, _cause, execute
+from sb3_dpi.compare.engines import RunFailed, _cause, converse, execute
 from sb3_dpi.compare.processes import Workers
 from sb3_dpi.compare.record import read_record, read_result
 from sb3_dpi.compare.run import run_one
@@ -107,6 +107,20 @@ def test_what_ends_a_process_does_not_end_the_lab(
     said = capfd.readouterr()
     assert said.out == "" and "task0, seed 1: not built, reset and stepped within 0 s; waiting on" in said.err
     assert "not for the terminal" not in said.err and "WARN" not in said.err
+
+
+def test_a_check_that_hangs_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_worker.py").write_text(
+        "import sys, time\nsys.stdin.readline()\nprint('[]', flush=True)\ntime.sleep(999)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sb3_dpi.compare.processes.WORKER", "some_worker")
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        converse({}, tmp_path / "log", Workers(), interrupted)
 
 
 def test_no_environments() -> None:

@@ -241,7 +241,11 @@ def test_damage_of_one_run_loses_that_one_alone(damage: str, tmp_path: Path) -> 
     pack(out)
     table, curves, (lost, *_) = out / "study.csv", out / "study.npz", read_table(out)
     head, first, *others = table.read_bytes().splitlines(keepends=True)
-    harmed = {"cell": first.replace(b",1,", b",{1,"), "quote": b'"' + first, "bytes": first.replace(b"2.0,", b"2.\xff,")}
+    harmed = {
+        "cell": first.replace(b",1,", b",{1,"),
+        "quote": b'"' + first,
+        "bytes": first.replace(b"the test", b"the \xffest"),
+    }
     table.write_bytes(head + harmed.get(damage, first) + b"".join(others))
     if damage == "curve":
         with ZipFile(curves) as archived:

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -31,6 +30,7 @@ from sb3_dpi.compare.study import (
 )
 from sb3_dpi.compare.suite import Suite, load_suite, make_configs, suite_from_arguments, write_tasks
 from sb3_dpi.compare.types import RunConfig
+from sb3_dpi.zoo.cause import print_anything
 from sb3_dpi.zoo.environments import import_custom_envs
 
 
@@ -223,9 +223,7 @@ def export(args: argparse.Namespace, console: Console) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says, that of the process by default; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what a user's exception says need not be printable
-            stream.reconfigure(errors="backslashreplace")
+    print_anything()
     parser = make_parser()
     args = parser.parse_args(arguments)
     try:

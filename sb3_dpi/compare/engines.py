@@ -94,13 +94,16 @@ def _cause(returncode: int, log: Path) -> str:
     return words
 
 
-def converse(order: dict[str, Any], log: Path, workers: Workers, hear: Callable[[Any], object]) -> str:
+def converse(
+    order: dict[str, Any], log: Path, workers: Workers, hear: Callable[[Any], object], begun: Callable[[], None] = lambda: None
+) -> str:
     """
     Let a process of its own, with one thread, do what it is told.
 
     :param log: File that gets what the process prints
     :param workers: Where it is noted while it is alive
     :param hear: Told what it says
+    :param begun: Called when it is there
     :return: Why it did not come to its end, empty where it did
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -108,18 +111,22 @@ def converse(order: dict[str, Any], log: Path, workers: Workers, hear: Callable[
     # Appending: it is another comparison's log while that one is busy with the same run
     with log.open("a", encoding="utf-8") as errors, workers.start(errors) as process:
         assert process.stdin is not None and process.stdout is not None
+        begun()
         try:
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
         except BrokenPipeError:  # it died at once, and its log says why
             with suppress(BrokenPipeError):
                 process.stdin.close()
-        for line in process.stdout:
-            told = json.loads(line)
-            if isinstance(told, dict):
-                end = told
-            else:
-                hear(told)
+        try:
+            for told in map(json.loads, process.stdout):
+                if isinstance(told, dict):
+                    end = told
+                else:
+                    hear(told)
+        except BaseException:  # Ctrl-C: nobody waits for code that hangs
+            process.kill()
+            raise
     # What happens to a process after its last line does not concern the run
     return "" if FINISHED in end else end.get(FAILED) or _cause(process.returncode, log)
 
@@ -134,9 +141,8 @@ def execute(config: RunConfig, key: str, out: Path, log: Path, report: Report, w
     :param report: Told the progress: 0 steps at the start, then at most twice a second
     :raises RunFailed: If the process ends with an error or is killed
     """
-    report(0, None)
     order = {"config": config.to_dict(), "out": str(out), "key": key}
-    if cause := converse(order, log, workers or Workers(), lambda told: report(*told)):
+    if cause := converse(order, log, workers or Workers(), lambda told: report(*told), partial(report, 0, None)):
         raise RunFailed(config, cause, log)
 
 

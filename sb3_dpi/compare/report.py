@@ -43,6 +43,8 @@ TIME = "Time"
 """Heading of the sections that depend on the clock"""
 IQM = "IQM [95 % interval]"
 PROFILE_POINTS = 101
+ANY = "backslashreplace"
+"""A folder's name need not be text"""
 
 
 def _number(value: float, digits: int) -> str:
@@ -350,8 +352,8 @@ def write_report(
     files = {f"figures/{name}.png": figure.png for name, figure in figures.items()}
     tables = {"evaluations.csv": listed[[*listed.columns.drop("task"), "task"]]}
     tables |= {"runs.csv": comparison.runs, "summary.csv": comparison.summary}
-    files |= {name: table.to_csv(index=False, lineterminator="\n").encode() for name, table in tables.items()}
-    files |= {"report.md": text.encode(), "report.html": page(content["title"], text, figures).encode()}
+    files |= {name: table.to_csv(index=False, lineterminator="\n").encode(errors=ANY) for name, table in tables.items()}
+    files |= {"report.md": text.encode(errors=ANY), "report.html": page(content["title"], text, figures).encode(errors=ANY)}
     for name, data in files.items():
         replace_file(to / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
     if console is not None:

@@ -37,7 +37,6 @@ from sb3_dpi.compare.record import (
     unreadable,
 )
 from sb3_dpi.compare.types import RunConfig, RunResult, Timing
-from sb3_dpi.zoo.cause import in_one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,33 +74,30 @@ def read_table(study: Path) -> list[StoredRun]:
     runs, problems = _read_table(study)
     if problems:
         raise problems[0]
-    return runs
+    return runs.copy()
 
 
 def _read_table(study: Path) -> tuple[list[StoredRun], list[CorruptRun]]:
     path = study / TABLE
-    if not path.is_file():
-        return [], []
-    found = _read_rows(study, path.stat().st_mtime_ns)
-    return [run for run in found if isinstance(run, StoredRun)], [run for run in found if isinstance(run, CorruptRun)]
+    return _read_rows(study, path.stat().st_mtime_ns) if path.is_file() else ([], [])
 
 
 @lru_cache(maxsize=8)
-def _read_rows(study: Path, _modified: int) -> tuple[StoredRun | CorruptRun, ...]:
+def _read_rows(study: Path, _modified: int) -> tuple[list[StoredRun], list[CorruptRun]]:
     """Read a table row by row: a damaged one loses no other."""
-    path, found = study / TABLE, list[StoredRun | CorruptRun]()
+    path, runs, problems = study / TABLE, list[StoredRun](), list[CorruptRun]()
     try:
         with path.open(encoding="utf-8", newline="", errors="surrogateescape") as file:
             table = csv.DictReader(file, strict=True)
             while True:
                 try:
-                    found.append(_parse_row(next(table), study))
+                    runs.append(_parse_row(next(table), study))
                 except StopIteration:
-                    return tuple(found)
+                    return runs, problems
                 except CorruptRun as error:
-                    found.append(error)
+                    problems.append(error)
                 except csv.Error as error:
-                    found.append(CorruptRun(f"{path}: cannot be read up to line {table.line_num + 1} ({error})"))
+                    problems.append(CorruptRun(f"{path}: cannot be read up to line {table.line_num + 1} ({error})"))
     except (OSError, csv.Error) as error:
         raise unreadable(path, error) from error
 
@@ -109,13 +105,14 @@ def _read_rows(study: Path, _modified: int) -> tuple[StoredRun | CorruptRun, ...
 def _parse_row(row: dict[str, str], study: Path) -> StoredRun:
     path = study / TABLE
     try:
+        "".join(row.values()).encode()  # fails at bytes that are no text
         cells = {name: cell if name in _TEXTS else json.loads(cell) for name, cell in row.items() if cell or name in _TEXTS}
         record: dict[str, Any] = {name: cells[name] for name in _OTHERS if name in cells}
         record["config"] = {name: cells[name] for name in _CONFIG if name in cells}
         record["timing"] = {name: cells[name] for name in _TIMING if name in cells}
         return parse_record(record, study / cells["folder"], path, study, cells["curve"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptRun(f"{path}: the row of {row.get('folder')} cannot be read ({in_one_line(error)})") from error
+        raise CorruptRun(f"{path}: the row of {row.get('folder')} cannot be read ({error!r})") from error
 
 
 def _row(run: StoredRun, folder: str, curve: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_dpi.zoo import resolved
-from sb3_dpi.zoo.cause import in_one_line, place_in_users_code
+from sb3_dpi.zoo.cause import in_one_line, place_in_users_code, print_anything
 from sb3_dpi.zoo.environments import evaluations_that_end, find_environment, import_custom_envs, import_environment
 from sb3_dpi.zoo.hub import check_trust, ready_for_hub
 from sb3_dpi.zoo.hyperparams import ENV_KEYS, NOISE_KEYS, OTHER_KEYS, resolve_hyperparams
@@ -165,6 +165,7 @@ def _run(command: str, arguments: list[str]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Register the algorithms in RL Zoo, and hand over."""
+    print_anything()
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(USAGE)
     command, rest = arguments[0], arguments[1:]

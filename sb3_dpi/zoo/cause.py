@@ -1,7 +1,9 @@
 """An exception in one line, with the place in the user's code: what a user reads before anybody opens a log."""
 
+import sys
 import sysconfig
 import traceback
+from io import TextIOWrapper
 from pathlib import Path
 
 LONGEST_MESSAGE = 500
@@ -44,3 +46,10 @@ def in_one_line(error: BaseException) -> str:
     place = place_in_users_code(error)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"{text} ({place})" if place else text
+
+
+def print_anything() -> None:
+    """Let this process print what its streams have no letters for: what an exception of the user's says need not be text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
