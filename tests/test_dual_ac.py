@@ -198,11 +198,32 @@ def test_discount_follows_time_limits(tmp_path: Path, options: dict[str, Any], d
 def test_steps_become_small_where_there_is_something_to_lose() -> None:
     bounds = []
     for env in (limited(40), PointMass(death=(5, 9))):
-        model = small(env, early_reset=0, step_rule="constant")
+        model = small(env, early_reset=0, step_rule="constant", n_action_critic_updates=0)
         model.learn(2 * STEPS)
         model._current_progress_remaining = 0.25
         bounds.append(model._kl_bound(1.0))
     assert bounds == [DEFAULT_KL, 0.25 * DEFAULT_KL]
+
+
+@pytest.mark.parametrize("updates, factor", [(1, 2.0), (32, 2.0), (48, 4.0 / 3.0), (64, 1.0), (500, 1.0)])
+def test_few_steps_are_large(updates: int, factor: float) -> None:
+    for has_q in (True, False):
+        model = small(step_rule="constant", n_action_critic_updates=10 if has_q else 0)
+        assert model._kl_bound(1.0) == DEFAULT_KL, "before learn"
+        model._total_timesteps = updates * STEPS
+        assert model._kl_bound(1.0) == pytest.approx(DEFAULT_KL * (factor if has_q else 1.0))
+
+
+@pytest.mark.parametrize("has_q, expected", [(True, [256, 312, 1024]), (False, [1024, 1024, 1024])])
+def test_rollouts_are_shorter_where_learn_has_few_steps(has_q: bool, expected: list[int]) -> None:
+    model = small(n_steps=None, n_action_critic_updates=int(has_q))
+    model.wanted_steps = 1024
+    found = []
+    for total in (8000, 10_000, 80_000):
+        model._total_timesteps = total
+        model._choose_steps()
+        found.append(model.n_steps)
+    assert found == expected
 
 
 def test_buffer_is_that_of_stable_baselines() -> None:

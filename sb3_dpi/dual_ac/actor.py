@@ -8,6 +8,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, mean_divergence, natural_gradient_step
+from sb3_dpi.dual_ac.action_critic import Imagined
+from sb3_dpi.dual_ac.observations import n_rows
 
 CG_STEPS, LINE_SEARCH_STEPS, LINE_SEARCH_SHRINKING = 20, 10, 0.8
 
@@ -19,6 +21,7 @@ def improve(
     factors: th.Tensor,
     target_kl: float,
     cg_damping: float | None,
+    imagined: Imagined | None = None,
 ) -> NaturalGradientStep:
     """Take one step, as far as the KL allows and the objective gains.
 
@@ -28,19 +31,26 @@ def improve(
     :param factors: of ``grad log pi``: weight times advantage, of order one, ``[n]``
     :param target_kl: bound on KL(old || new), nats, mean over the observations
     :param cg_damping: what is added to the Fisher matrix; None takes twenty of its mean eigenvalues
+    :param imagined: states for which Q judges all actions; None where there is no Q
     :return: how it went
     """
     with th.no_grad():
         # the distribution that a policy returns is one object, whose inner one it replaces
         old = copy.copy(policy.get_distribution(observations))
         old_log_prob = old.log_prob(actions)
+        old_imagined = copy.copy(policy.get_distribution(imagined.observations)) if imagined is not None else old
+    share = n_rows(imagined.observations) / (len(actions) + n_rows(imagined.observations)) if imagined is not None else 0.0
 
     def objective() -> th.Tensor:
         ratio = (policy.get_distribution(observations).log_prob(actions) - old_log_prob).exp()
-        return (ratio * factors).mean()
+        sampled = (ratio * factors).mean()
+        return sampled if imagined is None else sampled + imagined.gain(policy.get_distribution(imagined.observations))
 
     def kl() -> th.Tensor:
-        return mean_divergence(old, policy.get_distribution(observations))
+        sampled = mean_divergence(old, policy.get_distribution(observations))
+        if imagined is None:
+            return sampled
+        return (1.0 - share) * sampled + share * mean_divergence(old_imagined, policy.get_distribution(imagined.observations))
 
     actor = actor_parameters(policy)
     return natural_gradient_step(

@@ -41,7 +41,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for name in ("gamma", "gae_lambda"):
         if name in given:
             check_number(name, given[name], 0.0, 1.0)
-    for name in ("path_regularization", "n_critic_updates", "cg_damping", "min_std", "max_std"):
+    for name in ("path_regularization", "n_critic_updates", "n_action_critic_updates", "cg_damping", "min_std", "max_std"):
         if name in given:
             check_number(name, given[name], 0.0, may_be_inf=name in ("path_regularization", "max_std"))
     for name in ("alpha_regularization", "target_kl"):

@@ -1,26 +1,16 @@
 """A rollout as Dual-AC learns from it: what is earned in its windows, and what a V makes of them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch as th
 
 from sb3_dpi.dual_ac import windows
+from sb3_dpi.dual_ac.observations import join, move, n_rows, take
 from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray, IntArray
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a V makes of a rollout."""
-
-    weights: FloatArray
-    """alpha of the states that windows start from, mean one, ``[T, N]``"""
-    advantages: FloatArray
-    """what multiplies ``grad log pi`` of each step, ``[T, N]``"""
-    shares: FloatArray
-    """how much each step counts, mean one, ``[T, N]``"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,14 @@ class Batch:
         """T and N."""
         T, N = self.rewards.shape
         return T, N
+
+    def to(self, device: th.device | str) -> "Batch":
+        """Move.
+
+        :param device: where to
+        :return: the same there
+        """
+        return replace(self, observations=move(self.observations, device), actions=self.actions.to(device))
 
     def temporal_differences(self, values: FloatArray, gamma: float) -> FloatArray:
         """``r + gamma V(s') - V(s)`` of every step.
@@ -87,3 +85,25 @@ class Batch:
         rows = windows.at_last_step(self.following, self.lengths)
         discounts = np.where(rows == windows.NOTHING, 0.0, gamma**self.lengths)
         return returns, discounts, np.maximum(rows, 0)
+
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """Put rollouts of the same environments one after the other.
+
+        :param batches: one or more
+        :return: one, whose rows are renumbered
+        """
+        sizes = [batch.rewards.size for batch in batches]
+        starts, cut = np.cumsum([0, *sizes[:-1]]), sum(sizes)
+        first, behind, following = [], [], []
+        for batch, start in zip(batches, starts, strict=True):
+            n, rows = batch.rewards.size, batch.following
+            first.append(take(batch.observations, slice(0, n)))
+            behind.append(take(batch.observations, slice(n, None)))
+            following.append(np.where(rows < n, np.where(rows == windows.NOTHING, rows, rows + start), rows - n + cut))
+            cut += n_rows(behind[-1])
+        actions = th.cat([batch.actions for batch in batches])
+        rewards, ends, lengths = (
+            np.concatenate([getattr(batch, name) for batch in batches]) for name in ("rewards", "ends", "lengths")
+        )
+        return cls(join([*first, *behind]), actions, rewards, np.concatenate(following), ends, lengths)

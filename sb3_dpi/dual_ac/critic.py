@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.dual_ac.game import lagrangian
+from sb3_dpi.dual_ac.observations import n_rows, take
 
 INITIAL_BATCH = 64
 """Initial states in a gradient step: their mean is all that it needs."""
@@ -55,27 +56,6 @@ class InnerSolve:
     """that of the last pass over max(eta_V, 1)"""
     gap: float
     """what the last pass still gained; zero for the closed form"""
-
-
-def take(observations: Any, rows: th.Tensor | np.ndarray | slice) -> Any:
-    """Select rows.
-
-    :param observations: array or tensor, or dictionary of such
-    :param rows: which
-    :return: the same with these rows
-    """
-    if isinstance(observations, dict):
-        return {key: value[rows] for key, value in observations.items()}
-    return observations[rows]
-
-
-def n_rows(observations: Any) -> int:
-    """Count rows.
-
-    :param observations: array or tensor, or dictionary of such
-    :return: how many
-    """
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 def value_is_linear(policy: ActorCriticPolicy) -> bool:

@@ -17,11 +17,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_schedule
-from sb3_dpi.common.critic import ReturnScale, rescale_values
 from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, ResetLayer, as_early_reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
+from sb3_dpi.common.iteration_size import FEWEST
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
 from sb3_dpi.common.original_observations import as_arrays
 from sb3_dpi.common.planner_state import replace_vectors
@@ -29,22 +29,26 @@ from sb3_dpi.common.policies import StandardizedPolicy, being_updated
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.dual_ac import windows
+from sb3_dpi.dual_ac.action_critic import suits
 from sb3_dpi.dual_ac.actor import improve
 from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
-from sb3_dpi.dual_ac.batch import Batch, Judgement
+from sb3_dpi.dual_ac.batch import Batch
 from sb3_dpi.dual_ac.conditional_mean import conditional_mean
 from sb3_dpi.dual_ac.critic import (
     InnerSolve,
     ValueProblem,
     descend,
     solve_in_closed_form,
-    take,
     value_features,
     value_is_linear,
 )
 from sb3_dpi.dual_ac.game import dual_weights
+from sb3_dpi.dual_ac.judgement import Judgement, judge, trust_in_samples
+from sb3_dpi.dual_ac.memory import Memory
+from sb3_dpi.dual_ac.observations import take
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
-from sb3_dpi.dual_ac.rollout import Endings, RolloutsOfEpisodes, concatenate, flatten_time
+from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
+from sb3_dpi.dual_ac.scaled_values import ScaledValues
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import cut_outliers, spread_or_one
@@ -63,11 +67,13 @@ SMALLEST_STEP = 1e-3
 """Of ``target_kl``, for the adaptive and the decaying step."""
 STILL_LARGE = 0.25
 """Of the largest advantages: down to here the adaptive step is a full one, for locomotion's vary that much all along."""
-RETURNS_MEMORY = 10
-"""Iterations that the scale of the returns remembers."""
+UPDATES = 32
+"""Iterations of a training that rollouts are shortened for, to ``FEWEST_STEPS``, where Q spares samples."""
+MOST_HASTE = 2.0
+"""Factor of the default KL where no more than these will be taken."""
 
 
-class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
+class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
     """
     Dual Actor-Critic (Dual-AC)
 
@@ -92,6 +98,9 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         to the returns without the game; usual: 1 to 1000
     :param n_critic_updates: Passes of V over the samples of an iteration at most; V counts as solved when one gains less than
         a ten-thousandth of the returns' variance. 0 takes one gradient step on all samples instead; usual: 5 to 30
+    :param n_action_critic_updates: Gradient steps of Q(s, a) in an iteration, one for each of its steps and these at most. Q
+        learns from the last 20,000 steps and takes noise from the policy gradient, where actions are Gaussian and
+        observations are vectors; 0: none
     :param held_out_values: Whether states are weighed and actions judged by the V that was solved before their rollout. A V
         that has just fitted a failure has explained it away, and what fails seldom is never mended. False judges by the new V,
         as in the paper
@@ -102,8 +111,9 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         the same with every state of the rollout counted once, windows only averaged; ``"literal"``: as in the paper, every
         action of a window with the whole window's advantage
     :param target_kl: Bound on KL(old policy || new policy), nats, mean over the samples; it can be a function of the progress
-        remaining, or ``"lin_0.05"``, which falls to zero; usual: .01 to .1. None takes .05, and lets it fall to zero once an
-        episode has ended before its time: what balances has something to lose by a step
+        remaining, or ``"lin_0.05"``, which falls to zero; usual: .01 to .1. None takes .05, up to .1 where Q is learned and
+        ``learn`` has fewer than 64 updates, and lets it fall to zero once an episode has ended before its time: what balances
+        has something to lose by a step
     :param step_rule: ``"adaptive"``: ``target_kl`` shrinks with the advantages' variance where their standard deviation is
         below a quarter of the largest one seen, to a thousandth at most; ``"decaying"``: with the progress; ``"constant"``
     :param cg_damping: damping in the Hessian vector product computation; usual: .1 to 1. None takes twenty times the mean
@@ -130,7 +140,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
     :raises ValueError: if an argument is out of range or unknown
     """
 
-    algorithm_version: ClassVar[int] = 5
+    algorithm_version: ClassVar[int] = 6
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "RBFPolicy": RBFPolicy,
@@ -152,6 +162,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         window_length: int = 20,
         path_regularization: float = 100.0,
         n_critic_updates: int = 20,
+        n_action_critic_updates: int = 640,
         held_out_values: bool = True,
         gae_lambda: float = 0.95,
         alpha_regularization: float = 5.0,
@@ -182,9 +193,9 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
             supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
             _init_setup_model=False,
         )
-        self.window_length = window_length
+        self.window_length, self.batch_size = window_length, batch_size
         self.path_regularization, self.alpha_regularization = path_regularization, alpha_regularization
-        self.n_critic_updates, self.batch_size = n_critic_updates, batch_size
+        self.n_critic_updates, self.n_action_critic_updates = n_critic_updates, n_action_critic_updates
         self.held_out_values = held_out_values
         self.gradient, self.step_rule = gradient, step_rule
         self.target_kl = None if target_kl is None else as_schedule("target_kl", target_kl)
@@ -197,7 +208,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         self.return_rms = RunningMeanStd(epsilon=0.0)  # of nothing: any number would be one of some unit
         self.largest_advantage = 0.0
         self.initial_observations: Any = None
-        self.time_limit, self.saw_failure = 0, False
+        self.time_limit, self.saw_failure, self.memory = 0, False, Memory()
         if _init_setup_model:
             self._setup_model()
 
@@ -211,11 +222,15 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         self.target_kl = None if self.target_kl is None else as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         hold_fractions(self.rollout_buffer)
+        self.memory = self.memory.to(self.device)
+        self._has_action_critic = self.n_action_critic_updates > 0 and self.gradient != "literal" and suits(self.policy)
+        self.wanted_updates = UPDATES if self._has_action_critic else FEWEST
         self._rng = np.random.default_rng(self.seed)
         self._reset_rng = self._rng.spawn(1)[0]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "_reset_rng", "_endings", "_batch", "_judgement", "_features"]
+        own = ["_rng", "_reset_rng", "_endings", "_batch", "_judgement", "_features", "_guess"]
+        return [*super()._excluded_save_params(), *own]
 
     # ------------------------------------------------------------------ sampling
 
@@ -274,6 +289,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         batch = self._batch = self._recall()
         values, n = self._values(batch), buffer.rewards.size
         self._features = self._linear_features(batch)  # they owe nothing to the actions of this rollout
+        self._guess = self.memory.guess(self.policy, batch)
         self._judgement = self._judge(batch, values)
         buffer.values = values[:n].reshape(batch.shape).astype(np.float32)
         buffer.returns = batch.path_returns(values, self.discount, self.gae_lambda).astype(np.float32)
@@ -328,7 +344,10 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         if not self.held_out_values:
             judgement = self._judge(batch, self._values(batch))  # alpha_t, Eq. 14 and 15, and Eq. 10 and 11 by the new V
             self.rollout_buffer.advantages = judgement.advantages.astype(np.float32)
-        step = self._improve_policy(batch, self.rollout_buffer.advantages, judgement.shares)  # pi_t, Eq. 16 and 17
+        if self._has_action_critic:
+            self.memory = self.memory.remember(batch, judgement.shares)
+        step = self._improve_policy(batch, self.rollout_buffer.advantages, judgement)  # pi_t, Eq. 16 and 17
+        self._solve_action_critic(batch)  # Q of pi_t, for the next rollout
         self._n_updates += 1
         self._follow_episodes(self._endings.n_episodes)
         self._report(explained_variance(self.rollout_buffer.values.reshape(-1), targets.reshape(-1)), solve, step)
@@ -381,20 +400,6 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
             std = spread_or_one(np.sqrt(self.obs_rms.var), self.obs_rms.mean)
             self.policy.set_standardization(*extractor.in_features(self.obs_rms.mean, std))
 
-    def _scale(self) -> tuple[float, float]:
-        """Units of the value network; before returns are known V is zero in any, and constant where they do not vary."""
-        if self.return_rms.count < 1.0:
-            return 0.0, 0.0
-        scale = ReturnScale.measured(float(self.return_rms.mean), float(np.sqrt(self.return_rms.var)))
-        return scale.mean, scale.std
-
-    def _values(self, batch: Batch) -> FloatArray:
-        """V of all rows, in units of the rewards."""
-        mean, std = self._scale()
-        with th.no_grad():
-            standard = self.policy.predict_values(batch.observations).reshape(-1).double().cpu().numpy()
-        return mean + std * standard
-
     def _linear_features(self, batch: Batch) -> FloatArray:
         """What V is linear in, of the states that windows start from."""
         with th.no_grad():
@@ -406,13 +411,7 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         if not np.isinf(self.alpha_regularization):
             expected = conditional_mean(delta, self._features, batch.lengths)
             weights = dual_weights(expected, float(delta.std()), self.alpha_regularization)
-        if self.gradient == "literal":
-            return Judgement(weights, windows.literal_gradient_weights(delta, weights, batch.lengths), np.ones(batch.shape))
-        differences = batch.temporal_differences(values, self.discount)
-        advantages, covered = windows.causal_gradient_weights(differences, weights, batch.ends, batch.lengths, self.discount)
-        if self.gradient == "averaged":
-            covered = np.ones_like(covered)
-        return Judgement(weights, advantages, covered / covered.mean())
+        return judge(batch, values, weights, self.discount, self.gradient, self._guess)
 
     def _solve_values(self, batch: Batch, targets: FloatArray, weights: FloatArray) -> InnerSolve:
         self._rescale_values(targets)
@@ -429,18 +428,11 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         with being_updated(self.policy):
             return descend(self.policy, problem, TOLERANCE, self.n_critic_updates, self.batch_size, self._rng)
 
-    def _rescale_values(self, targets: FloatArray) -> None:
-        """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
-        old = ReturnScale(*self._scale())
-        # what early returns were like is forgotten
-        self.return_rms.count = min(self.return_rms.count, RETURNS_MEMORY * targets.size)
-        self.return_rms.update(targets.reshape(-1))
-        rescale_values(self.policy, old, ReturnScale(*self._scale()))
-
     def _kl_bound(self, spread: float) -> float:
         """zeta: a normalised step would spend its whole KL on noise where next to nothing is left to gain."""
         left = self._current_progress_remaining
-        bound = DEFAULT_KL * (left if self.saw_failure else 1.0) if self.target_kl is None else self.target_kl(left)
+        usual = DEFAULT_KL * self._haste() * (left if self.saw_failure else 1.0)
+        bound = usual if self.target_kl is None else self.target_kl(left)
         if self.step_rule == "decaying":
             return bound * max(left, SMALLEST_STEP)
         self.largest_advantage = max(self.largest_advantage, spread)
@@ -449,18 +441,34 @@ class DualAC(SavedModel, LeavesEpisodes, RolloutsOfEpisodes):
         share = spread / (STILL_LARGE * self.largest_advantage)
         return bound * min(max(share**2, SMALLEST_STEP), 1.0)
 
-    def _improve_policy(self, batch: Batch, advantages: np.ndarray, shares: FloatArray) -> tuple[NaturalGradientStep, float]:
+    def _haste(self) -> float:
+        """How much larger steps are where few will be taken and Q spares them noise."""
+        of_learn = self._total_timesteps - self._num_timesteps_at_start
+        if not self._has_action_critic or of_learn <= 0:
+            return 1.0
+        return min(max(2 * UPDATES * self.n_steps * self.n_envs / of_learn, 1.0), MOST_HASTE)
+
+    def _improve_policy(self, batch: Batch, advantages: np.ndarray, judgement: Judgement) -> tuple[NaturalGradientStep, float]:
         """The step, and the advantages' standard deviation."""
-        advantages, weights = advantages.reshape(-1).astype(np.float64), shares.reshape(-1)
+        advantages, weights = advantages.reshape(-1).astype(np.float64), judgement.shares.reshape(-1)
         advantages = advantages - np.average(advantages, weights=weights)
         spread = float(np.sqrt(np.average(advantages**2, weights=weights)))
-        factors = th.as_tensor(weights * advantages / (spread or 1.0), dtype=th.float32, device=self.device)
+        guessed, n_directions = judgement.guessed.reshape(-1), sum(p.numel() for p in self.policy.action_net.parameters())
+        rest = advantages - guessed  # what Q says is integrated over the actions
+        rest = trust_in_samples(rest, guessed, weights, n_directions) * (rest - np.average(rest, weights=weights))
+        factors = th.as_tensor(weights * rest / (spread or 1.0), dtype=th.float32, device=self.device)
         observations = take(batch.observations, slice(0, len(factors)))
-        step = improve(self.policy, observations, batch.actions, factors, self._kl_bound(spread), self.cg_damping)
+        imagined = self.memory.imagine(self.policy, spread, self._rng)
+        step = improve(self.policy, observations, batch.actions, factors, self._kl_bound(spread), self.cg_damping, imagined)
         has_units = not isinstance(self.policy, StandardizedPolicy) or self.policy.squash_output
         if not self.use_sde and has_units:
             limit_noise(self.policy, self.min_std, self.max_std, self._current_progress_remaining)
         return step, spread
+
+    def _solve_action_critic(self, batch: Batch) -> None:
+        if self._has_action_critic:
+            n_steps = min(batch.rewards.size, self.n_action_critic_updates)
+            self.memory = self.memory.solved(self.policy, self._scale(), self.discount, n_steps, self._rng)
 
     def _report(self, variance: Any, solve: InnerSolve, step_and_spread: tuple[NaturalGradientStep, float]) -> None:
         step, spread = step_and_spread

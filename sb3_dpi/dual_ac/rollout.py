@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_dpi.common.finite import KeptStatistics, check_step
-from sb3_dpi.common.iteration_size import describe, shrink
+from sb3_dpi.common.iteration_size import FEWEST, describe, shrink
 
 EPISODES, FEWEST_STEPS, MOST_STEPS = 10, 256, 1024
 """Of a rollout, where its steps are not given: those of so many episodes, within limits for all environments."""
@@ -103,6 +103,8 @@ class RolloutsOfEpisodes(OnPolicyAlgorithm):
     """``n_steps``, as long as nobody has given another"""
     wanted_steps: int | None = None
     """Of all environments, by the latest rollout; None before the first"""
+    wanted_updates: int = FEWEST
+    """Of a ``learn``, where its steps allow it"""
 
     def _check_step(self, new_obs: Any, rewards: Any, dones: np.ndarray, infos: list[Any], statistics: KeptStatistics) -> None:
         """Refuse what would spoil everything learned."""
@@ -118,7 +120,9 @@ class RolloutsOfEpisodes(OnPolicyAlgorithm):
         if self.n_steps not in (None, self.chosen_steps):
             return
         of_learn = self._total_timesteps - self._num_timesteps_at_start
-        wanted = shrink(self.wanted_steps or FEWEST_STEPS, of_learn if of_learn > 0 else None)
+        wanted = self.wanted_steps or FEWEST_STEPS
+        if of_learn > 0:
+            wanted = shrink(min(wanted, max(of_learn // self.wanted_updates, FEWEST_STEPS)), of_learn)
         self.n_steps = self.chosen_steps = max(wanted // self.n_envs, -(-2 // self.n_envs))
 
     def _follow_episodes(self, n_episodes: int) -> None:
@@ -132,6 +136,7 @@ class RolloutsOfEpisodes(OnPolicyAlgorithm):
         self._choose_steps()
         is_chosen, steps = self.n_steps == self.chosen_steps, self.n_steps * self.n_envs
         usual = self.wanted_steps or FEWEST_STEPS if is_chosen else steps
-        later = f" at first, up to {MOST_STEPS:,} where episodes are long" if is_chosen else ""
+        most = min(MOST_STEPS, max(int(total_timesteps) // self.wanted_updates, FEWEST_STEPS))
+        later = f" at first, up to {most:,} where episodes are long" if is_chosen and most > steps else ""
         self.logger.info(describe(type(self).__name__, steps, later, usual // self.n_envs * self.n_envs, int(total_timesteps)))
         return result

@@ -1,0 +1,41 @@
+"""V in units of its own: those of the returns, which it follows."""
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+from sb3_dpi.common.critic import ReturnScale, rescale_values
+from sb3_dpi.dual_ac.batch import Batch
+from sb3_dpi.dual_ac.rollout import RolloutsOfEpisodes
+from sb3_dpi.trajopt.types import FloatArray
+
+RETURNS_MEMORY = 10
+"""Iterations that the scale of the returns remembers."""
+
+
+class ScaledValues(RolloutsOfEpisodes):
+    """An algorithm whose value network predicts ``(V - mean) / std``."""
+
+    return_rms: RunningMeanStd
+
+    def _scale(self) -> tuple[float, float]:
+        """Units of the value network; before returns are known V is zero in any, and constant where they do not vary."""
+        if self.return_rms.count < 1.0:
+            return 0.0, 0.0
+        scale = ReturnScale.measured(float(self.return_rms.mean), float(np.sqrt(self.return_rms.var)))
+        return scale.mean, scale.std
+
+    def _values(self, batch: Batch) -> FloatArray:
+        """V of all rows, in units of the rewards."""
+        mean, std = self._scale()
+        with th.no_grad():
+            standard = self.policy.predict_values(batch.observations).reshape(-1).double().cpu().numpy()
+        return mean + std * standard
+
+    def _rescale_values(self, targets: FloatArray) -> None:
+        """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
+        old = ReturnScale(*self._scale())
+        # what early returns were like is forgotten
+        self.return_rms.count = min(self.return_rms.count, RETURNS_MEMORY * targets.size)
+        self.return_rms.update(targets.reshape(-1))
+        rescale_values(self.policy, old, ReturnScale(*self._scale()))
