@@ -59,6 +59,24 @@ def test_the_quadratic_programme(minimum: object, du: int) -> None:
         assert minimum(H, np.ones(du), low - 9.0, high + 9.0) is None  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("minimum", [box_pass.box_minimum_numpy, minimum_loops])
+@pytest.mark.parametrize("smallest", [1e-4, 1e-8])
+def test_the_quadratic_programme_in_a_valley(minimum: object, smallest: float) -> None:
+    """Drawn are the minimum, which entries a limit holds, and the slopes there: steps along a narrow valley find them."""
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        du = int(rng.integers(2, 9))
+        basis = np.linalg.qr(rng.normal(size=(du, du)))[0]
+        H = (basis * np.geomspace(smallest, 1.0, du)) @ basis.T
+        best, side = rng.normal(size=du), rng.integers(-1, 2, du)
+        low = np.where(side < 0, best, best - rng.uniform(0.1, 1.0, du))
+        high = np.where(side > 0, best, best + rng.uniform(0.1, 1.0, du))
+        g = -H @ best - 0.01 * side * rng.uniform(0.1, 1.0, du)
+        k, free = minimum(0.5 * (H + H.T), g, low, high)  # type: ignore[operator]
+        np.testing.assert_allclose(k, best, atol=1e-14 / smallest)
+        np.testing.assert_array_equal(free, side == 0)
+
+
 @pytest.mark.parametrize(("T", "dx", "du"), [(1, 1, 1), (6, 4, 2), (5, 7, 3)])
 @pytest.mark.parametrize("limit", [0.2, np.inf])
 @pytest.mark.parametrize("bends", [False, True])

@@ -8,7 +8,9 @@ Problem: at each time step, from the last to the first, with z = [x; u] in chang
     V <- Qxx + K' Quu K + K' Qux + Qxu K,   v <- q_x + K' Quu k + K' q_u + Qxu k.
 
 The quadratic programme is solved by projected Newton steps (Tassa, Mansard and Todorov 2014, Control-limited differential
-dynamic programming). Along the step alpha k the model foresees a change of cost of alpha d_1 + alpha^2 d_2, d_1 = sum q_u' k,
+dynamic programming). Where a whole step, once it is clipped, does not bring enough, one goes straight on to the first limit
+that is met, which lowers the cost in any case: clipped steps that are ever shorter creep towards that limit and are never
+held by it. Along the step alpha k the model foresees a change of cost of alpha d_1 + alpha^2 d_2, d_1 = sum q_u' k,
 d_2 = sum 1/2 k' Quu k.
 
 Shapes: F ``[T, dx, dz]``, C ``[T, dz, dz]``, c ``[T, dz]``, V ``[dx, dx]``, v ``[dx]`` of the last state, second
@@ -32,7 +34,6 @@ BoxResult = tuple[FloatArray, FloatArray, FloatArray, float, int]
 
 MOST_NEWTON_STEPS = 50
 """Of one quadratic programme: each changes the set of free actions, of which few are visited."""
-MOST_HALVINGS = 50
 SUFFICIENT = 0.1
 """Share of the foretold decrease that a projected step must bring."""
 
@@ -62,27 +63,35 @@ def box_minimum_numpy(H: FloatArray, g: FloatArray, low: FloatArray, high: Float
             return k, free
         step = np.zeros(len(g))
         step[free] = -cho_solve(factor, slope[free])
-        moved = _projected_step(H, g, low, high, k, step, slope)
-        if moved is None:
-            return k, free
+        moved = np.clip(k + step, low, high)
+        # foretold by what is left of the step in the box
+        foretold, here = slope @ (moved - k), k @ (0.5 * H @ k + g)
+        if not (foretold < 0.0 and moved @ (0.5 * H @ moved + g) - here <= SUFFICIENT * foretold):
+            moved = _to_first_limit(H, low, high, k, slope, free)
+            if not moved @ (0.5 * H @ moved + g) < here:
+                return k, free
         settled = free if np.array_equal(moved, k + step) else np.zeros(len(g), dtype=bool)
         k = moved
     return k, free
 
 
-def _projected_step(
-    H: FloatArray, g: FloatArray, low: FloatArray, high: FloatArray, k: FloatArray, step: FloatArray, slope: FloatArray
-) -> FloatArray | None:
-    """The longest step of 1, 1/2, 1/4, ... that brings enough once it is clipped; None where none does."""
-    share, here = 1.0, k @ (0.5 * H @ k + g)
-    for _ in range(MOST_HALVINGS):
-        moved = np.clip(k + share * step, low, high)
-        # foretold by what is left of the step in the box, else one that leaves it at once would have to be cut very short
-        foretold = slope @ (moved - k)
-        if foretold < 0.0 and moved @ (0.5 * H @ moved + g) - here <= SUFFICIENT * foretold:
-            return moved
-        share *= 0.5
-    return None
+def _to_first_limit(
+    H: FloatArray, low: FloatArray, high: FloatArray, k: FloatArray, slope: FloatArray, free: BoolArray
+) -> FloatArray:
+    """Where the way to the minimum of the free entries meets the first limit; entries that it would push out stay."""
+    moving = free.copy()
+    while True:
+        step = np.zeros(len(k))
+        step[moving] = -np.linalg.solve(H[np.ix_(moving, moving)], slope[moving])
+        limit = np.where(step < 0.0, low, high)
+        stopped = moving & (k == limit)  # never all: the step is one of descent, and alone each would go inwards
+        if not stopped.any():
+            break
+        moving &= ~stopped
+    room = np.full(len(k), np.inf)
+    np.divide(limit - k, step, out=room, where=step != 0.0)
+    share = min(1.0, float(room.min()))
+    return np.where(room <= share, limit, k + share * step)
 
 
 def box_pass_numpy(
@@ -194,6 +203,46 @@ def _free_actions(
 
 
 @loop
+def _to_first_limit_loops(
+    H: FloatArray,
+    low: FloatArray,
+    high: FloatArray,
+    k: FloatArray,
+    slope: FloatArray,
+    index: IntArray,
+    n: int,
+    moved: FloatArray,
+) -> None:
+    """The same as ``_to_first_limit``: writes where it leads."""
+    du = len(k)
+    moving, lower, step = index.copy(), np.zeros((du, du)), np.zeros(du)
+    was = n + 1
+    while n < was:
+        _factor(H, moving, n, lower)
+        for i in range(n):
+            step[i] = -slope[moving[i]]
+        _solve(lower, n, step)
+        was, left = n, 0
+        for i in range(was):
+            r = moving[i]
+            if k[r] != (low[r] if step[i] < 0.0 else high[r]):
+                moving[left], step[left] = r, step[i]
+                left += 1
+        n = left
+    share = 1.0
+    for i in range(n):
+        if step[i] != 0.0:
+            r = moving[i]
+            share = min(share, ((low[r] if step[i] < 0.0 else high[r]) - k[r]) / step[i])
+    _copy(k, moved)
+    for i in range(n):
+        if step[i] != 0.0:
+            r = moving[i]
+            limit = low[r] if step[i] < 0.0 else high[r]
+            moved[r] = limit if (limit - k[r]) / step[i] <= share else k[r] + share * step[i]
+
+
+@loop
 def box_minimum_loops(
     H: FloatArray, g: FloatArray, low: FloatArray, high: FloatArray, k: FloatArray, index: IntArray, lower: FloatArray
 ) -> int:
@@ -217,21 +266,18 @@ def box_minimum_loops(
         for i in range(n):
             step[i] = -slope[index[i]]
         _solve(lower, n, step)
-        here, share, accepted, whole = _objective(H, g, k), 1.0, False, True
-        for _ in range(MOST_HALVINGS):
-            _copy(k, moved)
-            foretold = 0.0
-            for i in range(n):
-                r = index[i]
-                moved[r] = min(max(k[r] + share * step[i], low[r]), high[r])
-                whole = whole and moved[r] == k[r] + step[i]
-                foretold += slope[r] * (moved[r] - k[r])
-            accepted = foretold < 0.0 and _objective(H, g, moved) - here <= SUFFICIENT * foretold
-            if accepted:
-                break
-            share *= 0.5
-        if not accepted:
-            return n
+        here, foretold, whole = _objective(H, g, k), 0.0, True
+        _copy(k, moved)
+        for i in range(n):
+            r = index[i]
+            moved[r] = min(max(k[r] + step[i], low[r]), high[r])
+            whole = whole and moved[r] == k[r] + step[i]
+            foretold += slope[r] * (moved[r] - k[r])
+        if not (foretold < 0.0 and _objective(H, g, moved) - here <= SUFFICIENT * foretold):
+            _to_first_limit_loops(H, low, high, k, slope, index, n, moved)
+            if not _objective(H, g, moved) < here:
+                return n
+            whole = False
         _copy(moved, k)
         n_was = n if whole else -1
         for i in range(n):
