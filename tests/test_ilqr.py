@@ -1,5 +1,6 @@
 """iLQR and DDP against Riccati, the dense Newton step of the whole horizon, and optimality conditions."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,54 @@ def test_the_greatest_share_of_a_step_that_helps() -> None:
     assert plan.costs == pytest.approx([np.log(np.cosh(1.3)), plan.cost]) and plan.cost < plan.costs[0]
 
 
+@dataclass
+class LogCosh:
+    """log cosh u, so flat far out that Newton's step from there is much too long in any share."""
+
+    unit: float
+
+    def value(self, states: np.ndarray, actions: np.ndarray, time_steps: np.ndarray) -> np.ndarray:
+        return np.asarray(self.unit * (np.logaddexp(actions, -actions)[..., 0] - np.log(2.0)))
+
+    def expand(self, states: np.ndarray, actions: np.ndarray, time_steps: np.ndarray) -> QuadraticCost:
+        C, c = np.zeros((len(actions), 2, 2)), np.zeros((len(actions), 2))
+        C[:, 1, 1], c[:, 1] = np.cosh(actions[:, 0]) ** -2, np.tanh(actions[:, 0])
+        return QuadraticCost(self.unit * C, self.unit * c, self.value(states, actions, time_steps))
+
+    def final_value(self, states: np.ndarray, time_step: int) -> np.ndarray:
+        return np.zeros(states.shape[:-1])
+
+    def expand_final(self, state: np.ndarray, time_step: int) -> QuadraticValue:
+        return QuadraticValue(np.zeros((1, 1)), np.zeros(1), np.zeros(()))
+
+
+@pytest.mark.parametrize("unit", [1.0, 2.0**-40])
+def test_a_step_that_is_too_long_is_shortened_until_it_helps(unit: float) -> None:
+    system = FunctionSystem(lambda x, u: x + u, 1, 1)
+    plan = ILQR().plan(system, LogCosh(unit), np.zeros(1), np.array([[6.0]]))
+    assert plan.ended == "converged" and abs(plan.actions[0, 0]) < 1e-4
+    assert plan.n_iterations > len(plan.costs) and plan.shift < 1e-6 * unit
+
+
+def test_a_plan_to_start_from_is_followed_by_its_feedback() -> None:
+    """From the first time step on; the torque is not at its limits all the time."""
+    system = pendulum()
+    cost, low = upright_cost(system), -0.9
+    known = ILQR(max_iterations=3).plan(system, cost, np.array([0.1, 0.0]), np.zeros((20, 1)), low=low, high=0.9)
+    begun = state = np.array([0.12, 0.05])
+    total, taken = 0.0, []
+    for t in range(20):
+        action = known.act(system, t, state)
+        taken.append(action[0])
+        total += cost.value(state[None], action[None], np.array([t]))[0]
+        state = system.step(state[None], action[None])[0]
+    total += cost.final_value(state, 20)
+    assert np.abs(taken[0]) < 0.9 and np.count_nonzero(np.abs(taken) < 0.9) >= 8
+    assert ILQR(max_iterations=1).plan(system, cost, begun, known, low=low, high=0.9).costs[0] == pytest.approx(
+        total, rel=1e-12
+    )
+
+
 def test_limits_at_zero_and_limits_that_pin() -> None:
     """Of 1/2 (u + 1)^2 the least within [0, 1] is at 0, and an action whose limits are one number is that."""
     system = FunctionSystem(lambda x, u: x + u, 1, 1)
@@ -257,8 +306,9 @@ def test_a_cost_that_is_concave_at_one_time_step(concave: int) -> None:
         plan = ILQR().plan(system, cost, np.zeros(1), np.full((3, 1), 0.1 * side), low=-1.0, high=1.0)
         np.testing.assert_allclose(plan.actions[:, 0], side * np.eye(3)[concave], atol=1e-4)
         assert plan.ended == "converged" and plan.cost == pytest.approx(-0.5, abs=1e-8)
-    with pytest.raises(NotPositiveDefiniteError, match=f"time step {concave}"):
+    with pytest.raises(NotPositiveDefiniteError, match=f"time step {concave}") as found:
         newton_step(system, cost, np.zeros((4, 1)), np.zeros((3, 1)))
+    assert (found.value.condition, found.value.time_step) == (0, concave)
 
 
 def test_swing_up_of_the_pendulum() -> None:

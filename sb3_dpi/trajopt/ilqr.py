@@ -239,7 +239,9 @@ class _Search:
         """The trajectory to begin with."""
         T, du, dx = *self.low.shape, self.system.tangent_dim
         if isinstance(start, ILQRPlan):
-            reference, gains = _Trajectory(start.states, start.actions, 0.0, 0.0), start.gains
+            pushes, gains = start.actions.copy(), start.gains
+            pushes[0] += gains[0] @ self.system.difference(start.states[0], state)  # it begins there, and would see no change
+            reference = _Trajectory(start.states, pushes, 0.0, 0.0)
         else:
             held = np.broadcast_to(state, (T + 1, len(state)))
             reference, gains = _Trajectory(held, np.asarray(start, dtype=np.float64), 0.0, 0.0), np.zeros((T, du, dx))
