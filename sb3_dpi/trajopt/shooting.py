@@ -460,7 +460,8 @@ class MPPI(Shooter):
                 was_tried = found[0] > -np.inf
                 drawn, found = drawn[:, was_tried], found[:, was_tried]
             weights = self._weights(found)
-            mean = (weights[:, None] @ drawn.reshape(*found.shape, -1)).reshape(mean.shape)
+            # a mean of numbers that are all at a bound may round beyond it
+            mean = box.clip((weights[:, None] @ drawn.reshape(*found.shape, -1)).reshape(mean.shape))
             if time.monotonic() > deadline:
                 break
         best = drawn[np.arange(len(found)), found.argmax(1)][:, None]
