@@ -78,7 +78,7 @@ def fit_quadratic(z: FloatArray, costs: FloatArray, weights: FloatArray, ridge: 
     :return: C ``[dz, dz]``, c ``[dz]``, const
     """
     dz = z.shape[1]
-    full = (dz + 1) * (dz + 2) // 2 <= max(0.5 * float(np.sum(weights > 0)), 2 * dz + 1)
+    full = (dz + 1) * (dz + 2) // 2 <= 0.5 * float(np.sum(weights > 0))
     root = np.sqrt(weights)
     features = quadratic_features(z, full) * root[:, None]
     gram = features.T @ features

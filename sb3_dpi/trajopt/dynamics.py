@@ -46,7 +46,7 @@ class Standardizer:
         total = float(weights.sum()) or 1.0
         flat, flat_weights = points.reshape(-1, points.shape[-1]), weights.reshape(-1)
         mean = flat_weights @ flat / total
-        variance = np.maximum(flat_weights @ (flat - mean) ** 2 / total, 0.0)
+        variance = flat_weights @ (flat - mean) ** 2 / total
         std = np.sqrt(variance)
         return cls(mean, spread_or_one(std, mean))
 
