@@ -12,6 +12,7 @@ def test_discounted_sums() -> None:
     expected = [[1.0 + 0.5 * 2.0 + 0.25 * 4.0, 1.0], [2.0 + 0.5 * 4.0, 10.0 + 0.5 * 100.0], [4.0, 100.0]]
     np.testing.assert_allclose(discounted_sums(values, ends, 0.5), expected)
     np.testing.assert_allclose(discounted_sums(values[:, 0], ends[:, 0], 1.0), [7.0, 6.0, 4.0])
+    np.testing.assert_allclose(discounted_sums(values[:, 0], np.array([False] * 3), 1.0), [7.0, 6.0, 4.0])
 
 
 def test_discount_for_time_limits() -> None:

@@ -78,6 +78,29 @@ def test_the_size_of_a_cost() -> None:
     np.testing.assert_array_equal(sized.scale(), [5.0, 3.5, 1.0, 1.0])
 
 
+@pytest.mark.parametrize(
+    ("K", "k", "C_xx", "c_x", "matters"),
+    [
+        (None, None, 0.0, 0.0, False),
+        (-2.0, 0.0, 0.0, 0.0, True),
+        (-2.0, 0.0, 2.0, 0.0, False),
+        (0.0, 3.0, 0.0, 0.0, True),
+        (0.0, 3.0, 0.0, -3.0, False),
+    ],
+)
+def test_what_later_actions_make_of_a_state(K: float | None, k: float | None, C_xx: float, c_x: float, matters: bool) -> None:
+    """Of two steps, x_1 = w_0 and cost x_1 w_1 + C_xx x_1^2 / 2 + c_x x_1: with w_1 = K x_1 + k, what is left of x_1."""
+    F = np.zeros((1, 2, 1, 2))
+    F[0, :, 0, 1] = 1.0
+    C, c = np.zeros((1, 2, 2, 2)), np.zeros((1, 2, 2))
+    C[0, 1], c[0, 1, 0] = [[C_xx, 1.0], [1.0, 0.0]], c_x
+    still = np.zeros((1, 2, 1)), np.zeros((1, 2, 1, 1))
+    problem = WhitenedProblem(F, *still, C, c, np.zeros((1, 1)), np.eye(1)[None], np.ones((1, 2, 1, 1)), 1.0)
+    gains = None if K is None else np.full((1, 2, 1, 1), K)
+    offsets = None if k is None else np.full((1, 2, 1), k)
+    assert problem.action_matters(gains, offsets).tolist() == [[matters, True]]
+
+
 def test_a_search_starts_high_above_the_cost() -> None:
     """Ten times the horizon times the largest entries of the cost; or where the caller says."""
     search = searching(2, None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sb3_dpi.systems import Simulator, SimulatorState, Table
-from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, Node, SearchResult, guessed, new_node, puct, uct
+from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, Node, SearchResult, guessed, new_node, puct, puct_each, uct
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.value_iteration import value_iteration
 
@@ -78,6 +78,7 @@ def test_the_score_is_the_printed_one() -> None:
     np.testing.assert_array_equal(found.visits, visits)
     np.testing.assert_allclose(found.policy(), visits / n)
     np.testing.assert_array_equal(found.policy(0.0), [0.0, 1.0])
+    np.testing.assert_allclose(found.policy(0.5), visits**2 / np.sum(visits**2))
     assert found.value == pytest.approx(visits @ rewards / n) and pytest.approx(0.5**0.5) == UCT_EXPLORATION
 
 
@@ -92,9 +93,10 @@ def test_priors_and_values_lead() -> None:
     assert valued.visits[2] >= 3
 
 
-def test_the_score_with_priors_is_the_printed_one() -> None:
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 9, 60])
+def test_the_score_with_priors_is_the_printed_one(n: int) -> None:
     """By hand, of arms within the range of returns, below and above it: what was not tried counts as the mean of the state."""
-    rewards, priors, first, n, c = np.array([-3.0, 0.6, 2.5, 0.4]), np.array([0.4, 0.3, 0.1, 0.2]), 1.5, 60, 0.8
+    rewards, priors, first, c = np.array([-3.0, 0.6, 2.5, 0.4]), np.array([0.4, 0.3, 0.1, 0.2]), 0.7, 0.8
 
     @dataclass
     class Arms(Tree):
@@ -112,7 +114,7 @@ def test_the_score_with_priors_is_the_printed_one() -> None:
         visits[scores.argmax()] += 1
         total += rewards[scores.argmax()]
     np.testing.assert_array_equal(found.visits, visits)
-    assert visits.min() > 0 and found.value == pytest.approx(visits @ rewards / n)
+    assert (n < 60 or visits.min() > 0) and found.value == pytest.approx(visits @ rewards / n)
 
 
 def test_noise_in_the_first_priors() -> None:
@@ -306,6 +308,9 @@ def test_priors_of_another_number_are_refused() -> None:
     for noise in ((0.0, 0.5), (1.0, 1.5), (1.0, -0.5)):
         with pytest.raises(ValueError, match="noise must be a concentration above 0 and a share"):
             puct(Tree(), (), uniform, np.random.default_rng(0), noise=noise)
+    roots, rngs = [new_node((), 3), new_node((), 3)], [np.random.default_rng(0)] * 2
+    with pytest.raises(ValueError, match="shorter"):
+        puct_each(Tree(), roots, lambda states: (np.full((1, 3), 1 / 3), np.zeros(2)), rngs)
     with pytest.raises(ValueError, match="one for each of 3 actions, got 2"):
         puct(Tree(), (), lambda _: (np.ones(2), 0.0), np.random.default_rng(0))
 

@@ -172,6 +172,15 @@ def test_outliers() -> None:
     assert outlier_limit(np.array([3.0])) == np.inf and outlier_limit(np.array([3.0, 5.0])) == pytest.approx(3.0 * FARTHEST)
 
 
+def test_the_limit_is_that_of_all_but_the_largest() -> None:
+    values = np.random.default_rng(0).standard_cauchy(2500)
+    for n_each in (1, 2):
+        rest = np.sort(np.abs(values))[: 2500 - 3 * n_each]
+        assert outlier_limit(values, n_each) == pytest.approx(FARTHEST * np.sqrt(np.mean(rest**2)))
+    rounded = (1e3 + 2e-11 * np.random.default_rng(0).normal(size=200))[:, None]
+    assert replace_outliers(np.array([[1e3 + 1e-6]]), rounded) == 1e3 + 1e-6, "what only rounds has no outliers"
+
+
 def test_outliers_of_a_variable_are_medians() -> None:
     """Each variable is judged by itself, in any units, and what never varied or varies often has none."""
     rng = np.random.default_rng(0)
