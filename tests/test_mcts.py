@@ -3,6 +3,7 @@
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -353,6 +354,22 @@ def test_values_without_a_limit_to_contract_to() -> None:
     assert still.n_sweeps == 2 and still.v[0] == still.q[0, 0] == 1.0
     with pytest.raises(ValueError, match="after 2 sweeps"):
         value_iteration(P, np.ones((1, 1)), ends, tolerance=0.25, max_sweeps=2)
+
+
+def test_a_state_that_is_reached_in_several_ways() -> None:
+    """Its reward and its end are means over these ways."""
+
+    class Known(gym.Env):  # type: ignore[type-arg]
+        P: ClassVar = {
+            0: {0: [(0.5, 1, 2.0, True), (0.25, 1, 4.0, False), (0.25, 0, 1.0, False)]},
+            1: {0: [(1.0, 1, 0.0, True)]},
+        }
+        initial_state_distrib: ClassVar = [1.0, 0.0]
+
+    table = Table.of(Known())
+    np.testing.assert_allclose(table.transitions[:, 0], [[0.25, 0.75], [0.0, 1.0]])
+    np.testing.assert_allclose(table.rewards[:, 0], [[1.0, 2.0 / 0.75], [0.0, 0.0]])
+    np.testing.assert_allclose(table.ends[:, 0], [[0.0, 0.5 / 0.75], [0.0, 1.0]])
 
 
 def test_tables() -> None:

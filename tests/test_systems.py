@@ -20,6 +20,7 @@ from sb3_dpi.common.observed_states import environment_of
 from sb3_dpi.common.simulator_states import read_states
 from sb3_dpi.envs import CARTPOLE_ID
 from sb3_dpi.systems import ContinuousSimulator, NotCopyableError, ReadableState, Simulator
+from sb3_dpi.systems.tasks import Readings, known_task
 from sb3_dpi.trajopt.types import FloatArray
 
 STOCK = (
@@ -472,3 +473,17 @@ def test_states_that_cannot_be_read() -> None:
     with pytest.raises(ValueError, match="wrapper_class=ReadableState"):
         read_states(simulator, env)
     env.close()
+
+
+def test_what_stands_and_what_is_cut() -> None:
+    """Ant stands between its two heights, both included; of InvertedDoublePendulum forces are cut at 10."""
+    ant = known_task(gym.make("Ant-v5").unwrapped)
+    positions = np.zeros((6, 15))
+    positions[:, 2] = 0.1, 0.2, 0.6, 1.0, 1.1, np.nan
+    assert ant is not None and ant.terminated(Readings(positions, np.zeros((6, 14)))).tolist() == [1, 0, 0, 0, 1, 1]
+    double = known_task(gym.make("InvertedDoublePendulum-v5").unwrapped)
+    forces = {"qfrc_constraint": np.array([[-99.0, 0.0, 0.0], [99.0, 0.0, 0.0], [9.5, 0.0, 0.0]])}
+    assert double is not None
+    assert double.observe(Readings(np.zeros((3, 3)), np.full((3, 3), 50.0), forces))[:, 5:].tolist() == [
+        [10.0, 10.0, 10.0, force] for force in (-10.0, 10.0, 9.5)
+    ]
