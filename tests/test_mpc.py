@@ -269,6 +269,7 @@ class Unbounded(PointMass):
         ({"system": gym.make("Pendulum-v1")}, ValueError, "give one alike"),
         ({"policy_kwargs": {"net_arch": [8]}}, ValueError, "leave policy_kwargs out"),
         ({"learning_starts": -1}, ValueError, "learning_starts must be at least 0"),
+        ({"early_reset": -1}, ValueError, "early_reset must be at least 0"),
         ({"cost_fn": 3}, ValueError, "cost_fn must be a function"),
         ({"gamma": 2.0}, ValueError, "gamma must be above 0"),
         ({"env": Unbounded()}, AssertionError, "finite lower and upper bound"),
@@ -426,6 +427,16 @@ def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert plain[0, 0] < 0.0 and loaded.predict(obs + 1.0, deterministic=True)[0] != plain
     loaded.save(tmp_path / "again")
     np.testing.assert_array_equal(MPC.load(tmp_path / "again").predict(obs, deterministic=True)[0], plain)
+
+
+def test_long_episodes_are_left_while_it_learns_and_not_in_tests() -> None:
+    model = small_mpc(limited(40), early_reset=8, learning_starts=40).learn(80)
+    buffer = model.replay_buffer
+    assert buffer is not None
+    lengths = np.diff(np.flatnonzero(buffer.dones[:80, 0]), prepend=-1)
+    assert len(lengths) > 2 and lengths.min() >= 4 and lengths.max() < 40
+    assert not (buffer.dones * (1.0 - buffer.timeouts))[:80].any(), "nothing has ended"
+    assert evaluate_policy(model, model.get_env(), 1, return_episode_rewards=True)[1] == [40]  # type: ignore[arg-type]
 
 
 def test_objects_are_not_saved(tmp_path: Path) -> None:

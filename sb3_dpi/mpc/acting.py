@@ -3,7 +3,7 @@
 import io
 import pathlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_dpi.common.action_units import bounds, from_units
 from sb3_dpi.common.blocks import LearnsFromBlocks
 from sb3_dpi.common.conventions import as_starts, refuse_tuple
-from sb3_dpi.common.early_resets import EarlyReset
+from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.finite import check_observation
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
@@ -57,6 +57,7 @@ class Acting(SavedModel, LearnsFromBlocks):
     cost_fn: SystemFunction | None
     penalty: Penalty | None
     max_plan_seconds: float | None
+    early_reset: EarlyReset | int | Mapping[str, Any]
     world_model: WorldModel
     ensemble: Ensemble
     steps_since_training: int
@@ -262,7 +263,8 @@ class Acting(SavedModel, LearnsFromBlocks):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfActing:
-        with self.early_resets(lambda _: EarlyReset(0)):  # none, but the layer tells of ends that batches keep for themselves
+        # also where none are left: the layer tells of ends that batches keep for themselves
+        with self.early_resets(lambda _: as_early_reset(self.early_reset), self._rng):
             self._take_blocks(
                 total_timesteps,
                 callback,

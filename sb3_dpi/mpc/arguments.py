@@ -6,6 +6,8 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
+from sb3_dpi.common.early_resets import as_early_reset
+
 SYSTEMS = ("ensemble", "simulator")
 
 
@@ -32,6 +34,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for name in ("cost_fn", "state_from_obs"):
         if given[name] is not None and not callable(given[name]):
             raise ValueError(f"{name} must be a function, got {given[name]!r}")
+    as_early_reset(given["early_reset"])
     if given["policy_kwargs"]:
         raise ValueError("MPC has no network that acts: leave policy_kwargs out; world_model says what the ensemble is like")
 

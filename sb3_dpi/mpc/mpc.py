@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import check_bounded, hold_fractions
 from sb3_dpi.common.choices import arguments_of_base, as_settings
+from sb3_dpi.common.early_resets import EarlyReset
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.named_models import load_model
@@ -80,6 +81,9 @@ class MPC(Acting):
         random until then. None takes 250, at most half the steps of ``learn``
     :param train_freq: Fit the ensemble every ``train_freq`` steps of the vectorised environment, or a tuple like
         ``(2, "episode")``. None: 250 over all environments, or fewer where ``learn`` has too few steps for five fits
+    :param early_reset: Median of the steps after which an episode of ``learn`` is left, so that a new one begins: whoever
+        falls and cannot rise otherwise learns what lying is like; or ``EarlyReset``, or a dictionary of its fields. 0 leaves
+        none; usual: 100 to 500
     :param action_noise: added to actions in units of the bounds while it learns
     :param replay_buffer_class: ``ReplayBuffer``; None: the same
     :param replay_buffer_kwargs: keyword arguments to pass to the replay buffer on creation
@@ -118,6 +122,7 @@ class MPC(Acting):
         buffer_size: int = 100_000,
         learning_starts: int | None = None,
         train_freq: int | tuple[int, str] | None = None,
+        early_reset: EarlyReset | int | Mapping[str, Any] = 0,
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -147,6 +152,7 @@ class MPC(Acting):
         self.system, self.terminal_value = system, terminal_value
         self.cost_fn, self.state_from_obs, self.max_plan_seconds = cost_fn, state_from_obs, max_plan_seconds
         self.particles, self.n_particles, self.n_threads = particles, n_particles, n_threads
+        self.early_reset = early_reset
         self.penalty: Penalty | None = None
         self.world_model: WorldModel = world_model or {}  # type: ignore[assignment]  # read when the model is set up
         self.format_version = FORMAT_VERSION
