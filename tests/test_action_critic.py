@@ -211,6 +211,15 @@ def test_there_is_no_q_where_it_does_not_suit(options: dict[str, Any]) -> None:
     assert suits(model.policy) == bool({"n_action_critic_updates", "gradient"} & set(options))
 
 
+def test_q_is_for_short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody says otherwise; what it knew of a short one is gone in a long one."""
+    monkeypatch.setattr("sb3_dpi.dual_ac.short_trainings.MOST_STEPS", 2 * STEPS)
+    model = small(n_action_critic_updates=None).learn(2 * STEPS)
+    assert model.memory.critic is not None
+    assert model.learn(3 * STEPS).memory == Memory()
+    assert small(n_action_critic_updates=3).learn(3 * STEPS).memory.critic is not None
+
+
 def test_an_iteration_that_fails_leaves_memory_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small().learn(2 * STEPS)
     kept = model.memory

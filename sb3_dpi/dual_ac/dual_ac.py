@@ -21,7 +21,6 @@ from sb3_dpi.common.early_resets import EARLY, EarlyReset, LeavesEpisodes, Reset
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.finite import KeptStatistics, check_finite
 from sb3_dpi.common.interruption import reset_when_interrupted, whole_or_undone
-from sb3_dpi.common.iteration_size import FEWEST
 from sb3_dpi.common.natural_gradient import NaturalGradientStep
 from sb3_dpi.common.original_observations import as_arrays
 from sb3_dpi.common.planner_state import replace_vectors
@@ -29,7 +28,6 @@ from sb3_dpi.common.policies import StandardizedPolicy, being_updated
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.dual_ac import windows
-from sb3_dpi.dual_ac.action_critic import suits
 from sb3_dpi.dual_ac.actor import improve
 from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
 from sb3_dpi.dual_ac.batch import Batch
@@ -48,7 +46,7 @@ from sb3_dpi.dual_ac.memory import Memory
 from sb3_dpi.dual_ac.observations import take
 from sb3_dpi.dual_ac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, RBFPolicy, limit_noise
 from sb3_dpi.dual_ac.rollout import Endings, concatenate, flatten_time
-from sb3_dpi.dual_ac.scaled_values import ScaledValues
+from sb3_dpi.dual_ac.short_trainings import ShortTrainings
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import cut_outliers, spread_or_one
@@ -67,13 +65,9 @@ SMALLEST_STEP = 1e-3
 """Of ``target_kl``, for the adaptive and the decaying step."""
 STILL_LARGE = 0.25
 """Of the largest advantages: down to here the adaptive step is a full one, for locomotion's vary that much all along."""
-UPDATES = 32
-"""Iterations of a training that rollouts are shortened for, to ``FEWEST_STEPS``, where Q spares samples."""
-MOST_HASTE = 2.0
-"""Factor of the default KL where no more than these will be taken."""
 
 
-class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
+class DualAC(SavedModel, LeavesEpisodes, ShortTrainings):
     """
     Dual Actor-Critic (Dual-AC)
 
@@ -100,7 +94,8 @@ class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
         a ten-thousandth of the returns' variance. 0 takes one gradient step on all samples instead; usual: 5 to 30
     :param n_action_critic_updates: Gradient steps of Q(s, a) in an iteration, one for each of its steps and these at most. Q
         learns from the last 20,000 steps and takes noise from the policy gradient, where actions are Gaussian and
-        observations are vectors; 0: none
+        observations are vectors; 0: none. None takes 640 in a training of no more steps than are kept, else none: where
+        samples are many it hindered one task of two
     :param held_out_values: Whether states are weighed and actions judged by the V that was solved before their rollout. A V
         that has just fitted a failure has explained it away, and what fails seldom is never mended. False judges by the new V,
         as in the paper
@@ -162,7 +157,7 @@ class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
         window_length: int = 20,
         path_regularization: float = 100.0,
         n_critic_updates: int = 20,
-        n_action_critic_updates: int = 640,
+        n_action_critic_updates: int | None = None,
         held_out_values: bool = True,
         gae_lambda: float = 0.95,
         alpha_regularization: float = 5.0,
@@ -223,8 +218,6 @@ class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
         super()._setup_model()
         hold_fractions(self.rollout_buffer)
         self.memory = self.memory.to(self.device)
-        self._has_action_critic = self.n_action_critic_updates > 0 and self.gradient != "literal" and suits(self.policy)
-        self.wanted_updates = UPDATES if self._has_action_critic else FEWEST
         self._rng = np.random.default_rng(self.seed)
         self._reset_rng = self._rng.spawn(1)[0]
 
@@ -289,6 +282,8 @@ class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
         batch = self._batch = self._recall()
         values, n = self._values(batch), buffer.rewards.size
         self._features = self._linear_features(batch)  # they owe nothing to the actions of this rollout
+        if not self.action_critic_updates:
+            self.memory = Memory()
         self._guess = self.memory.guess(self.policy, batch)
         self._judgement = self._judge(batch, values)
         buffer.values = values[:n].reshape(batch.shape).astype(np.float32)
@@ -344,7 +339,7 @@ class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
         if not self.held_out_values:
             judgement = self._judge(batch, self._values(batch))  # alpha_t, Eq. 14 and 15, and Eq. 10 and 11 by the new V
             self.rollout_buffer.advantages = judgement.advantages.astype(np.float32)
-        if self._has_action_critic:
+        if self.action_critic_updates:
             self.memory = self.memory.remember(batch, judgement.shares)
         step = self._improve_policy(batch, self.rollout_buffer.advantages, judgement)  # pi_t, Eq. 16 and 17
         self._solve_action_critic(batch)  # Q of pi_t, for the next rollout
@@ -441,13 +436,6 @@ class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
         share = spread / (STILL_LARGE * self.largest_advantage)
         return bound * min(max(share**2, SMALLEST_STEP), 1.0)
 
-    def _haste(self) -> float:
-        """How much larger steps are where few will be taken and Q spares them noise."""
-        of_learn = self._total_timesteps - self._num_timesteps_at_start
-        if not self._has_action_critic or of_learn <= 0:
-            return 1.0
-        return min(max(2 * UPDATES * self.n_steps * self.n_envs / of_learn, 1.0), MOST_HASTE)
-
     def _improve_policy(self, batch: Batch, advantages: np.ndarray, judgement: Judgement) -> tuple[NaturalGradientStep, float]:
         """The step, and the advantages' standard deviation."""
         advantages, weights = advantages.reshape(-1).astype(np.float64), judgement.shares.reshape(-1)
@@ -464,11 +452,6 @@ class DualAC(SavedModel, LeavesEpisodes, ScaledValues):
         if not self.use_sde and has_units:
             limit_noise(self.policy, self.min_std, self.max_std, self._current_progress_remaining)
         return step, spread
-
-    def _solve_action_critic(self, batch: Batch) -> None:
-        if self._has_action_critic:
-            n_steps = min(batch.rewards.size, self.n_action_critic_updates)
-            self.memory = self.memory.solved(self.policy, self._scale(), self.discount, n_steps, self._rng)
 
     def _report(self, variance: Any, solve: InnerSolve, step_and_spread: tuple[NaturalGradientStep, float]) -> None:
         step, spread = step_and_spread

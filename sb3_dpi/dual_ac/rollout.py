@@ -103,8 +103,11 @@ class RolloutsOfEpisodes(OnPolicyAlgorithm):
     """``n_steps``, as long as nobody has given another"""
     wanted_steps: int | None = None
     """Of all environments, by the latest rollout; None before the first"""
-    wanted_updates: int = FEWEST
-    """Of a ``learn``, where its steps allow it"""
+
+    @property
+    def wanted_updates(self) -> int:
+        """Of a ``learn``, where its steps allow it."""
+        return FEWEST
 
     def _check_step(self, new_obs: Any, rewards: Any, dones: np.ndarray, infos: list[Any], statistics: KeptStatistics) -> None:
         """Refuse what would spoil everything learned."""

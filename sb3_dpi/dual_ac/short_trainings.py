@@ -1,0 +1,54 @@
+"""Trainings so short that each step must tell more: with a critic of actions, and larger steps of the policy."""
+
+from typing import Any
+
+import numpy as np
+
+from sb3_dpi.common.iteration_size import FEWEST
+from sb3_dpi.dual_ac.action_critic import suits
+from sb3_dpi.dual_ac.batch import Batch
+from sb3_dpi.dual_ac.memory import MOST_STEPS, Memory
+from sb3_dpi.dual_ac.scaled_values import ScaledValues
+
+UPDATES = 32
+"""Iterations of a training that rollouts are shortened for, to ``FEWEST_STEPS``, where Q spares samples."""
+ACTION_CRITIC_UPDATES = 640
+"""Of Q in an iteration, in a training short enough for it."""
+MOST_HASTE = 2.0
+"""Factor of the default KL where no more than these will be taken."""
+
+
+class ShortTrainings(ScaledValues):
+    """An algorithm that keeps rollouts, and learns from them what actions are worth."""
+
+    memory: Memory
+    n_action_critic_updates: int | None
+    gradient: str
+    discount: Any
+    _rng: np.random.Generator
+
+    @property
+    def action_critic_updates(self) -> int:
+        """Gradient steps of Q in an iteration at most, the given or the chosen ones; 0: there is no Q."""
+        if self.gradient == "literal" or not suits(self.policy):
+            return 0
+        if self.n_action_critic_updates is not None:
+            return self.n_action_critic_updates
+        return ACTION_CRITIC_UPDATES if self._total_timesteps <= MOST_STEPS else 0
+
+    @property
+    def wanted_updates(self) -> int:
+        """Of a ``learn``, where its steps allow it: Q spares samples."""
+        return UPDATES if self.action_critic_updates else FEWEST
+
+    def _haste(self) -> float:
+        """How much larger steps are where few will be taken and Q spares them noise."""
+        of_learn = self._total_timesteps - self._num_timesteps_at_start
+        if not self.action_critic_updates or of_learn <= 0:
+            return 1.0
+        return min(max(2 * UPDATES * self.n_steps * self.n_envs / of_learn, 1.0), MOST_HASTE)
+
+    def _solve_action_critic(self, batch: Batch) -> None:
+        if self.action_critic_updates:
+            n_steps = min(batch.rewards.size, self.action_critic_updates)
+            self.memory = self.memory.solved(self.policy, self._scale(), self.discount, n_steps, self._rng)
