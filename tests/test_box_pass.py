@@ -92,7 +92,7 @@ def test_loops_are_the_numpy_pass(T: int, dx: int, du: int, limit: float, bends:
 
 
 @pytest.mark.parametrize("one_pass", [box_pass.box_pass_numpy, box_pass.box_pass_loops])
-def test_the_unit_of_cost_does_not_matter(one_pass: box_pass.BoxPass) -> None:
+def test_the_unit_of_cost_does_not_matter(one_pass: Callable[..., box_pass.BoxResult]) -> None:
     F, C, c, V, v, second, low, high = arguments(np.random.default_rng(3), 6, 4, 2, 0.5, True)
     K, k, d, size, _ = one_pass(F, C, c, V, v, second, low, high, 0.1)
     unit = 2.0**-30

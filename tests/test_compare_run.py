@@ -162,12 +162,12 @@ def test_start_states_of_evaluations(tmp_path: Path, watched: str, monkeypatch: 
     """Those of point k of seed s are the same for every algorithm, and nobody else's."""
     original, starts = evaluation.run_episodes, {}
 
-    def note(model: Any, env: Any, seed: int) -> Episodes:
+    def note(model: Any, env: Any, seed: int, longest: int) -> Episodes:
         Watched.evaluating = True
         env.seed(seed)
         env.reset()
         starts[model.num_timesteps] = np.array(env.get_attr("state"))
-        episodes = original(model, env, seed)
+        episodes = original(model, env, seed, longest)
         Watched.evaluating = False
         return episodes
 
@@ -224,14 +224,14 @@ def test_returns_are_raw_and_of_the_deterministic_policy(algo: str, tmp_path: Pa
 def test_statistics_are_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, means = evaluation.run_episodes, []
 
-    def note(model: Any, env: Any, seed: int) -> Episodes:
+    def note(model: Any, env: Any, seed: int, longest: int) -> Episodes:
         training = model.get_vec_normalize_env()
         assert env is not training and not env.training and not env.norm_reward and env.num_envs == 2
         assert training.training and training.norm_reward
         np.testing.assert_array_equal(env.obs_rms.mean, training.obs_rms.mean)
         np.testing.assert_array_equal(env.obs_rms.var, training.obs_rms.var)
         before = env.obs_rms.count, training.obs_rms.count
-        episodes = original(model, env, seed)
+        episodes = original(model, env, seed, longest)
         assert before == (env.obs_rms.count, training.obs_rms.count)
         means.append(env.obs_rms.mean.copy())
         return episodes

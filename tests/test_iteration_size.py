@@ -173,7 +173,7 @@ def test_rollouts_show_several_episodes(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for name, value in (("EPISODES", 4), ("FEWEST_STEPS", 16), ("MOST_STEPS", 60)):
         monkeypatch.setattr(rollout, name, value)
     (make,) = (make for make in those() if make.algorithm is DualAC)
-    model = open_model(make, vec_env(2, lambda: limited(6)))
+    model = open_model(make, vec_env(2, lambda: limited(6)), n_action_critic_updates=0)
     line, lengths = said(model, 400, tmp_path)
     # each copy ends an episode in its first 8 steps, three in the next 16, one in the next 10
     assert lengths[:4] == [16, 4 * 16 // 2, 4 * 32 // 6 // 2 * 2, 4 * 20 // 2] and "takes 16 steps" in line
@@ -189,7 +189,9 @@ def test_rollouts_are_as_long_as_may_be_where_no_episode_ends(monkeypatch: pytes
     for name, value in (("FEWEST_STEPS", 8), ("MOST_STEPS", 40)):
         monkeypatch.setattr(rollout, name, value)
     (make,) = (make for make in those() if make.algorithm is DualAC)
-    assert said(open_model(make, limited(1000)), 200, tmp_path)[1] == [8, 40, 40, 40, 40, 40]
+    model = open_model(make, limited(1000), n_action_critic_updates=0)
+    assert said(model, 200, tmp_path)[1] == [8, 40, 40, 40, 40, 40]
+    assert said(open_model(make, limited(1000)), 200, tmp_path)[1] == [8] * 25, "where Q spares samples"
 
 
 def test_random_steps_that_never_end_are_told() -> None:

@@ -28,6 +28,7 @@ from sb3_dpi.common.policies import StandardizedPolicy, being_updated
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.dual_ac import windows
+from sb3_dpi.dual_ac.action_critic import suits
 from sb3_dpi.dual_ac.actor import improve
 from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
 from sb3_dpi.dual_ac.batch import Batch
@@ -203,7 +204,7 @@ class DualAC(SavedModel, LeavesEpisodes, ShortTrainings):
         self.return_rms = RunningMeanStd(epsilon=0.0)  # of nothing: any number would be one of some unit
         self.largest_advantage = 0.0
         self.initial_observations: Any = None
-        self.time_limit, self.saw_failure, self.memory = 0, False, Memory()
+        self.time_limit, self.saw_failure, self.memory, self.action_critic_suits = 0, False, Memory(), False
         if _init_setup_model:
             self._setup_model()
 
@@ -217,7 +218,7 @@ class DualAC(SavedModel, LeavesEpisodes, ShortTrainings):
         self.target_kl = None if self.target_kl is None else as_schedule("target_kl", self.target_kl)
         super()._setup_model()
         hold_fractions(self.rollout_buffer)
-        self.memory = self.memory.to(self.device)
+        self.memory, self.action_critic_suits = self.memory.to(self.device), suits(self.policy)
         self._rng = np.random.default_rng(self.seed)
         self._reset_rng = self._rng.spawn(1)[0]
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from sb3_dpi.common.iteration_size import FEWEST
-from sb3_dpi.dual_ac.action_critic import suits
 from sb3_dpi.dual_ac.batch import Batch
 from sb3_dpi.dual_ac.memory import MOST_STEPS, Memory
 from sb3_dpi.dual_ac.scaled_values import ScaledValues
@@ -24,13 +23,15 @@ class ShortTrainings(ScaledValues):
     memory: Memory
     n_action_critic_updates: int | None
     gradient: str
+    action_critic_suits: bool
+    """Whether Q can say what it knows of the policy; found when that is built, and saved"""
     discount: Any
     _rng: np.random.Generator
 
     @property
     def action_critic_updates(self) -> int:
         """Gradient steps of Q in an iteration at most, the given or the chosen ones; 0: there is no Q."""
-        if self.gradient == "literal" or not suits(self.policy):
+        if self.gradient == "literal" or not self.action_critic_suits:
             return 0
         if self.n_action_critic_updates is not None:
             return self.n_action_critic_updates

@@ -136,12 +136,7 @@ class Ensemble(nn.Module):
     largest_reward: th.Tensor
 
     def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        n_members: int = 5,
-        width: int = 128,
-        learning_rate: float = WorldModel.learning_rate,
+        self, state_dim: int, action_dim: int, n_members: int = 5, width: int = 128, learning_rate: float = 1e-3
     ) -> None:
         super().__init__()
         self.state_dim, self.action_dim = state_dim, action_dim
