@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
 
 from sb3_dpi.common.policies import being_updated
 from sb3_dpi.common.saved_models import SavedModel
@@ -114,10 +115,21 @@ def rescale_values(policy: ActorCriticPolicy, old: ReturnScale, new: ReturnScale
     :param old: its units until now
     :param new: its units from now on
     """
+    rescale_layer(policy.value_net, old, new)
+
+
+def rescale_layer(layer: nn.Module, old: ReturnScale, new: ReturnScale) -> None:
+    """Change the units of a linear layer's outputs; what they say in units of the rewards stays what it was.
+
+    :param layer: the last one of a network
+    :param old: its units until now
+    :param new: its units from now on
+    """
+    assert isinstance(layer, nn.Linear)
     with th.no_grad():
         unit = new.std or 1.0
-        policy.value_net.weight.mul_(old.std / unit)
-        policy.value_net.bias.mul_(old.std).add_(old.mean - new.mean).div_(unit)
+        layer.weight.mul_(old.std / unit)
+        layer.bias.mul_(old.std).add_(old.mean - new.mean).div_(unit)
 
 
 def fit_values(

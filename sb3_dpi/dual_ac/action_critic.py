@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
 
+from sb3_dpi.common.critic import ReturnScale, rescale_layer
 from sb3_dpi.common.policies import StandardizedPolicy
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.dual_ac.batch import Batch
@@ -187,7 +188,7 @@ class ActionCritic:
         network, slow, optimizer = copy.deepcopy((self.network, self.slow, self.optimizer))
         critic = replace(self, network=network, slow=slow, optimizer=optimizer, mean=units[0], std=units[1])
         for last in (network[-1], slow[-1]):
-            _rescale(last, (self.mean, self.std), units)
+            rescale_layer(last, ReturnScale(self.mean, self.std), ReturnScale(*units))
         with th.no_grad():
             features, normal = _features(policy, batch.observations), _normal(policy, batch.observations)
         following = batch.following.reshape(-1)
@@ -230,11 +231,3 @@ def _opposite(n_pairs: int, like: th.Tensor) -> th.Tensor:
 def _minibatches(n: int, n_steps: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     for _ in range(n_steps):
         yield rng.integers(n, size=min(n, BATCH))
-
-
-def _rescale(layer: nn.Module, old: tuple[float, float], new: tuple[float, float]) -> None:
-    """What Q says stays what it was."""
-    assert isinstance(layer, nn.Linear)
-    with th.no_grad():
-        layer.weight.mul_(old[1] / new[1])
-        layer.bias.copy_((old[1] * layer.bias + old[0] - new[0]) / new[1])
