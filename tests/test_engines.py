@@ -438,6 +438,7 @@ def test_a_lab_with_ray_that_ends_leaves_no_worker(tmp_path: Path, mark: str, no
         wait_for(lambda: any(node_folders.glob("*/.unfinished/*/*.monitor.csv")), 200)
         lab.send_signal(end)
         assert lab.stdout is not None and "started" in lab.stdout.readline()
+        lab.wait(60)
     wait_for(lambda: not workers_alive(mark), 15)
     if end is signal.SIGINT:
         assert not list(node_folders.glob("sb3_dpi-*"))

@@ -14,7 +14,7 @@ import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -207,13 +207,27 @@ def run_on_node(config: RunConfig, key: str, shared: tuple[str, str] | None, boa
         out, log = map(Path, shared or (temporary, os.path.join(temporary, "run.log")))
         error, files = "", b""
         try:
-            execute(config, key, out, log, report)
+            _execute_interruptibly(config, key, out, log, report)
             if not shared:
                 folder = Store(out).folder(config)
                 files = Path(shutil.make_archive(f"{folder}.packed", "zip", folder)).read_bytes()
         except RunFailed as failure:
             error = failure.cause
         return Returned(error, b"" if shared else log.read_bytes(), files)
+
+
+def _execute_interruptibly(config: RunConfig, key: str, out: Path, log: Path, report: Report) -> None:
+    """Execute one run; a cancelled task interrupts its main thread, which notices that between two waits alone."""
+    workers = Workers()
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(execute, config, key, out, log, report, workers)
+        try:
+            while not wait([future], SECONDS_BETWEEN_POLLS).done:
+                pass
+        except BaseException:
+            workers.end()
+            raise
+    future.result()
 
 
 def _check_address(address: str) -> None:
