@@ -35,7 +35,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         if given[name] is not None and not callable(given[name]):
             raise ValueError(f"{name} must be a function, got {given[name]!r}")
     as_early_reset(given["early_reset"])
-    if given["policy_kwargs"]:
+    if given["policy_kwargs"]:  # an argument because users of Stable-Baselines3 and RL Zoo write it: its own error helps more
         raise ValueError("MPC has no network that acts: leave policy_kwargs out; world_model says what the ensemble is like")
 
 
