@@ -98,6 +98,33 @@ def test_buffers_are_saved_and_others_refused(tmp_path: Path) -> None:
     assert isinstance(small_exit(replay_buffer_class=SearchReplayBuffer).replay_buffer, SearchReplayBuffer)
 
 
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize(
+    ("make", "policy", "found"),
+    [
+        (PointMass, "MlpPolicy", "cpu"),
+        (lambda: DictPointMass(("position", "velocity")), "MultiInputPolicy", "cpu"),
+        (ImagePointMass, "CnnPolicy", "meta"),
+        (lambda: DictPointMass(("image", "velocity")), "MultiInputPolicy", "meta"),
+    ],
+    ids=["vector", "vectors", "image", "images"],
+)
+def test_images_alone_go_to_an_accelerator_unasked(
+    make: Any, policy: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``meta``, which needs none, stands in for what torch would choose."""
+
+    def get_device(device: Any) -> th.device:
+        return th.device("meta" if device == "auto" else device)
+
+    monkeypatch.setattr("stable_baselines3.common.base_class.get_device", get_device)
+    model = small_exit(make(), policy, device="auto")
+    assert model.device.type == next(model.policy.parameters()).device.type == found
+    small_exit(make(), policy).save(tmp_path / "model")
+    for device, kept in (("auto", found), ("cpu", "cpu")):
+        assert ExIt.load(tmp_path / "model", device=device).device.type == kept
+
+
 # ---------------------------------------------------------------------- searches
 
 

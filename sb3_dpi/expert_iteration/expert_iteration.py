@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
@@ -79,7 +80,7 @@ class ExIt(Searching):
         debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run. ``"auto"`` takes the CPU, on which searches ask
-        small networks fastest, but for ``CnnPolicy``
+        small networks fastest, but for images
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: if an argument is out of range, or the environment cannot be searched
     """
@@ -122,7 +123,7 @@ class ExIt(Searching):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        device = "cpu" if device == "auto" and policy not in ("CnnPolicy", CnnPolicy) else device
+        self._device_is_chosen = device != "auto"
         super().__init__(**arguments_of_base(locals(), OffPolicyAlgorithm), support_multi_env=True, sde_support=False)
         self.n_simulations, self.horizon, self.exploration = n_simulations, horizon, exploration
         self.temperature, self.root_noise = temperature, root_noise
@@ -141,6 +142,8 @@ class ExIt(Searching):
     def _setup_model(self) -> None:
         self._check_saved_format()
         self._check_arguments()
+        if not self._device_is_chosen and not any(is_image_space(part, normalized_image=True) for part in self._parts):
+            self.device = th.device("cpu")
         is_dict = isinstance(self.observation_space, spaces.Dict)
         fitting = SearchDictReplayBuffer if is_dict else SearchReplayBuffer
         if self.replay_buffer_class is None:
@@ -165,12 +168,7 @@ class ExIt(Searching):
                 f"ExIt searches among finitely many actions and needs a Discrete action space from 0 on, got "
                 f"{self.action_space}: for a Box take MPC, or DAgger for a network that imitates it"
             )
-        parts = (
-            self.observation_space.spaces.values()
-            if isinstance(self.observation_space, spaces.Dict)
-            else [self.observation_space]
-        )
-        if any(isinstance(part, spaces.Box) and not part.shape for part in parts):
+        if any(isinstance(part, spaces.Box) and not part.shape for part in self._parts):
             raise ValueError(
                 "Observations without an axis are not read: wrap the environment in ReshapeObservation(env, (1,))"
             )
@@ -186,6 +184,12 @@ class ExIt(Searching):
         if self.gradient_steps < -1:
             raise ValueError(f"gradient_steps must be at least -1, got {self.gradient_steps}")
         check_buffer(None, self.replay_buffer_kwargs)
+
+    @property
+    def _parts(self) -> list[spaces.Space[Any]]:
+        """Spaces that make up an observation."""
+        space = self.observation_space
+        return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
 
     def _begin_anew(self) -> None:
         """Make what is searched, and forget trees."""
@@ -250,6 +254,7 @@ class ExIt(Searching):
             "_seen_through",
             "_evaluated_in",
             "_statistics",
+            "_device_is_chosen",
         ]
         return [*super()._excluded_save_params(), *own]
 
