@@ -174,7 +174,7 @@ def test_joined_rollouts_are_what_they_were() -> None:
 
 
 def test_the_oldest_rollouts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memories, "MOST_STEPS", 10)
+    monkeypatch.setattr(memories, "MOST_KEPT_STEPS", 10)
     memory = Memory()
     for n in (4, 4, 4, 11, 3):
         memory = memory.remember(rollout(np.zeros((n, 2)), np.full(n, float(n))), np.ones((n, 1)))
@@ -213,7 +213,7 @@ def test_there_is_no_q_where_it_does_not_suit(options: dict[str, Any]) -> None:
 
 def test_q_is_for_short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody says otherwise; what it knew of a short one is gone in a long one."""
-    monkeypatch.setattr("sb3_dpi.dual_ac.short_trainings.MOST_STEPS", 2 * STEPS)
+    monkeypatch.setattr("sb3_dpi.dual_ac.short_trainings.MOST_KEPT_STEPS", 2 * STEPS)
     model = small(n_action_critic_updates=None).learn(2 * STEPS)
     assert model.memory.critic is not None
     assert model.learn(3 * STEPS).memory == Memory()

@@ -17,7 +17,8 @@ from torch.distributions import Normal, kl_divergence
 
 from sb3_dpi import MPC, DAgger
 from sb3_dpi.dagger.buffers import LabelledReplayBuffer
-from sb3_dpi.dagger.imitation import MIN_STD, draw_to, fit_std, outputs
+from sb3_dpi.dagger.constants import MIN_STD
+from sb3_dpi.dagger.imitation import draw_to, fit_std, outputs
 from sb3_dpi.mpc.known_costs import CostedSystem
 from sb3_dpi.systems import ContinuousSimulator
 

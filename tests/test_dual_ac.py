@@ -22,7 +22,7 @@ from sb3_dpi import DualAC
 from sb3_dpi.common.early_resets import EarlyReset
 from sb3_dpi.dual_ac import dual_ac
 from sb3_dpi.dual_ac.conditional_mean import conditional_mean
-from sb3_dpi.dual_ac.dual_ac import DEFAULT_KL, INITIAL_STATES
+from sb3_dpi.dual_ac.constants import DEFAULT_KL, INITIAL_STATES
 from sb3_dpi.dual_ac.policies import MlpPolicy, limit_noise
 from sb3_dpi.dual_ac.windows import NOTHING
 

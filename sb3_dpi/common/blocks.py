@@ -7,6 +7,9 @@ from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq
 from sb3_dpi.common.early_resets import LeavesEpisodes
 from sb3_dpi.common.kept_originals import KeepsOriginals
 
+SMALLEST_MEMORY = 32
+"""Steps below which there is nothing to learn from."""
+
 
 class LearnsFromBlocks(LeavesEpisodes, KeepsOriginals):
     """What it inherits before its base of Stable-Baselines3."""

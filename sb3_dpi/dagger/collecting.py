@@ -19,13 +19,9 @@ from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.original_observations import original_obs
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.dagger.buffers import Labels
+from sb3_dpi.dagger.constants import USUAL, USUAL_EXPERT
 from sb3_dpi.dagger.experts import Advice, Adviser, Expert, check_guided, make_expert
 from sb3_dpi.dagger.imitation import draw_to
-
-USUAL = 500
-"""Steps of an iteration over all environments, where there are enough for five iterations."""
-
-USUAL_EXPERT = "iCEM"
 
 
 class Collecting(LeavesEpisodes, KeepsOriginals):

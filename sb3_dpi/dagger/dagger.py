@@ -24,6 +24,7 @@ from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.dagger.buffers import Labels, labelled
 from sb3_dpi.dagger.collecting import Collecting
+from sb3_dpi.dagger.constants import MEASURED
 from sb3_dpi.dagger.experts import Expert
 from sb3_dpi.dagger.imitation import classify, fit_std, outputs
 from sb3_dpi.dagger.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -35,8 +36,6 @@ SelfDAgger = TypeVar("SelfDAgger", bound="DAgger")
 IMITATE = ("action", "distribution")
 BLOCK = 100
 """Updates whose samples are read from the buffer at once."""
-MEASURED = 5000
-"""Samples by which the standard deviation is set, and units at most follow."""
 
 
 class DAgger(SavedModel, Collecting):

@@ -19,11 +19,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_dpi.common.original_observations import shown_spread
 from sb3_dpi.common.policies import BoundedGaussianPolicy, being_updated
 from sb3_dpi.common.trajectories import Observations, map_observations
+from sb3_dpi.dagger.constants import MIN_STD
 from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.types import FloatArray, IntArray
-
-MIN_STD = 0.01
-"""Of the policy, in units of the bounds."""
 
 
 def classify(

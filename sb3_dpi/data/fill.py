@@ -10,6 +10,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_dpi.common.action_units import bounds, hold_fractions
+from sb3_dpi.common.blocks import SMALLEST_MEMORY
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.logged import LoggedEpisodes
 from sb3_dpi.common.planner_state import make_state_view
@@ -19,7 +20,6 @@ from sb3_dpi.data.episodes import DataError, Episodes
 from sb3_dpi.data.read import Source, read, time_limit_of
 from sb3_dpi.dpi.offline import OfflineLearner
 from sb3_dpi.mpc import MPC
-from sb3_dpi.mpc.acting import SMALLEST_MEMORY
 
 KNOWN = "DPI, MPC, MDGPS, AggreVaTeDOC, or an off-policy algorithm of Stable-Baselines3 with continuous actions, as SAC"
 

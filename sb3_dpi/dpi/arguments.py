@@ -6,19 +6,14 @@ from typing import Any
 
 from sb3_dpi.common.choices import as_settings, check_choice, check_number, parse_choice
 from sb3_dpi.common.plan_size import LARGEST_PLAN
+from sb3_dpi.dpi.constants import DEFAULT_TEMPERATURE, FIRST_MODEL_STEPS, LONG_STEP, OPERATIONS_A_SECOND
 from sb3_dpi.dpi.policies import MlpPolicy
-from sb3_dpi.dpi.presets import MODEL_BATCH
 from sb3_dpi.world_model.critic import Critic, CriticOptions
-from sb3_dpi.world_model.ensemble import WorldModel
+from sb3_dpi.world_model.ensemble import MODEL_BATCH, WorldModel
 from sb3_dpi.world_model.experts import EXPERTS, Expert
 from sb3_dpi.world_model.imagination import Imagination
 from sb3_dpi.world_model.returns_critic import CRITICS
 
-DEFAULT_TEMPERATURE = 0.02
-OPERATIONS_A_SECOND = 1e10
-"""Of floating-point numbers, on one core of 2024 in fits of the model. Measured."""
-LONG_STEP = 0.25
-"""Seconds of learning from a real step that nobody expects: a task of 400 numbers takes a third of it."""
 FORMER_ARGUMENTS = {
     "n_steps": "train_freq (returns of several steps, SAC's n_steps, have no counterpart)",
     "form": "preset ('corrected' for 'anchored', 'free' for 'free')",
@@ -110,13 +105,12 @@ def check_size(expert: Expert, imagination: Imagination, policy: MlpPolicy) -> N
         )
 
 
-def warn_of_time(options: WorldModel, update_to_data: float, n_first: int, policy: MlpPolicy) -> None:
+def warn_of_time(options: WorldModel, update_to_data: float, policy: MlpPolicy) -> None:
     """
     Say before anything is sampled that learning takes long.
 
     :param options: of the model, whose fit takes the longest part
     :param update_to_data: of its steps
-    :param n_first: its steps at the first iteration
     :param policy: of states and actions, and the device
     """
     if policy.device.type != "cpu":
@@ -126,7 +120,7 @@ def warn_of_time(options: WorldModel, update_to_data: float, n_first: int, polic
     # two operations for each weight and row on the way forward, four on the way back
     each = update_to_data * 6.0 * MODEL_BATCH * n_weights / OPERATIONS_A_SECOND
     if each * options.gradient_steps > LONG_STEP:
-        first, later = n_first * each / 60.0, 1000.0 * options.gradient_steps * each / 60.0
+        first, later = FIRST_MODEL_STEPS * each / 60.0, 1000.0 * options.gradient_steps * each / 60.0
         warnings.warn(
             f"To fit a model of observations of {dx:,} numbers takes DPI some {first:.0f} minutes of a core at first, and "
             f"{later:.0f} for each 1,000 steps. Let it observe fewer numbers (an encoder's features), or lower update_to_data "

@@ -12,12 +12,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
 
-from sb3_dpi.common.blocks import LearnsFromBlocks
+from sb3_dpi.common.blocks import SMALLEST_MEMORY, LearnsFromBlocks
 from sb3_dpi.common.choices import as_schedule
 from sb3_dpi.common.early_resets import EarlyReset, ResetLayer, as_early_reset
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.replay_memory import ReplayMemory
+from sb3_dpi.dpi.constants import (
+    ENOUGH_EPISODES,
+    LONGEST_WARM_UP,
+    SHORTEST_WARM_UP,
+    WARM_UP_BLOCK,
+    WARM_UP_CORRELATIONS,
+    WARM_UP_SEGMENT,
+)
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.dpi.presets import PRESETS, Preset, choose_preset, parse_preset
 from sb3_dpi.trajopt.types import FloatArray
@@ -25,17 +33,6 @@ from sb3_dpi.trajopt.units import outlier_limit
 from sb3_dpi.world_model.ensemble import Ensemble
 
 SelfCollector = TypeVar("SelfCollector", bound="BlockCollector")
-
-SMALLEST_MEMORY = 32
-"""Steps below which there is nothing to learn from."""
-LONGEST_WARM_UP, ENOUGH_EPISODES, SHORTEST_WARM_UP = 1000, 25, 100
-"""Random steps at the beginning: so many, at most half of those that ``learn`` gets, or, with the preset that says so, fewer
-once so many episodes have ended, but no fewer than the last."""
-WARM_UP_BLOCK = 25
-"""Random steps between two looks at whether they suffice."""
-WARM_UP_CORRELATIONS, WARM_UP_SEGMENT = (0.0, 0.9), 100
-"""Of one random step with the next, drawn anew after so many: white noise alone stays where it began, lasting noise alone
-knows no fine movements, and a model must know both."""
 
 
 class BlockCollector(LearnsFromBlocks):

@@ -25,7 +25,6 @@ from sb3_dpi.common.known_functions import known_functions
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import (
-    DEFAULT_TEMPERATURE,
     FORMER_ARGUMENTS,
     check_arguments,
     check_size,
@@ -34,6 +33,19 @@ from sb3_dpi.dpi.arguments import (
     make_expert,
     warn_of_time,
 )
+from sb3_dpi.dpi.constants import (
+    AVERAGED_SHARE,
+    DEFAULT_TEMPERATURE,
+    FIRST_CRITIC_UPDATES,
+    FIRST_MODEL_STEPS,
+    LATEST_REWARDS,
+    LOG_TEMPERATURE_BOUNDS,
+    RATE_BOUNDS,
+    RATE_CHANGE,
+    RECENT,
+    REPORTED,
+    SETTLED_SHARE,
+)
 from sb3_dpi.dpi.diagnostics import critic_r_squared, foresight, policy_change, progress
 from sb3_dpi.dpi.offline import OfflineLearner
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
@@ -41,30 +53,12 @@ from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
 from sb3_dpi.trajopt.discounting import discount_for_time_limit
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 from sb3_dpi.world_model.critic import Critic, CriticData, CriticOptions, CriticUpdate, Learner, RealSteps
-from sb3_dpi.world_model.ensemble import DivergedError, Ensemble, WorldModel
+from sb3_dpi.world_model.ensemble import MODEL_BATCH, DivergedError, Ensemble, WorldModel
 from sb3_dpi.world_model.experts import Expert
 from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.imagination import Imagination, Windows, make_windows, rollouts
 from sb3_dpi.world_model.types import returns_to_go, stretch_ends, take_without_outliers
-
-RECENT = 5000
-"""Steps that count as recent: from half of them windows begin, and their rewards and returns give unit and bounds of value."""
-LATEST_REWARDS = 300
-"""Steps whose mean reward goes on where an episode was cut."""
-FIRST_MODEL_STEPS, FIRST_CRITIC_UPDATES = 1500, 2000
-"""At the first iteration, beside those of the others."""
-REPORTED = 1000
-"""Latest steps that the logger's numbers are about."""
-MODEL_BATCH = 64
-"""Rows of a step of the model: four times as many steps on a quarter of the rows fit better at the same cost."""
-AVERAGED_SHARE = 8.0
-"""The average is one of the last eighth of the policy's steps, until that is as long as ``polyak`` says."""
-RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)
-"""By how much the policy's learning rate follows ``target_kl`` after each block, and how far at most."""
-SETTLED_SHARE = 0.1
-"""Of the critic's learning rate, what is left when it has fallen."""
-LOG_TEMPERATURE_BOUNDS = -12.0, 2.0
 
 
 class DPI(SavedModel, OfflineLearner):
@@ -215,7 +209,7 @@ class DPI(SavedModel, OfflineLearner):
         self._expert = make_expert(self.expert)
         super()._setup_model()
         check_size(self._expert, self.imagination, self.policy)
-        warn_of_time(self.world_model, self.update_to_data, FIRST_MODEL_STEPS, self.policy)
+        warn_of_time(self.world_model, self.update_to_data, self.policy)
         hold_fractions(self.replay_buffer)
         self._rng = np.random.default_rng(self.seed)
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model

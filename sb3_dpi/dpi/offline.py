@@ -13,9 +13,10 @@ from stable_baselines3.common.callbacks import (  # type: ignore[attr-defined]
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
+from sb3_dpi.common.blocks import SMALLEST_MEMORY
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.progress_bars import in_words, let_foretell
-from sb3_dpi.dpi.collector import SMALLEST_MEMORY, BlockCollector
+from sb3_dpi.dpi.collector import BlockCollector
 from sb3_dpi.trajopt.compilation import ONCE
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineLearner")

@@ -15,12 +15,10 @@ from torch import nn
 from sb3_dpi.common.action_units import AnyBox, check_bounded
 from sb3_dpi.common.planner_state import is_vector_space
 from sb3_dpi.common.policies import STATE_KEY, ObservationReader
+from sb3_dpi.dpi.constants import DEFAULT_WIDTHS
 from sb3_dpi.world_model.actor import SquashedGaussian, log_std_of
 from sb3_dpi.world_model.backends import mlp_forward
 from sb3_dpi.world_model.mlp import follow
-
-DEFAULT_WIDTHS = (64, 64)
-"""Of policy and critic."""
 
 
 def n_numbers(space: spaces.Space[Any]) -> int:

@@ -15,20 +15,9 @@ import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_dpi.common.choices import as_schedule, check_choice, numbers_of
-from sb3_dpi.world_model.ensemble import DivergedError, Ensemble
+from sb3_dpi.dpi.constants import ENOUGH_FALLS, ENOUGH_R2, FIRST_MODEL_STEPS, MEASURED, SPREAD_OF_REWARDS
+from sb3_dpi.world_model.ensemble import MODEL_BATCH, DivergedError, Ensemble
 from sb3_dpi.world_model.types import Memory, take_without_outliers
-
-ENOUGH_FALLS = 10
-"""Random episodes that must have ended by themselves before a task counts as one with falls."""
-SPREAD_OF_REWARDS = 0.05
-"""Standard deviation of rewards in units of their mean size from which steps pay differently: double pendulums have .02,
-humanoids .11, hoppers .35 and more."""
-ENOUGH_R2 = 0.99
-"""R^2 of changes of the state below which a model misses much: a first one of pendulums has .95 to 1, of hoppers .3 to .98."""
-MODEL_STEPS, MODEL_BATCH = 1500, 64
-"""Of the fit that tells."""
-MEASURED = 1000
-"""Latest steps by which a preset is chosen."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +161,7 @@ def measure_r2(ensemble: Ensemble, memory: Memory) -> float:
     latest = np.isin(rows, memory.newest(len(rows) // 5))
     learner.observe(take_without_outliers(memory, rows))
     try:
-        learner.fit(memory, MODEL_STEPS, MODEL_BATCH, np.random.default_rng(len(rows)), rows[~latest])
+        learner.fit(memory, FIRST_MODEL_STEPS, MODEL_BATCH, np.random.default_rng(len(rows)), rows[~latest])
     except DivergedError:
         return -np.inf  # if that lasts, the first fit that counts says so
     return learner.r_squared(memory.take(rows[latest]))[0]

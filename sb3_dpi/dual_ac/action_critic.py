@@ -23,14 +23,9 @@ from sb3_dpi.common.critic import ReturnScale, rescale_layer
 from sb3_dpi.common.policies import StandardizedPolicy
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.dual_ac.batch import Batch
+from sb3_dpi.dual_ac.constants import BATCH, FOLLOWING, LEARNING_RATE, PAIRS, WIDTH
 from sb3_dpi.dual_ac.observations import take
 from sb3_dpi.trajopt.types import FloatArray
-
-WIDTH, LEARNING_RATE, BATCH = 64, 1e-3, 128
-FOLLOWING = 0.01
-"""Share by which the network that targets are taken from follows in a gradient step."""
-PAIRS = 4
-"""Of opposite draws, from which means over actions are taken; one for targets."""
 
 
 @dataclass(frozen=True)

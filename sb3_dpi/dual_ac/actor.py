@@ -9,9 +9,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_dpi.common.critic import actor_parameters
 from sb3_dpi.common.natural_gradient import NaturalGradientStep, mean_divergence, natural_gradient_step
 from sb3_dpi.dual_ac.action_critic import Imagined
+from sb3_dpi.dual_ac.constants import CG_STEPS, LINE_SEARCH_SHRINKING, LINE_SEARCH_STEPS
 from sb3_dpi.dual_ac.observations import n_rows
-
-CG_STEPS, LINE_SEARCH_STEPS, LINE_SEARCH_SHRINKING = 20, 10, 0.8
 
 
 def improve(

@@ -13,13 +13,10 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_dpi.common.critic import actor_parameters
+from sb3_dpi.dual_ac.constants import INITIAL_BATCH, LARGEST_GRADIENT
 from sb3_dpi.dual_ac.game import lagrangian
 from sb3_dpi.dual_ac.observations import n_rows, take
 
-INITIAL_BATCH = 64
-"""Initial states in a gradient step: their mean is all that it needs."""
-LARGEST_GRADIENT = 1.0
-"""Its norm in a gradient step."""
 RIDGE = 1e-4
 """Of the closed form: features are of order one."""
 

@@ -33,6 +33,15 @@ from sb3_dpi.dual_ac.actor import improve
 from sb3_dpi.dual_ac.arguments import RENAMED, check_arguments
 from sb3_dpi.dual_ac.batch import Batch
 from sb3_dpi.dual_ac.conditional_mean import conditional_mean
+from sb3_dpi.dual_ac.constants import (
+    DEFAULT_KL,
+    DEFAULT_RESET,
+    INITIAL_STATES,
+    LONGEST_DISCOUNT,
+    SMALLEST_STEP,
+    STILL_LARGE,
+    TOLERANCE,
+)
 from sb3_dpi.dual_ac.critic import (
     InnerSolve,
     ValueProblem,
@@ -53,19 +62,6 @@ from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import cut_outliers, spread_or_one
 
 SelfDualAC = TypeVar("SelfDualAC", bound="DualAC")
-
-DEFAULT_KL = 0.05
-DEFAULT_RESET = 256
-"""Median of the steps after which an episode is left."""
-LONGEST_DISCOUNT = 0.995
-TOLERANCE = 1e-4
-"""V is solved when a pass over the samples gains less, in variances of the returns."""
-INITIAL_STATES = 256
-"""Observed resets that are kept as samples of mu."""
-SMALLEST_STEP = 1e-3
-"""Of ``target_kl``, for the adaptive and the decaying step."""
-STILL_LARGE = 0.25
-"""Of the largest advantages: down to here the adaptive step is a full one, for locomotion's vary that much all along."""
 
 
 class DualAC(SavedModel, LeavesEpisodes, ShortTrainings):

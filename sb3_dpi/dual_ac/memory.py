@@ -8,12 +8,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_dpi.dual_ac.action_critic import ActionCritic, Guess, Imagined
 from sb3_dpi.dual_ac.batch import Batch
+from sb3_dpi.dual_ac.constants import IMAGINED, MOST_KEPT_STEPS
 from sb3_dpi.trajopt.types import FloatArray
-
-MOST_STEPS = 20_000
-"""That are kept, of all environments."""
-IMAGINED = 2048
-"""States for which a step of the policy asks Q."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Memory:
             return replace(self, rollouts=(batch,), shares=(shares,))
         rollouts, kept = (*self.rollouts, batch), (*self.shares, shares)
         sizes = np.cumsum([one.rewards.size for one in reversed(rollouts)])
-        first = len(rollouts) - max(int(np.searchsorted(sizes, MOST_STEPS, side="right")), 1)
+        first = len(rollouts) - max(int(np.searchsorted(sizes, MOST_KEPT_STEPS, side="right")), 1)
         return replace(self, rollouts=rollouts[first:], shares=kept[first:])
 
     def guess(self, policy: ActorCriticPolicy, batch: Batch) -> Guess | None:

@@ -10,11 +10,7 @@ from sb3_dpi.common.action_units import is_bounded
 from sb3_dpi.common.features import RandomFourierExtractor
 from sb3_dpi.common.policies import StandardizedPolicy
 from sb3_dpi.common.standardized import StandardizedCombinedExtractor
-
-LARGEST_FIRST_STD, LARGEST_FIRST_SUM = 0.75, 3.0
-"""Standard deviation of an action, and the sum of those of all."""
-LAST_STD = 0.05
-"""The largest standard deviation does not fall below it, whatever the smallest is."""
+from sb3_dpi.dual_ac.constants import LARGEST_FIRST_STD, LARGEST_FIRST_SUM, LAST_STD
 
 
 class MlpPolicy(StandardizedPolicy):

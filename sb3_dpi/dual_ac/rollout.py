@@ -8,9 +8,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_dpi.common.finite import KeptStatistics, check_step
 from sb3_dpi.common.iteration_size import FEWEST, describe, shrink
-
-EPISODES, FEWEST_STEPS, MOST_STEPS = 10, 256, 1024
-"""Of a rollout, where its steps are not given: those of so many episodes, within limits for all environments."""
+from sb3_dpi.dual_ac.constants import EPISODES, FEWEST_STEPS, MOST_STEPS
 
 
 def flatten_time(array: Any) -> Any:

@@ -6,11 +6,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_dpi.common.critic import ReturnScale, rescale_values
 from sb3_dpi.dual_ac.batch import Batch
+from sb3_dpi.dual_ac.constants import RETURNS_MEMORY
 from sb3_dpi.dual_ac.rollout import RolloutsOfEpisodes
 from sb3_dpi.trajopt.types import FloatArray
-
-RETURNS_MEMORY = 10
-"""Iterations that the scale of the returns remembers."""
 
 
 class ScaledValues(RolloutsOfEpisodes):

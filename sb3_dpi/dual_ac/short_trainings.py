@@ -6,15 +6,9 @@ import numpy as np
 
 from sb3_dpi.common.iteration_size import FEWEST
 from sb3_dpi.dual_ac.batch import Batch
-from sb3_dpi.dual_ac.memory import MOST_STEPS, Memory
+from sb3_dpi.dual_ac.constants import ACTION_CRITIC_UPDATES, MOST_HASTE, MOST_KEPT_STEPS, SHORT_ITERATIONS
+from sb3_dpi.dual_ac.memory import Memory
 from sb3_dpi.dual_ac.scaled_values import ScaledValues
-
-UPDATES = 32
-"""Iterations of a training that rollouts are shortened for, to ``FEWEST_STEPS``, where Q spares samples."""
-ACTION_CRITIC_UPDATES = 640
-"""Of Q in an iteration, in a training short enough for it."""
-MOST_HASTE = 2.0
-"""Factor of the default KL where no more than these will be taken."""
 
 
 class ShortTrainings(ScaledValues):
@@ -35,19 +29,19 @@ class ShortTrainings(ScaledValues):
             return 0
         if self.n_action_critic_updates is not None:
             return self.n_action_critic_updates
-        return ACTION_CRITIC_UPDATES if self._total_timesteps <= MOST_STEPS else 0
+        return ACTION_CRITIC_UPDATES if self._total_timesteps <= MOST_KEPT_STEPS else 0
 
     @property
     def wanted_updates(self) -> int:
         """Of a ``learn``, where its steps allow it: Q spares samples."""
-        return UPDATES if self.action_critic_updates else FEWEST
+        return SHORT_ITERATIONS if self.action_critic_updates else FEWEST
 
     def _haste(self) -> float:
         """How much larger steps are where few will be taken and Q spares them noise."""
         of_learn = self._total_timesteps - self._num_timesteps_at_start
         if not self.action_critic_updates or of_learn <= 0:
             return 1.0
-        return min(max(2 * UPDATES * self.n_steps * self.n_envs / of_learn, 1.0), MOST_HASTE)
+        return min(max(2 * SHORT_ITERATIONS * self.n_steps * self.n_envs / of_learn, 1.0), MOST_HASTE)
 
     def _solve_action_critic(self, batch: Batch) -> None:
         if self.action_critic_updates:

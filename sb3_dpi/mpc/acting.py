@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq, Trai
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_dpi.common.action_units import bounds, from_units
-from sb3_dpi.common.blocks import LearnsFromBlocks
+from sb3_dpi.common.blocks import SMALLEST_MEMORY, LearnsFromBlocks
 from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.finite import check_observation
@@ -29,6 +29,7 @@ from sb3_dpi.common.original_observations import original_rewards, readable_norm
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.simulator_states import follow_parameters
+from sb3_dpi.mpc.constants import BLOCK, WARM_UP
 from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.known_costs import CostedSystem
 from sb3_dpi.mpc.planning import Planner, Planning
@@ -40,11 +41,6 @@ from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
 
 SelfActing = TypeVar("SelfActing", bound="Acting")
-
-SMALLEST_MEMORY, WARM_UP = 32, 250
-"""Steps below which there is nothing to learn from, and random ones at the beginning: at most half of those of ``learn``."""
-BLOCK = 250
-"""Steps of all environments between two fits."""
 
 
 class Acting(SavedModel, LearnsFromBlocks):

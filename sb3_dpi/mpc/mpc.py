@@ -27,6 +27,7 @@ from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
 from sb3_dpi.mpc.arguments import check_arguments, check_observations, check_same_spaces
+from sb3_dpi.mpc.constants import FIRST_FIT
 from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.given_systems import as_system, simulator_of
 from sb3_dpi.mpc.planning import NAMES, Planner, make_planner
@@ -35,11 +36,8 @@ from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discou
 from sb3_dpi.systems import EnsembleSystem, RewardSystem, Simulator
 from sb3_dpi.systems.protocols import Penalty
 from sb3_dpi.trajopt.units import outlier_limit
-from sb3_dpi.world_model.ensemble import Ensemble, SystemFunction, WorldModel
+from sb3_dpi.world_model.ensemble import MODEL_BATCH, Ensemble, SystemFunction, WorldModel
 from sb3_dpi.world_model.types import take_without_outliers
-
-FIRST_FIT, MODEL_BATCH = 375, 64
-"""Real steps for which the first fit counts, which knows nothing yet, and rows of each of its steps."""
 
 
 class MPC(Acting):

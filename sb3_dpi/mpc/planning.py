@@ -18,6 +18,7 @@ import numpy as np
 import scipy.optimize  # noqa: F401  # MPPI's first plan would wait for it
 
 from sb3_dpi.common.choices import as_settings
+from sb3_dpi.mpc.constants import DRAWN, DRAWN_EXPONENT, DRAWN_SPREAD, EDGE, ITERATIONS
 from sb3_dpi.systems import RewardSystem, returns_of
 from sb3_dpi.trajopt.differences import FunctionCost
 from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan
@@ -30,15 +31,8 @@ Planner = Shooter | ILQR
 PLANNERS: dict[str, type[Any]] = {"icem": ICEM, "cem": CEM, "mppi": MPPI, "random": RandomShooting, "ilqr": ILQR}
 NAMES = ("iCEM", "CEM", "MPPI", "random", "iLQR")
 """As they are written."""
-EDGE = 0.995
-"""Up to which iLQR plans, in units of the bounds: the differences that it takes must stay within them."""
-DRAWN, DRAWN_SPREAD, DRAWN_EXPONENT = 30, 0.5, 2.0
-"""Slow sequences of actions beside the last plan, from the best of which iLQR begins: from rest alone it ends in the nearest
-optimum, as a pendulum that hangs."""
 ROUNDING = 1e-9
 """Of a return, below which iLQR's plan counts as no worse than its start."""
-ITERATIONS = 20
-"""Of iLQR in a plan, where nothing else is said: the next plan goes on from there."""
 
 
 def make_planner(given: str | Mapping[str, Any] | Planner | type[Any]) -> Planner:
