@@ -121,7 +121,7 @@ class Actor(nn.Module):
 
 
 class Model:
-    """Gaussian members that foretell change of state and reward, in standard deviations of what was seen."""
+    """Gaussian members that predict change of state and reward, in standard deviations of what was seen."""
 
     def __init__(self, n_obs: int, n_actions: int, recipe: Recipe) -> None:
         sizes = (n_obs + n_actions, *[recipe.width] * recipe.layers, n_obs + 1)
@@ -187,8 +187,8 @@ class Model:
     def explained(self, obs: th.Tensor, actions: th.Tensor, change: th.Tensor) -> float:
         """:return: R squared of the members' mean, before these steps are learned, mean over outputs"""
         x = self.inputs(obs, actions)
-        foretold = self.out_mean + self.out_std * self.net(x.expand(self.recipe.members, -1, -1)).mean(0)
-        return float((1.0 - (change - foretold).square().mean(0) / change.var(0).clamp_min(1e-12)).mean())
+        predicted = self.out_mean + self.out_std * self.net(x.expand(self.recipe.members, -1, -1)).mean(0)
+        return float((1.0 - (change - predicted).square().mean(0) / change.var(0).clamp_min(1e-12)).mean())
 
     def step(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Each state by a member drawn anew. :return: next observations ``[B, o]``, rewards ``[B]``"""

@@ -308,21 +308,21 @@ def compare_samplers() -> None:
 
 
 def _theirs(ensemble: Any, state: np.ndarray) -> Callable[[], Any]:
-    """:return: a plan of pytorch-mppi in the same network; the reward that it foretells is kept for the cost"""
+    """:return: a plan of pytorch-mppi in the same network; the reward that it predicts is kept for the cost"""
     import pytorch_mppi
     import torch as th
 
     from sb3_dpi.world_model.frozen import FrozenEnsemble
 
-    foretold, model = [th.zeros(SAMPLES)], FrozenEnsemble(ensemble)
+    predicted, model = [th.zeros(SAMPLES)], FrozenEnsemble(ensemble)
 
     def dynamics(states: th.Tensor, actions: th.Tensor) -> th.Tensor:
         following, rewards = model.predict(states, actions)
-        foretold[0] = rewards[0]
+        predicted[0] = rewards[0]
         return model.clip(following)[0]
 
     def cost(states: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        return -foretold[0]
+        return -predicted[0]
 
     bounds = {"u_min": -th.ones(ACTION), "u_max": th.ones(ACTION)}
     planner = pytorch_mppi.MPPI(dynamics, cost, STATE, 0.09 * th.eye(ACTION), num_samples=SAMPLES, horizon=STEPS, **bounds)

@@ -193,7 +193,7 @@ def small_sac(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> SAC:
 
 CHAPTERS = frozenset({"episodes", "actions"})
 """Of a look inside any policy of continuous actions"""
-FORETOLD = CHAPTERS | {"prediction", "calibration", "one_step", "returns", "ahead", "kl"}
+PREDICTED = CHAPTERS | {"prediction", "calibration", "one_step", "returns", "ahead", "kl"}
 """Of one that knows a model of the environment"""
 
 
@@ -269,9 +269,11 @@ class Make:
 
 
 ALGORITHMS = (
-    Make(MDGPS, small_mdgps, first_steps=4, chapters=FORETOLD | {"conditions"}, from_conditions=True),
-    Make(AggreVaTeDOC, small_aggrevated_oc, first_steps=4, chapters=FORETOLD | {"conditions", "critic"}, from_conditions=True),
-    Make(DPI, small_dpi, first_steps=25, chapters=FORETOLD | {"windows", "critic"}, squashes=True),
+    Make(MDGPS, small_mdgps, first_steps=4, chapters=PREDICTED | {"conditions"}, from_conditions=True),
+    Make(
+        AggreVaTeDOC, small_aggrevated_oc, first_steps=4, chapters=PREDICTED | {"conditions", "critic"}, from_conditions=True
+    ),
+    Make(DPI, small_dpi, first_steps=25, chapters=PREDICTED | {"windows", "critic"}, squashes=True),
     Make(DualAC, small_dual_ac, first_steps=2, chapters=CHAPTERS | {"critic"}, keeps_originals=False, any_space=True),
     Make(DAgger, small_dagger, takes_discrete=True, acts_as_predicted=True, imitates=True),
     Make(MPC, small_mpc, policy="iCEM", plans=True),

@@ -16,18 +16,18 @@ def numbers(seed: int) -> np.ndarray:
 def in_turn(pairs: list[tuple[np.ndarray, np.ndarray]], evidence: tuple[float, float] = NOTHING) -> list[Calibration]:
     """:return: of several iterations, each of which remembers those before"""
     found: list[Calibration] = []
-    for real, foretold in pairs:
-        found.append(calibrate(found[-1].evidence if found else evidence, real, foretold, TRAJECTORY))
+    for real, predicted in pairs:
+        found.append(calibrate(found[-1].evidence if found else evidence, real, predicted, TRAJECTORY))
     return found
 
 
-def test_what_is_foretold_exactly_is_trusted() -> None:
+def test_what_is_predicted_exactly_is_trusted() -> None:
     found = calibrate(NOTHING, numbers(0), numbers(0), TRAJECTORY)
     assert found.believed == pytest.approx(1.0) and found.slope == pytest.approx(1.0)
     assert found.error == pytest.approx(0.0, abs=1e-9)
 
 
-def test_noise_on_what_is_foretold_does_not_take_the_trust() -> None:
+def test_noise_on_what_is_predicted_does_not_take_the_trust() -> None:
     """Single samples are noisy; the slope is not their correlation."""
     real = numbers(0) + 3.0 * numbers(1)
     assert np.corrcoef(real, numbers(0))[0, 1] < 0.4
@@ -51,9 +51,9 @@ def test_error_is_that_of_independent_trajectories() -> None:
     found = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        foretold = np.repeat(rng.normal(size=20), 30) + 0.1 * rng.normal(size=600)
-        real = foretold + np.repeat(rng.normal(size=20), 30)
-        found.append(calibrate(NOTHING, real, foretold, TRAJECTORY))
+        predicted = np.repeat(rng.normal(size=20), 30) + 0.1 * rng.normal(size=600)
+        real = predicted + np.repeat(rng.normal(size=20), 30)
+        found.append(calibrate(NOTHING, real, predicted, TRAJECTORY))
     slopes = [one.slope for one in found]
     assert np.mean(slopes) == pytest.approx(1.0, abs=0.05)
     assert np.mean([one.error for one in found]) == pytest.approx(np.std(slopes), rel=0.25)
@@ -69,7 +69,7 @@ def test_what_explodes_is_not_trusted(huge: float) -> None:
     assert later[-1].believed > 0.95
 
 
-def test_nothing_foretold_is_no_evidence() -> None:
+def test_nothing_predicted_is_no_evidence() -> None:
     mean, precision = calibrate((0.8, 100.0), numbers(0), 0.0 * numbers(0), TRAJECTORY).evidence
     assert mean == pytest.approx(0.8) and precision == pytest.approx(CALIBRATION_MEMORY * 100.0)
 

@@ -117,7 +117,7 @@ def test_nothing_behind_a_death_is_read() -> None:
 
 
 def test_exact_values_leave_no_advantage() -> None:
-    """Where the values foretell what happens, deaths and cuts surprise nobody."""
+    """Where the values predict what happens, deaths and cuts surprise nobody."""
     data = episodes(1)
     values = np.zeros_like(data["values"])
     values[..., -1] = 3.0

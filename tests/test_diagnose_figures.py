@@ -36,7 +36,7 @@ def drifting(rng: np.random.Generator, steps: int = 60, reward: float = 2.0, ter
 
 
 def planted_ensemble(reward: float = 2.0) -> Ensemble:
-    """:return: two members that foretell the drift and a planted error, apart by one real unit in the first number"""
+    """:return: two members that predict the drift and a planted error, apart by one real unit in the first number"""
     ensemble = Ensemble(2, 1, n_members=2, width=4)
     for network in (ensemble.networks, ensemble.termination):
         network.requires_grad_(False)
@@ -83,7 +83,7 @@ def test_spread_that_is_right_lies_on_the_diagonal() -> None:
     table = calibration_table([found])
     np.testing.assert_allclose(table["error"] / table["spread"], 1.0, atol=0.08)
     assert len(table) == 10 and table["spread"].is_monotonic_increasing and rank_correlation(found) > 0.4
-    sure = Predictions(1, start, truth, found.foretold, np.full_like(spread, 0.1))
+    sure = Predictions(1, start, truth, found.predicted, np.full_like(spread, 0.1))
     assert rank_correlation(sure) == 0.0
 
 
@@ -92,7 +92,7 @@ def test_rewards_and_ends_a_step_ahead() -> None:
     episodes, ensemble = [drifting(rng, 10, 2.5, terminated=True), drifting(rng, 10, 2.5)], planted_ensemble()
     ensemble.known_end = lambda states, actions, following: 0.25 * th.ones(len(states))
     table = one_step_table(ensemble, episodes)
-    np.testing.assert_allclose(table["foretold"], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(table["predicted"], 2.0, rtol=1e-6)
     np.testing.assert_allclose(table["end_probability"], 0.25)
     assert list(np.flatnonzero(table["ended"])) == [9]
 
@@ -195,20 +195,20 @@ def test_a_planted_error_of_local_models() -> None:
     for h in (1, 5):
         found = predict(model, trajectories, h)
         assert found is not None
-        error = found.foretold - found.truth
+        error = found.predicted - found.truth
         assert {tuple(np.round(row, 9)) for row in error} == {tuple(h * row) for row in offset}
         np.testing.assert_allclose(found.spread, 0.2 * np.sqrt(h))
     assert predict(model, trajectories, T + 1) is None
 
 
 def test_local_models_of_a_linear_system() -> None:
-    """Dynamics and reward are what is fitted: no error, and the expert is as far ahead as it was foretold, within its KL."""
+    """Dynamics and reward are what is fitted: no error, and the expert is as far ahead as it was predicted, within its KL."""
     options = {"policy_kwargs": {"net_arch": [8], "log_std_init": -2.0}, "min_std": 0.1, "dynamics": "niw"}
     model = small_mdgps(samples_per_condition=12, kl_step=0.2, gamma=0.95, **options)
     subject = as_subject(model)
     found = look(subject, Stage(subject, PointMass), seed=0, horizons=(1, 5))
     assert error_table(found.predictions, ["x", "v"])["relative"].max() < 0.05
-    np.testing.assert_allclose(found.rewards["foretold"], found.rewards["reward"], atol=0.02)
+    np.testing.assert_allclose(found.rewards["predicted"], found.rewards["reward"], atol=0.02)
     np.testing.assert_allclose(found.returns["imagined"], found.returns["real"], rtol=0.02)
     assert (found.ahead["model"] > 0.0).all()
     errors = found.conditions["ahead_real_error"]

@@ -158,7 +158,7 @@ def test_successors() -> None:
 # ---------------------------------------------------------------------- the model
 
 
-def test_it_foretells_what_it_has_not_seen(fitted: tuple[Ensemble, ListMemory]) -> None:
+def test_it_predicts_what_it_has_not_seen(fitted: tuple[Ensemble, ListMemory]) -> None:
     ensemble, _ = fitted
     state, reward = ensemble.r_squared(system(200, seed=1).data)
     assert state > 0.95 and reward > 0.8
@@ -184,25 +184,25 @@ def test_units_of_predictions(fitted: tuple[Ensemble, ListMemory]) -> None:
     states, actions = ensemble.standardize(data.states), th.as_tensor(data.actions, dtype=th.float32)
     with th.no_grad():
         following, rewards = ensemble.predict(states, actions)
-    foretold = ensemble.restore(following.mean(0))
-    error = np.abs(foretold - data.next_states).mean(0)
+    predicted = ensemble.restore(following.mean(0))
+    error = np.abs(predicted - data.next_states).mean(0)
     assert np.all(error < 0.1 * np.abs(data.next_states - data.states).mean(0))
     assert np.abs(rewards.mean(0).numpy() - data.rewards).mean() < 0.2 * data.rewards.std()
     np.testing.assert_allclose(ensemble.restore(states), data.states, atol=1e-3)
 
 
 @th.no_grad()
-def test_frozen_it_foretells_the_same(fitted: tuple[Ensemble, ListMemory]) -> None:
+def test_frozen_it_predicts_the_same(fitted: tuple[Ensemble, ListMemory]) -> None:
     ensemble, memory = fitted
     frozen = FrozenEnsemble(ensemble)
     states, actions = ensemble.standardize(5.0 * memory.data.states), th.as_tensor(memory.data.actions, dtype=th.float32)
     for rows in (states, actions), (states.expand(3, -1, -1), actions.expand(3, -1, -1)):
         following, rewards = ensemble.predict(*rows)
-        foretold, earned = frozen.predict(*rows)
-        th.testing.assert_close((foretold, earned), (following, rewards))
+        predicted, earned = frozen.predict(*rows)
+        th.testing.assert_close((predicted, earned), (following, rewards))
         limited = ensemble.clip(following)
         assert not th.equal(limited, following)
-        th.testing.assert_close(frozen.clip(foretold), limited)
+        th.testing.assert_close(frozen.clip(predicted), limited)
     assert not frozen.never_ends  # it has seen ends
     assert FrozenEnsemble(Ensemble(2, 1)).never_ends
 
@@ -244,17 +244,17 @@ def test_units_change_slowly_and_no_prediction_with_them(fitted: tuple[Ensemble,
     states = data.states[:10]
     actions = th.as_tensor(data.actions[:10], dtype=th.float32)
 
-    def foretell() -> tuple[np.ndarray, np.ndarray]:
+    def predict() -> tuple[np.ndarray, np.ndarray]:
         with th.no_grad():
             following, rewards = ensemble.predict(ensemble.standardize(states), actions)
         return ensemble.restore(following[1]), rewards[1].numpy()
 
-    expected, std = foretell(), ensemble.state_std.clone()
+    expected, std = predict(), ensemble.state_std.clone()
     scaled = Transitions(5.0 * data.states, data.actions, 9.0 * data.rewards, 5.0 * data.next_states, data.terminated)
     change = ensemble.observe(scaled)
     th.testing.assert_close(ensemble.state_std, 1.5 * std)
     th.testing.assert_close(change.scale, th.full((2,), 1.5))
-    for one, two in zip(foretell(), expected, strict=True):
+    for one, two in zip(predict(), expected, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-3 * np.abs(two).max())
 
 

@@ -470,7 +470,7 @@ def test_nothing_but_the_state(make: Make) -> None:
         make(DictPointMass(("state",)), "MultiInputPolicy")
 
 
-def test_what_no_world_model_can_foretell() -> None:
+def test_what_no_world_model_can_predict() -> None:
     with pytest.raises(ValueError, match="images and discrete observations have no model here"):
         small_dpi(ImagePointMass())
     with pytest.raises(ValueError, match="under the key 'image'"):

@@ -364,7 +364,7 @@ def test_death_forgoes_the_rewards_of_life(gamma: float, remaining: float) -> No
     np.testing.assert_allclose(costs[1, :, 2], -trajectories.rewards[1, :, 2] + loss, rtol=1e-6)
 
 
-def test_death_is_foreseen() -> None:
+def test_death_is_predicted() -> None:
     """Its cost is spread over the steps before it, and the return stays what it was."""
     trajectories = kill(sample(), [[T] * N, [3] * N])
     loss = trajectories.rewards[trajectories.alive].mean() * 9.0

@@ -34,7 +34,7 @@ OWN: dict[type[Any], set[str]] = {
     DAgger: {"train/loss", "imitation/beta", "imitation/disagreement"},
     ExIt: {f"train/{key}" for key in "loss policy_loss value_loss kl".split()} | {"time/simulator_steps", "search/depth"},
     MPC: {f"model/{key}" for key in "loss r_squared r_squared_reward".split()}
-    | {f"plan/{key}" for key in "seconds plans_per_second foretold_return realised_return".split()},
+    | {f"plan/{key}" for key in "seconds plans_per_second predicted_return real_return".split()},
 }
 SPARSE = {"model/window_correlation"}
 """Not a number where too few windows were seen"""

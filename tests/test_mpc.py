@@ -170,7 +170,7 @@ def test_parameters_that_change_are_followed() -> None:
             action, state = model.predict(obs, state)
             obs, reward, _, _ = vec.step(action)
             earned += float(reward[0])
-        assert state["foretold"][0] == pytest.approx(earned, rel=1e-5), env_id
+        assert state["predicted_return"][0] == pytest.approx(earned, rel=1e-5), env_id
     both = vec_env(2, lambda: gym.make("Pendulum-v1"))
     model = small(both, horizon=3)
     obs = both.reset()
@@ -361,7 +361,7 @@ def test_time_ends_a_plan_wherever_it_is(planner: str, limit: float, monkeypatch
         action, state = model.predict(obs, state)
         # to say what a plan of iLQR is takes a trajectory, its cost and its return
         assert clock.now - begun <= limit + 4.0 * (3 if planner == "iLQR" else 1)
-        assert np.isfinite(action).all() and np.isfinite(state["foretold"]).all()
+        assert np.isfinite(action).all() and np.isfinite(state["predicted_return"]).all()
 
 
 def test_time_ends_a_plan() -> None:
@@ -381,16 +381,16 @@ def test_no_seconds_set_no_limit() -> None:
 # ---------------------------------------------------------------------- learning
 
 
-def test_with_a_simulator_what_is_foretold_comes_true() -> None:
+def test_with_a_simulator_what_is_predicted_comes_true() -> None:
     model = small(limited(50), replan_every=4, train_freq=8)
     with pytest.warns(UserWarning, match="nothing to learn"):
         model.learn(40, log_interval=None)
-    measured = model._foretelling.summary()
-    assert measured["plan/foretold_return"] == pytest.approx(measured["plan/realised_return"], rel=1e-4)
+    measured = model._predicted_returns.summary()
+    assert measured["plan/predicted_return"] == pytest.approx(measured["plan/real_return"], rel=1e-4)
     assert measured["plan/plans_per_second"] * measured["plan/seconds"] == pytest.approx(1.0)
 
 
-def test_what_is_foretold_and_what_comes_are_in_one_unit() -> None:
+def test_what_is_predicted_and_what_comes_are_in_one_unit() -> None:
     def cost(obs: th.Tensor, action: th.Tensor, following: th.Tensor) -> th.Tensor:
         return 100.0 * following.square().sum(-1) + obs[:, 0].abs() + action.square().sum(-1)
 
@@ -398,8 +398,8 @@ def test_what_is_foretold_and_what_comes_are_in_one_unit() -> None:
     model = small(env, replan_every=4, train_freq=8, cost_fn=cost)
     with pytest.warns(UserWarning, match="nothing to learn"):
         model.learn(40, log_interval=None)
-    measured = model._foretelling.summary()
-    assert measured["plan/foretold_return"] == pytest.approx(measured["plan/realised_return"], rel=1e-3)
+    measured = model._predicted_returns.summary()
+    assert measured["plan/predicted_return"] == pytest.approx(measured["plan/real_return"], rel=1e-3)
 
 
 @pytest.mark.parametrize("particles", ["ts1", "tsinf"])
@@ -416,7 +416,7 @@ def test_learned(particles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         seed=0,
     )
     model.learn(160, log_interval=1)
-    assert model.n_iterations == 3 and model._foretelling is not None
+    assert model.n_iterations == 3 and model._predicted_returns is not None
     assert model.logger.name_to_value["model/r_squared"] > 0.5
     model.save(tmp_path / "mpc")
     loaded = MPC.load(tmp_path / "mpc")

@@ -109,7 +109,7 @@ def test_what_needs_the_whole_state(given: dict[str, Any], named: str) -> None:
 
 
 @pytest.mark.parametrize("prior", ["nearest", "niw"])
-def test_memory_is_what_was_foretold(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_what_was_predicted(prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between a quarter of it and all, where the matrices count."""
     for module in (local_models, plan_size):
         monkeypatch.setattr(module, "FITTED_AT_ONCE", 1e6)
@@ -119,8 +119,8 @@ def test_memory_is_what_was_foretold(prior: str, monkeypatch: pytest.MonkeyPatch
     model.train()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    foretold = PlanSize(5, 2, 10, 60, 1, prior).n_bytes(60)
-    assert 0.25 * foretold < peak < foretold + 5e6
+    predicted = PlanSize(5, 2, 10, 60, 1, prior).n_bytes(60)
+    assert 0.25 * predicted < peak < predicted + 5e6
 
 
 @every(from_conditions=True)

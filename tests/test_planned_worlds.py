@@ -140,7 +140,7 @@ def test_variants_begin_where_the_environment_is() -> None:
 
 @pytest.mark.parametrize("planner", [ICEM, "iLQR"], ids=str)
 def test_mpc_plans_in_another_environment_and_over_several(planner: Any) -> None:
-    """What a plan foretells is the mean over the variants; a known cost and a value of the last state are averaged alike."""
+    """What a plan predicts is the mean over the variants; a known cost and a value of the last state are averaged alike."""
     limited = [TimeLimit(Car(mass), 50) for mass in (1.0, 0.5, 5.0)]
     options: dict[str, Any] = {"horizon": 3, "seed": 0}
     known = {"cost_fn": lambda obs, action, following: -following[:, 0], "terminal_value": lambda obs: 2.0 * obs[:, 0]}
@@ -154,7 +154,7 @@ def test_mpc_plans_in_another_environment_and_over_several(planner: Any) -> None
                 _, state = model.predict(obs, deterministic=True)
             at = np.mean([np.cumsum(0.1 * state["actions"][0, :, 0] / mass) for mass in masses], axis=0)
             offset = -3.0 * env.envs[0].unwrapped.goal if not more else 2.0 * at[-1]
-            assert state["foretold"][0] == pytest.approx(at.sum() + offset, abs=1e-5)
+            assert state["predicted_return"][0] == pytest.approx(at.sum() + offset, abs=1e-5)
 
 
 # ---------------------------------------------------------------------- memories and chance
@@ -412,18 +412,18 @@ class Cliff(World):
         return float(self.x[0]), bool(self.x[0] > 1.0), False
 
 
-def test_ilqr_does_not_foretell_what_comes_behind_an_end() -> None:
+def test_ilqr_does_not_predict_what_comes_behind_an_end() -> None:
     """A plan that ends the episode is worth what it earns until then, and gives way to one that earns more."""
     model = MPC("iLQR", TimeLimit(Cliff(), 30), system="simulator", horizon=15, seed=0)
     env: Any = model.get_env()
-    obs, state, total, foretold = env.reset(), None, 0.0, 0.0
+    obs, state, total, predicted = env.reset(), None, 0.0, 0.0
     for t in range(29):
         action, state = model.predict(obs, state)
-        foretold = float(state["foretold"][0]) if t == 0 else foretold
+        predicted = float(state["predicted_return"][0]) if t == 0 else predicted
         obs, reward, done, _ = env.step(action)
         total += reward[0]
         assert not done[0]
-    assert foretold <= 15.0 < total
+    assert predicted <= 15.0 < total
 
 
 # ---------------------------------------------------------------------- systems that are given

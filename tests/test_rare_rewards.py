@@ -31,17 +31,17 @@ def fitted(memory: ListMemory, n_steps: int = 1500) -> Ensemble:
     return ensemble
 
 
-def foretold(ensemble: Ensemble, data: Transitions) -> np.ndarray:
+def predicted(ensemble: Ensemble, data: Transitions) -> np.ndarray:
     with th.no_grad():
         _, rewards = ensemble.predict(ensemble.standardize(data.states), th.as_tensor(data.actions, dtype=th.float32))
     return rewards.mean(0).numpy()
 
 
-def test_a_model_foretells_rewards_that_are_rare() -> None:
+def test_a_model_predicts_rewards_that_are_rare() -> None:
     memory = walk(4000, WIDTH)
     data, paid = memory.data, memory.data.rewards > 0.0
     assert 0.02 < paid.mean() < 0.06
-    rewards = foretold(fitted(memory), data)
+    rewards = predicted(fitted(memory), data)
     assert rewards[paid].mean() > 0.7 and np.abs(rewards[np.abs(data.next_states[:, 0]) > 8 * WIDTH]).mean() < 0.06
 
 
@@ -72,7 +72,7 @@ def test_no_reward_is_clipped() -> None:
     np.testing.assert_allclose(targets.numpy(), rewards, atol=1e-6)
 
 
-def test_a_first_reward_after_long_is_foretold_in_its_own_size() -> None:
+def test_a_first_reward_after_long_is_predicted_in_its_own_size() -> None:
     memory = walk(2000, WIDTH)
     before = Transitions(
         memory.data.states, memory.data.actions, np.zeros(2000), memory.data.next_states, np.zeros(2000, bool)

@@ -139,9 +139,9 @@ def test_particles_follow_members(kind: str) -> None:
         for t in range(5):
             taken = th.as_tensor(actions[:, t], dtype=th.float32)
             with th.no_grad():
-                predicted, foretold = ensemble.predict(now, taken)
+                predicted, rewarded = ensemble.predict(now, taken)
                 following = ensemble.clip(predicted[e])
-                rewards[:, t] = alive * foretold[e].numpy()
+                rewards[:, t] = alive * rewarded[e].numpy()
                 alive = alive * ensemble.continuation(now, taken, following).numpy()
             now = following
         own.append((rewards, ensemble.restore(now), alive))

@@ -246,7 +246,7 @@ class AggreVaTeDOC(DualPolicyAlgorithm):
         expert = self.improve_expert(model, value)  # eta_n, Eq. 9 and 10
         samples = self.gather(expert, evaluation.advantages, trajectories)
         surrogate = Surrogate(self.policy, samples)
-        found = calibrate(self.evidence, surrogate.real.cpu().numpy(), surrogate.foretold.cpu().numpy(), samples.trajectory)
+        found = calibrate(self.evidence, surrogate.real.cpu().numpy(), surrogate.predicted.cpu().numpy(), samples.trajectory)
         self.evidence = found.evidence
         step = self.imitate(surrogate, *self.shares(found))  # pi_n+1, Eq. 11 and 12
         self._log(trajectories, model, evaluation, expert, found, step)

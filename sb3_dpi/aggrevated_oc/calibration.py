@@ -34,22 +34,22 @@ class Calibration:
     """whether the expert's advantages are finite numbers"""
 
 
-def calibrate(evidence: tuple[float, float], real: FloatArray, foretold: FloatArray, trajectory: IntArray) -> Calibration:
-    """Compare what an expert foretold with what was sampled.
+def calibrate(evidence: tuple[float, float], real: FloatArray, predicted: FloatArray, trajectory: IntArray) -> Calibration:
+    """Compare what an expert predicted with what was sampled.
 
     :param evidence: mean and precision of the slope by earlier iterations
     :param real: sampled advantages, centred, ``[k]``
-    :param foretold: the expert's, of the same actions, ``[k]``
+    :param predicted: the expert's, of the same actions, ``[k]``
     :param trajectory: which trajectory each belongs to, ``[k]``
     :return: the slope, and how far the expert is believed
     """
-    real, foretold = real.astype(np.float64), foretold.astype(np.float64)
-    power = float(foretold @ foretold)
-    # Nothing foretold is no evidence; what exploded is evidence against the model
+    real, predicted = real.astype(np.float64), predicted.astype(np.float64)
+    power = float(predicted @ predicted)
+    # Nothing predicted is no evidence; what exploded is evidence against the model
     slope, error = 0.0, np.inf if power == 0.0 else 0.0
     if 0.0 < power < np.inf:
-        slope = float(real @ foretold) / power
-        sums = np.bincount(trajectory, (real - slope * foretold) * foretold)
+        slope = float(real @ predicted) / power
+        sums = np.bincount(trajectory, (real - slope * predicted) * predicted)
         n_trajectories = len(np.unique(trajectory))
         error = float(np.sqrt(sums @ sums)) / power
         error = error * np.sqrt(n_trajectories / (n_trajectories - 1)) if n_trajectories > 1 else np.inf

@@ -57,7 +57,7 @@ class Surrogate:
         with th.no_grad():
             self.old_mean, self.old_log_std = policy.action_mean(samples.inputs), policy.log_std.clone()
             self.baseline = samples.expert_advantage(self.old_mean, (2.0 * self.old_log_std).exp())
-            self.foretold = (samples.expert_advantage(samples.actions) - self.baseline)[: self.n_latest]
+            self.predicted = (samples.expert_advantage(samples.actions) - self.baseline)[: self.n_latest]
             """the expert's advantages of the latest samples, ``[k]``"""
             self.real = samples.advantages - samples.advantages.mean()
             """the sampled ones, centred, ``[k]``"""
@@ -71,7 +71,7 @@ class Surrogate:
         :return: L, a function of the policy's present parameters
         """
         samples, n = self.samples, self.n_latest
-        remainder = self.real - weight * self.foretold if weight > 0.0 else self.real
+        remainder = self.real - weight * self.predicted if weight > 0.0 else self.real
         open_, share = 1.0 - trust, n / len(self.baseline)
         closed, kept = trust * share + open_ * weight, trust * (1.0 - share)
 
@@ -79,10 +79,10 @@ class Surrogate:
             mean, log_std = self.policy.action_mean(samples.inputs), self.policy.log_std
             total = mean.new_zeros(())
             if trust > 0.0 or weight > 0.0:
-                foretold = samples.expert_advantage(mean, (2.0 * log_std).exp()) - self.baseline
-                total = closed * foretold[:n].mean()
+                predicted = samples.expert_advantage(mean, (2.0 * log_std).exp()) - self.baseline
+                total = closed * predicted[:n].mean()
                 if kept > 0.0:
-                    total = total + kept * foretold[n:].mean()
+                    total = total + kept * predicted[n:].mean()
             if open_ > 0.0:
                 ratio = (log_prob(samples.actions, mean, log_std)[:n] - self.old_log_prob).exp()
                 total = total + open_ * (ratio * remainder).mean()

@@ -42,9 +42,9 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60.0:.0f} min" if seconds < 6000.0 else f"{seconds / 3600.0:.1f} h"
 
 
-def let_foretell(bar: Any, seconds_left: Callable[[], float | None]) -> None:
+def show_time_left(bar: Any, seconds_left: Callable[[], float | None]) -> None:
     """
-    Let a bar show the rate since it began, and a foretold end.
+    Let a bar show the rate since it began, and a predicted end.
 
     :param bar: of ``tqdm.rich``
     :param seconds_left: what is left; None shows none
@@ -87,7 +87,7 @@ class Pace(BaseCallback):
         self.n_updates = self.model._n_updates
         self.bars = [bar for bar in self.bars if not bar.pbar.disable]
         for bar in self.bars:
-            let_foretell(bar.pbar, self.seconds_left)
+            show_time_left(bar.pbar, self.seconds_left)
 
     def _now(self) -> tuple[int, float]:
         """Steps, and seconds without those of compiling, which do not come again."""
@@ -108,7 +108,7 @@ class Pace(BaseCallback):
 
     def seconds_left(self) -> float | None:
         """
-        Foretell the end.
+        Predict the end.
 
         :return: seconds; None before the first whole block
         """

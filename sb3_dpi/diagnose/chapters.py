@@ -28,7 +28,7 @@ WORDS = (
         "prediction",
         "Error of the model",
         pictures.draw_prediction,
-        "Good: all marks left of the dashed line, where foretelling the mean change is as good, and far left for one step.",
+        "Good: all marks left of the dashed line, where predicting the mean change is as good, and far left for one step.",
         "Otherwise train longer, or set world_model={'width': 256} or more gradient_steps; a number that stays on the line "
         "may be noise, or need something that the observation lacks.",
         "Otherwise take more samples_per_condition or a higher replay, a shorter horizon, or another prior in dynamics; a "
@@ -48,7 +48,7 @@ WORDS = (
         "one_step",
         "Rewards and ends, a step ahead",
         pictures.draw_one_step,
-        "Good: points on the dashed line, and ends foretold near 1 where they came and near 0 where not.",
+        "Good: points on the dashed line, and ends predicted near 1 where they came and near 0 where not.",
         "Otherwise give what you know as world_model={'cost_fn': ..., 'termination_fn': ...}, or let the observation hold "
         "what the reward depends on.",
         "Otherwise give the cost that you know as cost=..., set cost={'local_window': 3}, or let the observation hold what "

@@ -87,16 +87,16 @@ def _of_calibration(table: pd.DataFrame) -> list[KeyFigure]:
     part = table[table["steps"] == steps]
     spread, error = (float(np.sqrt((part["n"] * part[name] ** 2).sum() / part["n"].sum())) for name in ("spread", "error"))
     ratio, (low, high) = (error / spread if spread > 0.0 else float("nan")), RATIO_LIMITS
-    title = f"Error over foretold spread, {steps} steps ahead"
+    title = f"Error over predicted spread, {steps} steps ahead"
     good = f"{low:g} to {high:g}"
     return [KeyFigure("error_over_spread", title, ratio, good, low <= ratio <= high, "calibration")]
 
 
 def _of_rewards(table: pd.DataFrame) -> list[KeyFigure]:
-    value = r_squared(table["foretold"].to_numpy(), table["reward"].to_numpy())
+    value = r_squared(table["predicted"].to_numpy(), table["reward"].to_numpy())
     figures = [
         KeyFigure(
-            *("r_squared_reward", "Share of the reward's variance that is foretold", value),
+            *("r_squared_reward", "Share of the reward's variance that is predicted", value),
             *(f"above {REWARD_LIMIT:g}", value > REWARD_LIMIT, "one_step"),
         )
     ]
@@ -104,7 +104,7 @@ def _of_rewards(table: pd.DataFrame) -> list[KeyFigure]:
         known = float(table.loc[table["ended"], "end_probability"].mean())
         good = f"above {END_LIMIT:g}"
         figures.append(
-            KeyFigure("end_probability", "Foretold probability of ends that came", known, good, known > END_LIMIT, "one_step")
+            KeyFigure("end_probability", "Predicted probability of ends that came", known, good, known > END_LIMIT, "one_step")
         )
     return figures
 

@@ -41,7 +41,7 @@ class LocalLook:
     predictions: list[Predictions]
     """of the trajectories that were left out"""
     rewards: pd.DataFrame
-    """a row a step: ``reward`` and ``foretold``, deaths spread as the cost's fit spreads them"""
+    """a row a step: ``reward`` and ``predicted``, deaths spread as the cost's fit spreads them"""
     returns: pd.DataFrame
     """a row a condition: ``real`` and ``imagined`` return of the policy over the plan, discounted"""
     ahead: pd.DataFrame
@@ -261,13 +261,13 @@ def _by_condition(model: LocalModel, held_out: Trajectories, pooled: Predictions
     for m in range(len(errors)):
         own = predict(take_conditions(model, slice(m, m + 1)), held_out.take(slice(m, m + 1)), pooled.horizon)
         if own is not None:
-            errors[m] = np.sqrt(np.square((own.foretold - own.truth) / pooled.change_std).mean())
+            errors[m] = np.sqrt(np.square((own.predicted - own.truth) / pooled.change_std).mean())
     return errors
 
 
 def _reward_table(model: LocalModel, trajectories: Trajectories, costs: FloatArray) -> pd.DataFrame:
     z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1)
     C, c = model.cost.C[:, None], model.cost.c[:, None]
-    foretold = 0.5 * np.sum(z * matvec(C, z), -1) + np.sum(c * z, -1) + model.cost.const[:, None]
+    predicted = 0.5 * np.sum(z * matvec(C, z), -1) + np.sum(c * z, -1) + model.cost.const[:, None]
     planned = trajectories.alive & (np.arange(costs.shape[-1]) < model.lengths[:, None, None])
-    return pd.DataFrame({"reward": -costs[planned], "foretold": -foretold[planned]})
+    return pd.DataFrame({"reward": -costs[planned], "predicted": -predicted[planned]})

@@ -84,13 +84,13 @@ def draw_prediction(figure: Figure, tables: Mapping[str, pd.DataFrame], colors: 
 
 
 def draw_calibration(figure: Figure, tables: Mapping[str, pd.DataFrame], colors: tuple[str, ...]) -> None:
-    """Foretold spread against error, and the diagonal."""
+    """Predicted spread against error, and the diagonal."""
     axes, table = figure.subplots(), tables["calibration"]
     for (steps, part), color, marker in zip(table.groupby("steps"), colors, "os^D", strict=False):
         axes.plot(
             part["spread"].clip(lower=1e-6), part["error"].clip(lower=1e-6), f"{marker}-", color=color, label=_steps(steps)
         )
-    axes.set(xscale="log", yscale="log", xlabel="spread that the model foretells", ylabel="error")
+    axes.set(xscale="log", yscale="log", xlabel="spread that the model predicts", ylabel="error")
     _diagonal(axes)
     for axis in (axes.xaxis, axes.yaxis):
         _log_ticks(axis)
@@ -103,8 +103,8 @@ def draw_one_step(figure: Figure, tables: Mapping[str, pd.DataFrame], colors: tu
     has_ends = "ended" in table and bool(table["ended"].any())
     parts = figure.subplots(1, 1 + has_ends, squeeze=False)[0]
     some = table.iloc[np.unique(np.linspace(0, len(table) - 1, min(800, len(table))).astype(int))]
-    parts[0].plot(some["reward"], some["foretold"], "o", color=colors[0], alpha=ALPHA, markersize=3.0, markeredgewidth=0.0)
-    parts[0].set(xlabel="reward of a step", ylabel="foretold")
+    parts[0].plot(some["reward"], some["predicted"], "o", color=colors[0], alpha=ALPHA, markersize=3.0, markeredgewidth=0.0)
+    parts[0].set(xlabel="reward of a step", ylabel="predicted")
     _diagonal(parts[0])
     if has_ends:
         edges = np.linspace(0.0, 1.0, 11)
@@ -112,7 +112,7 @@ def draw_one_step(figure: Figure, tables: Mapping[str, pd.DataFrame], colors: tu
             values = table.loc[table["ended"] == ended, "end_probability"]
             weights = np.full(len(values), 1.0 / max(len(values), 1))
             parts[1].hist(values, edges, weights=weights, color=color, alpha=ALPHA, label=label)
-        parts[1].set(xlabel="foretold probability of an end", ylabel="share of steps")
+        parts[1].set(xlabel="predicted probability of an end", ylabel="share of steps")
         parts[1].legend()
 
 

@@ -16,7 +16,7 @@ HORIZONS = (1, 5, 20)
 MOST_STARTS = 1500
 """Starts of a horizon, evenly over all that there are."""
 BINS = 10
-"""Of equally many predictions, by the spread that was foretold."""
+"""Of equally many predictions, by their predicted spread."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Starts:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was foretold of real stretches, and what became of them, in the environment's units."""
+    """What was predicted of real stretches, and what became of them, in the environment's units."""
 
     horizon: int
     """h"""
@@ -41,7 +41,7 @@ class Predictions:
     """``[n, dx]``"""
     truth: FloatArray
     """``[n, dx]``"""
-    foretold: FloatArray
+    predicted: FloatArray
     """``[n, dx]``"""
     spread: FloatArray
     """standard deviation that the model itself gives, ``[n, dx]``"""
@@ -83,11 +83,11 @@ def error_table(predictions: Sequence[Predictions], names: Sequence[str]) -> pd.
     :param predictions: of each horizon
     :param names: of the numbers
     :return: a row a horizon and number: root mean square error and bias in the environment's units, the standard deviation
-        of the real change, the error in it (``relative``: as good as to foretell the mean change at 1), and how many
+        of the real change, the error in it (``relative``: as good as to predict the mean change at 1), and how many
     """
     rows = []
     for found in predictions:
-        error, unit = found.foretold - found.truth, found.change_std
+        error, unit = found.predicted - found.truth, found.change_std
         rmse = np.sqrt(np.square(error).mean(0))
         for k, name in enumerate(names):
             rows.append((found.horizon, name, rmse[k], error[:, k].mean(), unit[k], rmse[k] / unit[k], len(error)))
@@ -99,7 +99,7 @@ def calibration_table(predictions: Sequence[Predictions]) -> pd.DataFrame:
     What the model thinks that it does not know against what it does not know.
 
     :param predictions: of each horizon
-    :return: a row a horizon and bin of equally many numbers, by the foretold spread: root mean squares of spread and error,
+    :return: a row a horizon and bin of equally many numbers, by the predicted spread: root mean squares of spread and error,
         both in standard deviations of the real change
     """
     rows = []
@@ -125,7 +125,7 @@ def rank_correlation(found: Predictions) -> float:
 
 
 def _standard_error(found: Predictions) -> FloatArray:
-    error: FloatArray = (found.foretold - found.truth) / found.change_std
+    error: FloatArray = (found.predicted - found.truth) / found.change_std
     return error
 
 

@@ -25,8 +25,8 @@ from sb3_dpi.zoo.register import ALGORITHMS, algorithm_class
 OWN: dict[str, type[SavedModel]] = {algorithm: algorithm_class(name) for name, algorithm in ALGORITHMS.items()}
 
 NOTHING_TO_SEE = (
-    "MPC has no network that acts, so there is no policy to look into: it plans. How well it foretells is in its log, "
-    "model/r_squared and plan/foretold_return beside plan/realised_return"
+    "MPC has no network that acts, so there is no policy to look into: it plans. How well it predicts is in its log, "
+    "model/r_squared and plan/predicted_return beside plan/real_return"
 )
 
 

@@ -52,7 +52,7 @@ def one_step_table(ensemble: Ensemble, episodes: Sequence[Episode]) -> pd.DataFr
 
     :param ensemble: the model
     :param episodes: real ones
-    :return: a row a real step: the reward, what the members' mean foretold of it, whether the episode ended for good, and how
+    :return: a row a real step: the reward, what the members' mean predicted of it, whether the episode ended for good, and how
         probable the model held that
     """
     memory = EpisodeMemory(episodes)
@@ -60,9 +60,9 @@ def one_step_table(ensemble: Ensemble, episodes: Sequence[Episode]) -> pd.DataFr
     states, actions = ensemble.standardize(data.states), _tensor(ensemble, data.actions)
     following, rewards = ensemble.predict(states, actions)
     mean = ensemble.clip(following.mean(0))
-    foretold = ensemble.reward(states, actions, mean, rewards.mean(0)).double().cpu().numpy()
+    predicted = ensemble.reward(states, actions, mean, rewards.mean(0)).double().cpu().numpy()
     end = 1.0 - ensemble.continuation(states, actions, mean).double().cpu().numpy()
-    columns = {"reward": data.rewards, "foretold": foretold, "ended": data.terminated, "end_probability": end}
+    columns = {"reward": data.rewards, "predicted": predicted, "ended": data.terminated, "end_probability": end}
     return pd.DataFrame(columns)
 
 
@@ -130,16 +130,16 @@ def imagine(
     return means
 
 
-def r_squared(foretold: FloatArray, real: FloatArray) -> float:
+def r_squared(predicted: FloatArray, real: FloatArray) -> float:
     """
-    Share of what happened that was foretold.
+    Share of what happened that was predicted.
 
-    :param foretold: ``[n]``
+    :param predicted: ``[n]``
     :param real: ``[n]``
     :return: at most 1, zero for the mean alone; NaN where nothing varies
     """
     variance = float(np.var(real))
-    return 1.0 - float(np.mean(np.square(foretold - real))) / variance if variance > 0.0 else float("nan")
+    return 1.0 - float(np.mean(np.square(predicted - real))) / variance if variance > 0.0 else float("nan")
 
 
 def _tensor(ensemble: Ensemble, array: np.ndarray) -> th.Tensor:

@@ -115,7 +115,7 @@ class BlockCollector(LearnsFromBlocks):
             )
         if self._last_obs is not before:
             self._episode_steps[:] = 0
-        self.logger.info(f"{type(self).__name__}: {self._foretell()}")
+        self.logger.info(f"{type(self).__name__}: {self._outlook()}")
         return result
 
     def _learns_nothing_in(self, n_steps: int) -> bool:
@@ -127,7 +127,7 @@ class BlockCollector(LearnsFromBlocks):
         completed = -(-n_steps // size) * size
         return block.unit == TrainFrequencyUnit.STEP and len(self.memory) + completed < self._warm_up_rows()
 
-    def _foretell(self) -> str:
+    def _outlook(self) -> str:
         """What the steps of ``learn`` begin with, in words."""
         (kind, _), missing = parse_preset(self.preset), max(self._warm_up_rows() - len(self.memory), 0)
         if self.preset_ is not None:

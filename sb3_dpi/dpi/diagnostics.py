@@ -38,7 +38,7 @@ def window_correlation(
 ) -> float:
     """
     Whether the model knows which real action sequences were good: the advantages of real windows, as the members' mean
-    foretells them uncorrected, against what they turned out to be; both closed by the critic.
+    predicts them uncorrected, against what they turned out to be; both closed by the critic.
 
     :param ensemble: the model
     :param critic: closes the windows
@@ -65,17 +65,17 @@ def window_correlation(
 
     imagined = ensemble.standardize(steps[0].states)
     baseline = value(imagined)
-    foretold, real = -baseline, -baseline
+    predicted, real = -baseline, -baseline
     for t in range(horizon):
         actions = th.as_tensor(steps[t].actions, dtype=th.float32, device=imagined.device)
         following, rewards = ensemble.predict(imagined, actions)
         following = ensemble.clip(following.mean(0))
         earned = ensemble.reward(imagined, actions, following, rewards.mean(0))
-        foretold = foretold + gamma**t * earned.cpu().numpy() / unit
+        predicted = predicted + gamma**t * earned.cpu().numpy() / unit
         real = real + gamma**t * steps[t].rewards / unit
         imagined = following
     last = ensemble.standardize(steps[-1].next_states)
-    return correlation(foretold + gamma**horizon * value(imagined), real + gamma**horizon * value(last))
+    return correlation(predicted + gamma**horizon * value(imagined), real + gamma**horizon * value(last))
 
 
 @th.no_grad()
@@ -109,11 +109,11 @@ def policy_change(before: SquashedGaussian, actor: SquashedGaussian, states: th.
     return float(gaussian_kl(old_mean, old_log_std, mean, log_std).mean()), float(log_std.exp().mean())
 
 
-def foresight(
+def prediction_quality(
     ensemble: Ensemble, critic: Critic, actor: SquashedGaussian, memory: Memory, n_new: int, horizon: int, gamma: float
 ) -> dict[str, float]:
     """
-    How well the model foretells steps that it has not been fitted to yet.
+    How well the model predicts steps that it has not been fitted to yet.
 
     :param ensemble: the model
     :param critic: closes windows

@@ -46,7 +46,7 @@ from sb3_dpi.dpi.constants import (
     REPORTED,
     SETTLED_SHARE,
 )
-from sb3_dpi.dpi.diagnostics import critic_r_squared, foresight, policy_change, progress
+from sb3_dpi.dpi.diagnostics import critic_r_squared, policy_change, prediction_quality, progress
 from sb3_dpi.dpi.offline import OfflineLearner
 from sb3_dpi.dpi.policies import MlpPolicy, MultiInputPolicy
 from sb3_dpi.dpi.presets import FIRST, Preset, parse_preset, resolve
@@ -67,7 +67,7 @@ class DPI(SavedModel, OfflineLearner):
 
     An ensemble of networks learns the system from all real steps. An expert plans in short windows that the model imagines
     from real states, closed by soft Q-functions that learn from real and imagined steps; the policy imitates it, many times
-    for each block of real steps (Sun et al., 2018, with nonlinear dynamics). What the model foretells may be corrected
+    for each block of real steps (Sun et al., 2018, with nonlinear dynamics). What the model predicts may be corrected
     on-policy: a member's error on the real step from the same state is added, so that only the effect of acting differently is
     imagined. It explores with the policy that learns and lasting noise; ``predict`` uses the Polyak average.
 
@@ -289,7 +289,7 @@ class DPI(SavedModel, OfflineLearner):
         self._limit_rewards()
         told = (self.ensemble, self.critic, self.policy.actor, self.memory, self.steps_since_training)
         has_new = self.n_iterations > 0 and self.steps_since_training > 0
-        measured = foresight(*told, self.imagination.horizon, self.discount) if has_new else {}
+        measured = prediction_quality(*told, self.imagination.horizon, self.discount) if has_new else {}
         self._follow_units()
         loss = self.fit_model()  # P-hat, Eq. 2
         windows, data = self.imagine(gradient_steps)

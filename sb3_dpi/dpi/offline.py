@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import configure_logger
 
 from sb3_dpi.common.blocks import SMALLEST_MEMORY
 from sb3_dpi.common.interruption import whole_or_undone
-from sb3_dpi.common.progress_bars import in_words, let_foretell
+from sb3_dpi.common.progress_bars import in_words, show_time_left
 from sb3_dpi.dpi.collector import BlockCollector
 from sb3_dpi.trajopt.compilation import ONCE
 
@@ -130,7 +130,7 @@ class OfflineLearner(BlockCollector):
             return (time.monotonic() - ONCE.seconds - begun) / done * (n_updates - done) if done else None
 
         if bar is not None:
-            let_foretell(bar, seconds_left)
+            show_time_left(bar, seconds_left)
         while done < n_updates:
             self._update_current_progress_remaining(done, n_updates)
             n = min(block, n_updates - done)

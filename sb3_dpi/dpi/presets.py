@@ -1,6 +1,6 @@
 """The two presets of DPI, and which of them a task calls for.
 
-Imagination that is corrected on-policy adds what a model misses to what it foretells for other actions. Pendulums balance with
+Imagination that is corrected on-policy adds what a model misses to what it predicts for other actions. Pendulums balance with
 it and hardly without; there short blocks, quick critics and many beginnings help as well. Where falls end episodes, speed pays
 and the model misses much, as where feet meet the ground, policies stay at the first leap they find that way. There the model
 is left free; long blocks, slow critics that see far, whole episodes and noise that lasts and is strong do better
@@ -184,5 +184,5 @@ def choose_preset(ensemble: Ensemble, memory: Memory) -> tuple[str, str]:
         return "corrected", "all steps pay nearly the same"
     explained = measure_r2(ensemble, memory)
     if explained >= ENOUGH_R2:
-        return "corrected", f"a first model foretells the state well (R2 {explained:.3f})"
+        return "corrected", f"a first model predicts the state well (R2 {explained:.3f})"
     return "free", f"episodes end by themselves, steps pay differently and a first model misses much (R2 {explained:.3f})"

@@ -1,7 +1,7 @@
 """The critic of actions: Q(s, a), the mean of ``R + gamma V(s')`` after an action, learned from all rollouts that are kept.
 
 Problem: the advantage of a window owes more to the actions behind its first one than to that one, and a V that has seen ten
-episodes foretells an eleventh badly. But what a step earns and leads to does not depend on who chose it: Q is regressed on old
+episodes predicts an eleventh badly. But what a step earns and leads to does not depend on who chose it: Q is regressed on old
 and new steps alike, with ``V(s') = E_{a ~ pi} Q(s', a)`` of the present policy. Its advantage ``A = Q - E_a Q`` has no mean,
 whatever Q is, so that taking it from the temporal differences of actions that are still to come leaves the gradient what it is
 (trajectory-wise control variates, Cheng et al. 2019); what it says of the action itself is integrated over all actions.

@@ -21,7 +21,7 @@ class Judgement:
     shares: FloatArray
     """how much each step counts, mean one, ``[T, N]``"""
     guessed: FloatArray
-    """what of the advantages Q has foretold; the rest multiplies ``grad log pi``, ``[T, N]``"""
+    """what of the advantages Q has predicted; the rest multiplies ``grad log pi``, ``[T, N]``"""
 
 
 def judge(

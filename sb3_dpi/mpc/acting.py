@@ -30,9 +30,9 @@ from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.simulator_states import follow_parameters
 from sb3_dpi.mpc.constants import BLOCK, WARM_UP
-from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.known_costs import CostedSystem
 from sb3_dpi.mpc.planning import Planner, Planning
+from sb3_dpi.mpc.predicted_returns import PredictedReturns
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value
 from sb3_dpi.systems import RewardSystem
 from sb3_dpi.systems.protocols import Penalty
@@ -72,7 +72,7 @@ class Acting(SavedModel, LearnsFromBlocks):
     shown_units: tuple[FloatArray, FloatArray] | None
     """mean and standard deviation by which observations were normalised when the model was saved; a model that was loaded
     without an environment is shown them so"""
-    _foretelling: Foretelling
+    _predicted_returns: PredictedReturns
 
     @property
     def is_learned(self) -> bool:
@@ -279,7 +279,7 @@ class Acting(SavedModel, LearnsFromBlocks):
         if not self.is_learned:
             warnings.warn(
                 "MPC has nothing to learn where it does not plan in an ensemble: learn() only acts, and logs what plans "
-                "foretell",
+                "predict",
                 stacklevel=5,
             )
         elif self._missing() > total_timesteps:
@@ -336,7 +336,7 @@ class Acting(SavedModel, LearnsFromBlocks):
             self._plans["age"][self._begun] = -1
             originals: Any = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
             actions = self._plan(planning, self._last_obs, originals, self._plans, False, is_here=True)
-            self._foretelling.planned(self._plans)
+            self._predicted_returns.planned(self._plans)
             self._begun = np.zeros(n_envs, dtype=bool)
         scaled = actions.astype(np.float32).reshape(-1, *(self.action_space.shape or ()))
         if action_noise is not None:
@@ -354,7 +354,7 @@ class Acting(SavedModel, LearnsFromBlocks):
     ) -> None:
         rewards, place = original_rewards(self._vec_normalize_env, reward), replay_buffer.pos
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if self.known_cost is not None:  # what plans foretell
+        if self.known_cost is not None:  # what plans predict
             rows: Any = replay_buffer
             before, after = (array[place].reshape(self.n_envs, -1) for array in (rows.observations, rows.next_observations))
             actions = self._in_env_units(buffer_action.reshape(self.n_envs, -1))
@@ -364,10 +364,10 @@ class Acting(SavedModel, LearnsFromBlocks):
         self.steps_since_training += self.n_envs
         truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         following: Any = new_obs if self._vec_normalize_env is None else self._last_original_obs
-        self._foretelling.stepped(rewards, dones, truncated, np.asarray(following).reshape(self.n_envs, -1))
+        self._predicted_returns.stepped(rewards, dones, truncated, np.asarray(following).reshape(self.n_envs, -1))
 
     def dump_logs(self) -> None:
-        """Write log data, with what plans took and foretold."""
-        for name, value in self._foretelling.summary().items():
+        """Write log data, with what plans took and predicted."""
+        for name, value in self._predicted_returns.summary().items():
             self.logger.record(name, value)
         super().dump_logs()

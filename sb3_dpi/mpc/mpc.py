@@ -28,10 +28,10 @@ from sb3_dpi.common.saved_models import FORMAT_VERSION
 from sb3_dpi.mpc.acting import Acting
 from sb3_dpi.mpc.arguments import check_arguments, check_observations, check_same_spaces
 from sb3_dpi.mpc.constants import FIRST_FIT
-from sb3_dpi.mpc.foretelling import Foretelling
 from sb3_dpi.mpc.given_systems import as_system, simulator_of
 from sb3_dpi.mpc.planning import NAMES, Planner, make_planner
 from sb3_dpi.mpc.policies import PlanPolicy
+from sb3_dpi.mpc.predicted_returns import PredictedReturns
 from sb3_dpi.mpc.terminal_values import TerminalValue, as_terminal_value, discount_of
 from sb3_dpi.systems import EnsembleSystem, RewardSystem, Simulator
 from sb3_dpi.systems.protocols import Penalty
@@ -252,7 +252,7 @@ class MPC(Acting):
         self._begun = np.ones(self.n_envs, dtype=bool)
         if self.is_learned or self.env is not None or not isinstance(self.system, str):
             self._make_planning()
-        self._foretelling = Foretelling(self.n_envs, self.horizon, self.discount, as_terminal_value(self._valued))
+        self._predicted_returns = PredictedReturns(self.n_envs, self.horizon, self.discount, as_terminal_value(self._valued))
 
     def _make_system(self) -> RewardSystem:
         if self.is_learned:
@@ -304,7 +304,7 @@ class MPC(Acting):
                 "_finder",
                 "_plans",
                 "_begun",
-                "_foretelling",
+                "_predicted_returns",
                 "_statistics",
                 "_read_from",
                 "_evaluated_in",

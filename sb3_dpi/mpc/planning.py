@@ -5,7 +5,7 @@ first ``replan_every`` of them, and plan again from there (notes of CS285, Alg. 
 
 What is kept between two steps of an environment is one row of a structured array, so that it travels through ``predict`` as
 the state of a recurrent policy does. Its fields: ``age``, steps since the plan was made, -1 where there is none; ``n_plans``
-made so far; ``foretold``, the plan's return; ``seconds`` that it took; ``actions`` ``[T, du]``; of planners that sample also
+made so far; ``predicted_return``, the plan's; ``seconds`` that it took; ``actions`` ``[T, du]``; of planners that sample also
 ``mean`` ``[T, du]`` and ``elites`` ``[K, T, du]``; of iLQR ``states`` ``[T + 1, nx]`` and ``gains`` ``[T, du, dx]``.
 """
 
@@ -83,7 +83,7 @@ class Planning:
     def layout(self) -> np.dtype[Any]:
         """Of a row that is kept."""
         T, du, nx, dx = self.horizon, self.system.action_dim, self.system.state_dim, self.system.tangent_dim
-        fields: list[Any] = [("age", np.int64), ("n_plans", np.int64), ("foretold", float), ("seconds", float)]
+        fields: list[Any] = [("age", np.int64), ("n_plans", np.int64), ("predicted_return", float), ("seconds", float)]
         fields.append(("actions", float, (T, du)))
         if isinstance(self.planner, ILQR):
             fields += [("states", float, (T + 1, nx)), ("gains", float, (T, du, dx))]
@@ -132,7 +132,7 @@ class Planning:
         if row["age"] > 0:
             kept = ShootingPlan(
                 actions=row["actions"][None],
-                returns=np.array([row["foretold"]]),
+                returns=np.array([row["predicted_return"]]),
                 mean=row["mean"][None],
                 elites=row["elites"][None],
                 n_rollouts=0,
@@ -142,7 +142,7 @@ class Planning:
         low, high = np.full(self.system.action_dim, -1.0), np.ones(self.system.action_dim)
         plan = planner.plan(returns, low, high, self.horizon, rng, start=start, max_seconds=self.max_seconds)
         row["actions"], row["mean"], row["elites"] = plan.actions[0], plan.mean[0], plan.elites[0]
-        row["foretold"] = plan.returns[0]
+        row["predicted_return"] = plan.returns[0]
 
     def _improve(self, planner: ILQR, row: np.void, state: FloatArray, rng: np.random.Generator) -> None:
         T, du = self.horizon, self.system.action_dim
@@ -173,13 +173,14 @@ class Planning:
         start = start if best == 0 else tried[best]
         left = None if self.max_seconds is None else deadline - time.monotonic()
         if left is not None and left <= 0.0:
-            row["actions"], row["states"], row["gains"], row["foretold"] = tried[best], state, 0.0, earned[best]
+            row["actions"], row["states"], row["gains"], row["predicted_return"] = tried[best], state, 0.0, earned[best]
             return
         plan = planner.plan(self.system, self._cost(rng, deadline), state, start, low=-EDGE, high=EDGE, max_seconds=left)
         row["actions"], row["states"], row["gains"] = plan.actions, plan.states, plan.gains
-        row["foretold"] = returns(plan.actions[None, None])[0, 0]
-        if row["foretold"] < earned[best] - ROUNDING * abs(earned[best]):  # it knows no end of an episode, and ran into one
-            row["actions"], row["gains"], row["foretold"] = tried[best], 0.0, earned[best]
+        row["predicted_return"] = returns(plan.actions[None, None])[0, 0]
+        # it knows no end of an episode, and may have run into one
+        if row["predicted_return"] < earned[best] - ROUNDING * abs(earned[best]):
+            row["actions"], row["gains"], row["predicted_return"] = tried[best], 0.0, earned[best]
 
     def _cost(self, rng: np.random.Generator, deadline: float) -> FunctionCost:
         """Rewards of single steps as a cost, expanded by differences."""

@@ -100,9 +100,9 @@ class EnsembleSystem(_Vectors):
         for t, chosen in enumerate(taken[:, None].expand(T, E, each * B, du).unbind()):
             if self.particles == "ts1" and t:
                 now, goes_on = self._deal(now, goes_on, B, rng)
-            predicted, foretold = model.predict(now, chosen)
+            predicted, rewarded = model.predict(now, chosen)
             following = model.clip(predicted)
-            earned = self.ensemble.reward(now, chosen, following, foretold)
+            earned = self.ensemble.reward(now, chosen, following, rewarded)
             if self.penalty is not None:
                 seen, given = self.ensemble.restore(now), np.tile(actions[:, t], (self.n_particles, 1))
                 earned = earned - self._tensor(self.penalty(seen.reshape(len(given), -1), given)).view(earned.shape)

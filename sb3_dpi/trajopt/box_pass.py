@@ -10,7 +10,7 @@ Problem: at each time step, from the last to the first, with z = [x; u] in chang
 The quadratic programme is solved by projected Newton steps (Tassa, Mansard and Todorov 2014, Control-limited differential
 dynamic programming). Where a whole step, once it is clipped, does not bring enough, one goes straight on to the first limit
 that is met, which lowers the cost in any case: clipped steps that are ever shorter creep towards that limit and are never
-held by it. Along the step alpha k the model foresees a change of cost of alpha d_1 + alpha^2 d_2, d_1 = sum q_u' k,
+held by it. Along the step alpha k the model predicts a change of cost of alpha d_1 + alpha^2 d_2, d_1 = sum q_u' k,
 d_2 = sum 1/2 k' Quu k.
 
 Shapes: F ``[T, dx, dz]``, C ``[T, dz, dz]``, c ``[T, dz]``, V ``[dx, dx]``, v ``[dx]`` of the last state, second
@@ -35,7 +35,7 @@ BoxResult = tuple[FloatArray, FloatArray, FloatArray, float, int]
 MOST_NEWTON_STEPS = 50
 """Of one quadratic programme: each changes the set of free actions, of which few are visited."""
 SUFFICIENT = 0.1
-"""Share of the foretold decrease that a projected step must bring."""
+"""Share of the predicted decrease that a projected step must bring."""
 
 
 def box_minimum_numpy(H: FloatArray, g: FloatArray, low: FloatArray, high: FloatArray) -> tuple[FloatArray, BoolArray] | None:
@@ -64,9 +64,9 @@ def box_minimum_numpy(H: FloatArray, g: FloatArray, low: FloatArray, high: Float
         step = np.zeros(len(g))
         step[free] = -cho_solve(factor, slope[free])
         moved = np.clip(k + step, low, high)
-        # foretold by what is left of the step in the box
-        foretold, here = slope @ (moved - k), k @ (0.5 * H @ k + g)
-        if not (foretold < 0.0 and moved @ (0.5 * H @ moved + g) - here <= SUFFICIENT * foretold):
+        # predicted by what is left of the step in the box
+        predicted, here = slope @ (moved - k), k @ (0.5 * H @ k + g)
+        if not (predicted < 0.0 and moved @ (0.5 * H @ moved + g) - here <= SUFFICIENT * predicted):
             moved = _to_first_limit(H, low, high, k, slope, free)
             if not moved @ (0.5 * H @ moved + g) < here:
                 return k, free
@@ -266,14 +266,14 @@ def box_minimum_loops(
         for i in range(n):
             step[i] = -slope[index[i]]
         _solve(lower, n, step)
-        here, foretold, whole = _objective(H, g, k), 0.0, True
+        here, predicted, whole = _objective(H, g, k), 0.0, True
         _copy(k, moved)
         for i in range(n):
             r = index[i]
             moved[r] = min(max(k[r] + step[i], low[r]), high[r])
             whole = whole and moved[r] == k[r] + step[i]
-            foretold += slope[r] * (moved[r] - k[r])
-        if not (foretold < 0.0 and _objective(H, g, moved) - here <= SUFFICIENT * foretold):
+            predicted += slope[r] * (moved[r] - k[r])
+        if not (predicted < 0.0 and _objective(H, g, moved) - here <= SUFFICIENT * predicted):
             _to_first_limit_loops(H, low, high, k, slope, index, n, moved)
             if not _objective(H, g, moved) < here:
                 return n

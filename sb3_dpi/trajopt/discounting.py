@@ -45,7 +45,7 @@ def discount_for_time_limit(steps: int, longest: float = 0.99, share: float = 0.
     """
     A discount factor that looks no further than episodes go.
 
-    Behind a time limit values are foretold and not realised: a critic that looks far beyond short episodes learns little else.
+    Behind a time limit values are predicted, not realised: a critic that looks far beyond short episodes learns little else.
 
     :param steps: of the longest episode that a time limit ended, 0 where none was met
     :param longest: the largest discount factor

@@ -10,9 +10,9 @@ and the forward pass tries (notes of CS285, Alg. 22; d is the change of state fr
     u_t <- clip(u_t + alpha k_t + K_t d_t).
 
 iLQR expands the dynamics to first order. DDP (Mayne 1966) expands them to second, weighed by the gradient of the cost-to-go,
-and so converges quadratically (notes, chapter 9.4). A step is taken only if it lowers J by a share of what the model foretold;
-else ``shift I`` is added to the Hessian of the actions, more at each failure (Tassa, Erez and Todorov 2012). Costs may
-have any unit: the shift counts in units of that Hessian.
+and so converges quadratically (notes, chapter 9.4). A step is taken only if it lowers J by a share of what the model
+predicted; else ``shift I`` is added to the Hessian of the actions, more at each failure (Tassa, Erez and Todorov 2012). Costs
+may have any unit: the shift counts in units of that Hessian.
 
 ``newton_step`` is Newton's method on J itself. It differs from DDP in two things: the second-order terms are weighed by the
 costates, the gradient of J along the old trajectory, and the states answer linearly (Pantoja 1988).
@@ -33,12 +33,12 @@ from sb3_dpi.trajopt.systems import Cost, System, TwiceDifferentiable
 from sb3_dpi.trajopt.types import FloatArray
 
 Ending = Literal["converged", "stuck", "iterations", "time"]
-"""Why a search ended: the model foretold no more gain; no step lowered the cost; a limit was reached."""
+"""Why a search ended: the model predicted no more gain; no step lowered the cost; a limit was reached."""
 
 SHARES: FloatArray = np.power(0.5, np.arange(11), dtype=np.float64)
 """alpha, the shares of a step that are tried."""
 SUFFICIENT = 1e-4
-"""Share of the foretold decrease that a step must bring."""
+"""Share of the predicted decrease that a step must bring."""
 SMALLEST_SHIFT, LARGEST_SHIFT = 1e-8, 1e8
 """In units of the Hessian of the actions; below the smallest the shift is zero."""
 NEGLIGIBLE_SHIFT = 1e-6
@@ -131,8 +131,8 @@ class ILQR:
 
     :param second_order: expand the dynamics to second order (DDP); the system must have ``hessians``
     :param max_iterations: most backward passes
-    :param tolerance: the search has converged where the model foretells a decrease below this share of the cost, or of the
-        largest decrease yet foretold
+    :param tolerance: the search has converged where the model predicts a decrease below this share of the cost, or of the
+        largest decrease yet predicted
     """
 
     second_order: bool = False
@@ -331,17 +331,17 @@ class _Search:
         # the whole step is mostly right: the others are tried together, and only where it is not
         for shares in (SHARES[:1], SHARES[1:]):
             for share, tried in zip(shares, self._follow(now, K, k, shares), strict=True):
-                gain, foretold = now.cost - tried.cost, -(share * slope + share**2 * curvature)
-                rounded = foretold <= ROUNDING * now.size and gain >= 0.0
-                if gain >= SUFFICIENT * foretold > 0.0 or (rounded and foretold > 0.0):
+                gain, predicted = now.cost - tried.cost, -(share * slope + share**2 * curvature)
+                rounded = predicted <= ROUNDING * now.size and gain >= 0.0
+                if gain >= SUFFICIENT * predicted > 0.0 or (rounded and predicted > 0.0):
                     return tried
         return None
 
     def _has_converged(self, now: _Trajectory, passed: BoxResult) -> bool:
-        """Whether the model foretells no more gain, and not only because of the shift."""
-        foretold = -float(passed[2].sum())
-        self.largest_gain = max(self.largest_gain, foretold)
-        negligible = foretold <= self.settings.tolerance * max(abs(now.cost), self.largest_gain)
+        """Whether the model predicts no more gain, and not only because of the shift."""
+        predicted = -float(passed[2].sum())
+        self.largest_gain = max(self.largest_gain, predicted)
+        negligible = predicted <= self.settings.tolerance * max(abs(now.cost), self.largest_gain)
         return negligible and self.shift <= NEGLIGIBLE_SHIFT * passed[3]
 
     def _raise_shift(self, size: float) -> bool:

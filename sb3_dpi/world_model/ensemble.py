@@ -5,7 +5,7 @@ theirs. A member predicts
 
     x' = x + b + A f_e(x, u),    r = m + s f_e(x, u),
 
-f_e its network. Where the system is deterministic, the difference between what a member foretells for a real step and what
+f_e its network. Where the system is deterministic, the difference between what a member predicts for a real step and what
 happened is its error there, and nearly its error for other actions in the same state: ``residuals`` are these differences,
 and imagination that adds them is corrected on-policy (Froehlich et al. 2022, on-policy model errors). In a random system they
 are the noise that was drawn. They belong to a version of the model: they are computed when needed and never kept.
@@ -232,7 +232,7 @@ class Ensemble(nn.Module):
         for std, before, is_known in ((state_std, old[1], known[0]), (change_std, old[3], known[1])):
             limits = before.cpu().numpy() / FASTEST_RESCALE, before.cpu().numpy() * FASTEST_RESCALE
             np.copyto(std, np.clip(std, *limits), where=is_known)
-        change_std[-1] = max(change_std[-1], least[-1])  # until then the model could not foretell what it has seen
+        change_std[-1] = max(change_std[-1], least[-1])  # until then the model could not predict what it has seen
         for name, values in (("state_mean", mean[:dx]), ("change_mean", mean[dx:])):
             self._copy(name, values)
         self._copy("state_std", state_std)
@@ -409,17 +409,17 @@ class Ensemble(nn.Module):
         """
         return th.maximum(th.minimum(states, self.state_high.float()), self.state_low.float())
 
-    def reward(self, states: th.Tensor, actions: th.Tensor, next_states: th.Tensor, foretold: th.Tensor) -> th.Tensor:
+    def reward(self, states: th.Tensor, actions: th.Tensor, next_states: th.Tensor, predicted: th.Tensor) -> th.Tensor:
         """
         The known reward where there is one, less what is taken off for disagreement.
 
         :param states: standardised, ``[..., dx]``
         :param actions: ``[..., du]``
         :param next_states: standardised, ``[..., dx]``
-        :param foretold: what the members predicted, ``[...]``
+        :param predicted: what the members predicted, ``[...]``
         :return: ``[...]``, in units of the environment
         """
-        earned = foretold if self.known_reward is None else self._ask(self.known_reward, states, actions, next_states)
+        earned = predicted if self.known_reward is None else self._ask(self.known_reward, states, actions, next_states)
         if not self.pessimism:
             return earned
         return earned - self.pessimism * self.change_std[-1].float() * self.disagreement(states, actions)

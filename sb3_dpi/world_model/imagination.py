@@ -1,4 +1,4 @@
-"""What the model foretells from real states: windows of the policy's for the critic, and for the expert.
+"""What the model predicts from real states: windows of the policy's for the critic, and for the expert.
 
 Both may be corrected on-policy: to the prediction of a member is added what it missed on the real step from the same state
 (``residuals`` of ``ensemble``). At the real action the imagined step is the real one; only the effect of acting differently
@@ -99,9 +99,9 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
         log_probs.append(log_prob)
         if t == windows.horizon:
             break
-        predicted, foretold = ensemble.predict(states[t], chosen)
+        predicted, earned = ensemble.predict(states[t], chosen)
         following = ensemble.clip(predicted + windows.state_residuals[t])
-        rewards.append(ensemble.reward(states[t], chosen, following, foretold + windows.reward_residuals[t]))
+        rewards.append(ensemble.reward(states[t], chosen, following, earned + windows.reward_residuals[t]))
         continuation.append(continuation[t] * ensemble.continuation(states[t], chosen, following))
         states.append(following)
     nothing = windows.reward_residuals[:0]

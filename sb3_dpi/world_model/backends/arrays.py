@@ -62,7 +62,7 @@ class PolicyArrays(NamedTuple):
 
 
 class ModelArrays(NamedTuple):
-    """Members that foretell the change of state and the reward, as in ``Ensemble``."""
+    """Members that predict the change of state and the reward, as in ``Ensemble``."""
 
     network: NetworkArrays
     """puts out the change of state and the reward, standardised: ``dx + 1``"""

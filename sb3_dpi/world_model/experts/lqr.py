@@ -84,9 +84,9 @@ def expand(problem: PlanningProblem, imagined: Imagined, noise: th.Tensor, gains
 
     states, draws = (by_member(array).detach().requires_grad_(True) for array in (imagined.states[:-1], noise[:-1]))
     actions, _ = actor.sample(states, draws)
-    predicted, foretold = ensemble.predict(states, actions)
+    predicted, earned = ensemble.predict(states, actions)
     following = ensemble.clip(predicted + by_member(windows.state_residuals))
-    rewards = ensemble.reward(states, actions, following, foretold + by_member(windows.reward_residuals))
+    rewards = ensemble.reward(states, actions, following, earned + by_member(windows.reward_residuals))
     cost = -by_member(weights[:-1]) * rewards / critic.unit.float()
     # who dies loses all that would have come
     ahead = by_member(gains.flip(0).cumsum(0).flip(0)[1:])
