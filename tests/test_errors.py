@@ -239,11 +239,6 @@ def test_learning_rates_out_of_range(make: Make, bad: float) -> None:
         make(learning_rate=bad)
 
 
-def test_unknown_argument_of_an_initial_controller() -> None:
-    with pytest.raises(TypeError, match="stiff"):
-        small_mdgps(initial_controller={"kind": "lqr", "stiff": 1.0}).learn(1)
-
-
 @every_algorithm
 @pytest.mark.parametrize("name", ["CnnLstmPolicy", "mlppolicy", "MLP"])
 def test_unknown_policies(make: Make, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, SupportsFloat, TypeVar, Union, get_args, get_origin
@@ -77,7 +77,7 @@ def as_number(name: str, value: Any, annotation: Any) -> Any:
     :return: the value; a float that is whole as an integer where only integers are meant
     :raises ValueError: if it is no number, or has a fraction where none is meant
     """
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    kinds = _kinds(annotation)
     is_whole = int in kinds and float not in kinds
     what = f"{name} must be a {'whole ' if is_whole else ''}number{', or None' if NoneType in kinds else ''}, got {value!r}"
     if int not in kinds and float not in kinds:
@@ -94,6 +94,50 @@ def as_number(name: str, value: Any, annotation: Any) -> Any:
     return value
 
 
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+KINDS: dict[Any, tuple[str, Any]] = {
+    str: ("a name", str),
+    int: ("a number", SupportsFloat),
+    float: ("a number", SupportsFloat),
+    bool: ("True or False", bool),
+    dict: ("a dictionary", Mapping),
+    Callable: ("a function", Callable),
+    NoneType: ("None", NoneType),
+}
+"""What kinds of arguments are called, and what is taken for them."""
+
+
+def check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Refuse what is of none of the kinds that an annotation names.
+
+    :param name: of the argument
+    :param value: what was given
+    :param annotation: its type, or several; where these cannot be told, as protocols, or say themselves what they are read
+        from (see ``as_settings``), nothing is refused
+    :raises ValueError: that says what it must be
+    """
+    said = []
+    for kind in _kinds(annotation):
+        origin, base = get_origin(kind) or kind, next(iter(get_args(kind)), object)
+        if origin is type and isinstance(base, type):
+            what, is_one = f"a class derived from {base.__name__}", isinstance(value, type) and issubclass(value, base)
+        elif not isinstance(origin, type) or origin in (Any, Mapping) or getattr(origin, "_is_protocol", False):
+            return
+        else:
+            what, taken = KINDS.get(origin, (f"of the class {origin.__name__}", origin))
+            is_one = value in (0, 1) if origin is bool and isinstance(value, int) else isinstance(value, taken)
+        if is_one:
+            return
+        said.append(what)
+    quoted = isinstance(value, str) and bool in _kinds(annotation)
+    raise ValueError(
+        f"{name} must be {' or '.join(dict.fromkeys(said))}, got {value!r}{': write it without quotes' if quoted else ''}"
+    )
+
+
 def parse_choice(name: str, value: str | dict[str, Any], choices: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """Split a choice into its name and its options.
 
@@ -103,6 +147,7 @@ def parse_choice(name: str, value: str | dict[str, Any], choices: tuple[str, ...
     :return: name and options
     :raises ValueError: if the name is unknown or missing
     """
+    check_kind(name, value, str | dict)
     options: dict[str, Any] = {"kind": value} if isinstance(value, str) else dict(value)
     kind = str(options.pop("kind", None))
     check_choice(name, kind, choices)
@@ -117,6 +162,7 @@ def as_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     :return: the function
     :raises ValueError: if a string is not of this form
     """
+    check_kind(name, value, float | str | Callable)
     if not isinstance(value, str):
         return FloatSchedule(value)
     try:

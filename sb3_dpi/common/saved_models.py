@@ -18,7 +18,7 @@ import torch as th
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_dpi.common.choices import as_number
+from sb3_dpi.common.choices import as_number, check_kind
 from sb3_dpi.common.conventions import Conventions, plain
 
 SelfSavedModel = TypeVar("SelfSavedModel", bound="SavedModel")
@@ -27,6 +27,8 @@ FORMAT_VERSION = 3
 """Version of saved files; raised when older code could not read them, or newer code the older ones."""
 ALWAYS_LOADABLE = ("clip_range", "learning_rate", "lr_schedule", "n_envs", "seed", "tensorboard_log", "verbose")
 """What Stable-Baselines3 and RL Zoo hand to ``load``, whether an algorithm has it or not"""
+READ_ELSEWHERE = ("device", "env", "policy", "system", "tensorboard_log", "train_freq")
+"""Arguments whose kinds are more than their annotations say, or about which others say more"""
 
 
 class SavedModel(Conventions):
@@ -177,7 +179,11 @@ def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(init: Callable[..., None], given: dict[str, Any]) -> dict[str, Any]:
-    """:return: arguments of a constructor, numbers as Python's"""
+    """:return: arguments of a constructor, numbers as Python's; a ValueError says of which kind one must be"""
     parameters = inspect.signature(init).parameters
     kinds = {name: parameter.annotation for name, parameter in parameters.items() if name != "seed"}  # see ``as_seed``
-    return {name: as_number(name, plain(value), kinds.get(name)) for name, value in given.items()}
+    read = {name: as_number(name, plain(value), kinds.get(name)) for name, value in given.items()}
+    for name, value in read.items():
+        if name in kinds and name not in READ_ELSEWHERE:
+            check_kind(name, value, kinds[name])
+    return read

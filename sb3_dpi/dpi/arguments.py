@@ -63,6 +63,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be at least 1, got {given[name]}")
     if given["gradient_steps"] < -1:
         raise ValueError(f"gradient_steps must be at least -1, got {given['gradient_steps']}")
+    if isinstance(given["target_entropy"], str) and given["target_entropy"] != "auto":
+        raise ValueError(f"target_entropy must be a number or 'auto', got {given['target_entropy']!r}")
     if not given["update_to_data"] > 0.0:
         raise ValueError(f"update_to_data must be above 0, got {given['update_to_data']}")
 
@@ -75,7 +77,10 @@ def make_expert(expert: str | dict[str, Any] | Expert) -> Expert:
     :return: what plans
     :raises ValueError: if the name or an option is unknown, or a former one
     """
-    if not isinstance(expert, (str, dict)):
+    if not isinstance(expert, str | Mapping):
+        if isinstance(expert, type) or not hasattr(expert, "plan"):
+            names = ", ".join(map(repr, EXPERTS))
+            raise ValueError(f"expert must be one of {names}, a dictionary with its kind, or what plans, got {expert!r}")
         return expert
     kind, options = parse_choice("expert", expert, tuple(EXPERTS))
     for name in options:

@@ -1,5 +1,7 @@
 """Mirror descent guided policy search (Montgomery & Levine, 2016)."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -31,7 +33,17 @@ STEP_LIMITS = (0.1, 3.0)
 """Smallest and largest multiple of ``kl_step`` that a step rule may choose."""
 STEP_RULES = ("classic", "global", "fixed")
 SAMPLING = ("global", "local")
-INITIAL_CONTROLLERS = ("policy", "lqr", "pd")
+
+
+def _none(x0: FloatArray, horizon: int, du: int) -> None:
+    """The policy itself samples."""
+
+
+INITIAL_CONTROLLERS: dict[str, Callable[..., LinearGaussianController | None]] = {
+    "policy": _none,
+    "lqr": lqr_hold_controller,
+    "pd": pd_controller,
+}
 
 
 @dataclass(frozen=True)
@@ -185,15 +197,23 @@ class MDGPS(DualPolicyAlgorithm):
         check_number("kl_step", as_schedule("kl_step", self.kl_step)(1.0), 0.0)
         check_choice("sampling", self.sampling, SAMPLING)
         check_choice("step_rule", self.step_rule, STEP_RULES)
-        parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
+        kind, options = parse_choice("initial_controller", self.initial_controller, tuple(INITIAL_CONTROLLERS))
+        known = [*inspect.signature(INITIAL_CONTROLLERS[kind]).parameters][3:]  # after x0, horizon and du
+        if unknown := [name for name in options if name not in known]:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"Unknown key {unknown[0]!r} of initial_controller {kind!r}: {has}")
         if self.sampling == "local" and self.conditions != "fixed":
             raise ValueError(
                 'sampling="local" runs the controllers of the last iteration, which belong to their conditions: set '
                 'conditions="fixed"'
             )
 
+    def _check_size(self) -> None:
+        super()._check_size()
+        self._initial_controllers(np.zeros((1, self._state_dim)), 2)  # whether it can be made of such a state
+
     def _whole_state_needed_by(self) -> list[str]:
-        kind, _ = parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
+        kind, _ = parse_choice("initial_controller", self.initial_controller, tuple(INITIAL_CONTROLLERS))
         # directions change from iteration to iteration, and what is compared or run later belongs to the former ones
         needed = {
             f'initial_controller="{kind}"': kind != "policy",
@@ -319,13 +339,12 @@ class MDGPS(DualPolicyAlgorithm):
     # ------------------------------------------------------------------ sampling
 
     def _initial_controllers(self, x0: FloatArray, horizon: int) -> LinearGaussianController | None:
-        kind, options = parse_choice("initial_controller", self.initial_controller, INITIAL_CONTROLLERS)
+        kind, options = parse_choice("initial_controller", self.initial_controller, tuple(INITIAL_CONTROLLERS))
         du = int(np.prod(self.action_space.shape))  # type: ignore[arg-type]
-        if kind == "lqr":
-            return lqr_hold_controller(x0, horizon, du, **options)
-        if kind == "pd":
-            return pd_controller(x0, horizon, du, **options)
-        return None
+        try:
+            return INITIAL_CONTROLLERS[kind](x0, horizon, du, **options)
+        except ValueError as error:
+            raise ValueError(f"initial_controller {kind!r}: {error}") from None
 
     def _make_sampler(self, conditions: np.ndarray, first_states: FloatArray, horizon: int) -> Sampler:
         controller = None

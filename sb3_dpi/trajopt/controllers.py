@@ -11,6 +11,9 @@ Shapes: x0 ``[..., dx]`` where ``...`` are conditions, controllers ``[..., T, du
 bounds.
 """
 
+from contextlib import suppress
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +21,8 @@ from sb3_dpi.trajopt.lqr import lqr_backward, matvec
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianController, LinearGaussianDynamics, QuadraticCost
 
 IndexArray = npt.NDArray[np.intp]
+OF_SEVERAL = ("gains", "position_gains", "positions", "velocities")
+"""Arguments that may be one number for each action."""
 
 
 def lqr_hold_controller(
@@ -57,6 +62,7 @@ def lqr_hold_controller(
     """
     x0 = np.asarray(x0, dtype=np.float64)
     q, v = _joint_indices(x0, du, positions, velocities)
+    gains = _each_action("gains", gains, du)
     _check_positive(horizon=horizon, init_var=init_var, dt=dt, stiffness=stiffness, gains=gains)
     _check_non_negative(stiffness_vel=stiffness_vel, final_weight=final_weight)
     dx = x0.shape[-1]
@@ -74,7 +80,7 @@ def lqr_hold_controller(
         -diagonal * target,
         0.5 * np.sum(diagonal * target**2, -1),
     )
-    dynamics = _double_integrator((*batch, horizon, dx), q, v, dt, np.broadcast_to(gains, du))
+    dynamics = _double_integrator((*batch, horizon, dx), q, v, dt, gains)
     return lqr_backward(dynamics, cost).controller
 
 
@@ -104,13 +110,14 @@ def pd_controller(
     """
     x0 = np.asarray(x0, dtype=np.float64)
     q, v = _joint_indices(x0, du, positions, velocities)
+    position_gains = _each_action("position_gains", position_gains, du)
     _check_positive(horizon=horizon, init_var=init_var)
     _check_non_negative(position_gains=position_gains, velocity_gains_mult=velocity_gains_mult)
     batch = x0.shape[:-1]
     K = np.zeros((*batch, horizon, du, x0.shape[-1]))
     rows = np.arange(du)
-    K[..., rows, q] = -np.broadcast_to(position_gains, du)
-    K[..., rows, v] = -velocity_gains_mult * np.broadcast_to(position_gains, du)
+    K[..., rows, q] = -position_gains
+    K[..., rows, v] = -velocity_gains_mult * position_gains
     cov = np.broadcast_to(init_var * np.eye(du), (*batch, horizon, du, du)).copy()
     return LinearGaussianController(K, -matvec(K, x0[..., None, :]), cov)
 
@@ -122,8 +129,8 @@ def _joint_indices(
     if x0.ndim < 1 or du < 1:
         raise ValueError(f"x0 must have shape [..., dx] and du be at least 1, got shape {x0.shape} and du = {du}")
     dx = x0.shape[-1]
-    q = np.arange(du) if positions is None else np.asarray(positions, dtype=np.intp)
-    v = np.arange(du, 2 * du) if velocities is None else np.asarray(velocities, dtype=np.intp)
+    q = np.arange(du) if positions is None else _whole("positions", positions)
+    v = np.arange(du, 2 * du) if velocities is None else _whole("velocities", velocities)
     for name, index in (("positions", q), ("velocities", v)):
         if index.shape != (du,):
             raise ValueError(f"`{name}` must hold one index of the state per action ({du}), got {index.tolist()}")
@@ -135,6 +142,29 @@ def _joint_indices(
     if len(set(q.tolist()) | set(v.tolist())) < 2 * du:
         raise ValueError(f"`positions` {q.tolist()} and `velocities` {v.tolist()} must be different entries of the state")
     return q, v
+
+
+def _whole(name: str, given: npt.ArrayLike) -> IndexArray:
+    numbers = _numbers(name, given)
+    if not np.all(numbers == np.floor(numbers)):
+        raise ValueError(f"`{name}` must be whole numbers, got {given!r}")
+    return numbers.astype(np.intp)
+
+
+def _each_action(name: str, given: float | FloatArray, du: int) -> FloatArray:
+    """:return: a number of each action, ``[du]``"""
+    numbers = _numbers(name, given)
+    if numbers.shape not in ((), (1,), (du,)):
+        raise ValueError(f"`{name}` must be a number, or one for each of {du} actions, got {given}")
+    return np.broadcast_to(numbers, du)
+
+
+def _numbers(name: str, given: Any) -> FloatArray:
+    with suppress(TypeError, ValueError):
+        numbers = np.asarray(given, dtype=np.float64)
+        if not isinstance(given, str) and (numbers.ndim == 0 or name in OF_SEVERAL):
+            return numbers
+    raise ValueError(f"`{name}` must be {'numbers' if name in OF_SEVERAL else 'a number'}, got {given!r}")
 
 
 def _double_integrator(
@@ -154,12 +184,14 @@ def _double_integrator(
 def _check_positive(**values: float | FloatArray) -> None:
     """Raise a ValueError that names the first argument which is not positive."""
     for name, value in values.items():
-        if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+        numbers = _numbers(name, value)
+        if not (np.all(np.isfinite(numbers)) and np.all(numbers > 0)):
             raise ValueError(f"`{name}` must be positive, got {value}")
 
 
 def _check_non_negative(**values: float | FloatArray) -> None:
     """Raise a ValueError that names the first argument which is negative."""
     for name, value in values.items():
-        if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) >= 0)):
+        numbers = _numbers(name, value)
+        if not (np.all(np.isfinite(numbers)) and np.all(numbers >= 0)):
             raise ValueError(f"`{name}` must not be negative, got {value}")
