@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,17 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_dpi.trajopt.types import NotFiniteReturnError
+
 LARGEST_REWARD = float(np.finfo(np.float32).max) / 1e4
 """Buffers of Stable-Baselines3 keep sums of rewards in single precision."""
 LARGEST_OBSERVATION = 1e150
 """Whose squares have sums in double precision."""
+
+ADVICE = (
+    "The model is as before this rollout and can be saved; fix the environment, end its episodes before it diverges, or take "
+    "other units"
+)
 
 
 class NotFiniteError(ValueError):
@@ -47,9 +56,7 @@ def check_finite(observations: Any, rewards: np.ndarray, n_steps: int, t: int | 
         for is_bad, why in ((~np.isfinite(rows), "is not finite"), (np.abs(rows) > largest, f"is beyond {largest:.0e}")):
             if is_bad.any():
                 raise NotFiniteError(
-                    f"Environment {first + int(np.argmax(is_bad.any(1)))} returned {what} that {why} {where}. The model is as "
-                    "before this rollout and can be saved; fix the environment, end its episodes before it diverges, or take "
-                    "other units"
+                    f"Environment {first + int(np.argmax(is_bad.any(1)))} returned {what} that {why} {where}. {ADVICE}"
                 )
 
 
@@ -70,6 +77,31 @@ def check_step(observations: Any, rewards: np.ndarray, dones: np.ndarray, infos:
             keys = observations if isinstance(observations, dict) else None
             ended: Any = np.asarray(last)[None] if keys is None else {key: np.asarray(last[key])[None] for key in keys}
             check_finite(ended, np.zeros(1), n_steps, first=int(i))
+
+
+@contextmanager
+def planning_for(environment: int) -> Iterator[None]:
+    """Say of which environment a plan is.
+
+    :param environment: its number
+    """
+    try:
+        yield
+    except NotFiniteReturnError as error:
+        raise NotFiniteReturnError(str(error), environment) from error
+
+
+@contextmanager
+def planning_after(n_steps: int) -> Iterator[None]:
+    """Say when a plan met what is not finite, for what is planned in is mostly a copy of the environment.
+
+    :param n_steps: of all environments, taken so far
+    :raises NotFiniteError: in place of what a plan raises, naming environment and step
+    """
+    try:
+        yield
+    except NotFiniteReturnError as error:
+        raise NotFiniteError(f"Environment {error.index or 0}, after {n_steps} steps in all: {error}. {ADVICE}") from error
 
 
 def check_observation(observation: PyTorchObs) -> None:

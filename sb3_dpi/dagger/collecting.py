@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecTransposeImage, is_vecenv_wrapped
 
 from sb3_dpi.common.early_resets import LeavesEpisodes
+from sb3_dpi.common.finite import planning_after
 from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.original_observations import original_obs
@@ -124,7 +125,8 @@ class Collecting(LeavesEpisodes, KeepsOriginals):
         shown: Any = self._last_obs
         # now, while the environments are in the states that are asked about
         originals = original_obs(self.env, self.get_vec_normalize_env(), shown)
-        self._advice = self._adviser.advise(shown, originals, self._begun)
+        with planning_after(self.num_timesteps):
+            self._advice = self._adviser.advise(shown, originals, self._begun)
         self._begun = np.zeros(n_envs, dtype=bool)
         share = self.share_of_expert()
         is_expert = self._rng.random(n_envs) < share

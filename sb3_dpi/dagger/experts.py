@@ -29,7 +29,7 @@ from sb3_dpi.common.named_models import load_model, named_algorithm
 from sb3_dpi.common.trajectories import Observations
 from sb3_dpi.dagger.buffers import label_size
 from sb3_dpi.systems.protocols import Penalty
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, NotFiniteReturnError
 
 Expert = Any
 """A model, an object with its method ``predict``, or a function from observations ``[n, ...]`` to actions ``[n, ...]``."""
@@ -191,7 +191,7 @@ class Adviser:
             )
         if not np.all(np.isfinite(answer)):
             i = int(np.argwhere(~np.isfinite(answer))[0][0])
-            raise ValueError(f"The expert's action in environment {i} is not finite: {answer[i]}")
+            raise NotFiniteReturnError(f"the expert's action in environment {i} is not finite: {answer[i]}", i)
         if isinstance(self.space, spaces.Discrete):
             if answer.dtype.kind not in "iu" or np.any((answer < 0) | (answer >= self.space.n)):
                 raise ValueError(f"The expert's actions must be whole numbers from 0 to {self.space.n - 1}, got {answer}")

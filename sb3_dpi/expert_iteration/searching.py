@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.critic import ReturnScale
-from sb3_dpi.common.finite import check_observation
+from sb3_dpi.common.finite import check_observation, planning_after
 from sb3_dpi.common.kept_originals import KeepsOriginals
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, evaluation_environments
 from sb3_dpi.common.original_observations import as_shown
@@ -197,7 +197,8 @@ class Searching(SavedModel, KeepsOriginals):
         assert self.env is not None
         follow_parameters(self._make_simulator(), self.env)
         states = read_states(self._make_simulator(), self.env)
-        self._found = self.search(states, self._last_obs, self._kept, True, [self._rng] * n_envs)
+        with planning_after(self.num_timesteps):
+            self._found = self.search(states, self._last_obs, self._kept, True, [self._rng] * n_envs)
         self.simulator_steps += sum(result.n_steps for result in self._found)
         chosen = [self._choose(result, self.temperature) for result in self._found]
         self._kept = np.full(n_envs, None, dtype=object)

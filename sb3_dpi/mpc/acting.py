@@ -21,7 +21,7 @@ from sb3_dpi.common.action_units import bounds, from_units
 from sb3_dpi.common.blocks import SMALLEST_MEMORY, LearnsFromBlocks
 from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
-from sb3_dpi.common.finite import check_observation
+from sb3_dpi.common.finite import check_observation, planning_after, planning_for
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.observed_states import StateFinder, evaluation_environments
@@ -201,7 +201,8 @@ class Acting(SavedModel, LearnsFromBlocks):
         for i, state in enumerate(states):
             begun = system.begin(state) if hasattr(system, "begin") else state
             seed = [self.seed or 0, int(plans["n_plans"][i]), i]
-            actions.append(planning.act(plans[i], begun, np.random.default_rng(seed) if is_fixed else self._rng))
+            with planning_for(i):
+                actions.append(planning.act(plans[i], begun, np.random.default_rng(seed) if is_fixed else self._rng))
         return np.array(actions, dtype=np.float64).reshape(len(actions), system.action_dim)
 
     @property
@@ -335,7 +336,8 @@ class Acting(SavedModel, LearnsFromBlocks):
                 self._plans = planning.begin(n_envs)
             self._plans["age"][self._begun] = -1
             originals: Any = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
-            actions = self._plan(planning, self._last_obs, originals, self._plans, False, is_here=True)
+            with planning_after(self.num_timesteps):
+                actions = self._plan(planning, self._last_obs, originals, self._plans, False, is_here=True)
             self._predicted_returns.planned(self._plans)
             self._begun = np.zeros(n_envs, dtype=bool)
         scaled = actions.astype(np.float32).reshape(-1, *(self.action_space.shape or ()))

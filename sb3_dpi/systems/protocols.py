@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sb3_dpi.trajopt.systems import System
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, NotFiniteReturnError
 
 Penalty = Callable[[FloatArray, FloatArray], FloatArray]
 """Of observations in the environment's units ``[n, do]`` and actions in units of the bounds ``[n, du]``: ``[n]``, in units of
@@ -131,9 +131,10 @@ def returns_of(
             total = total + gamma**T * np.mean(tried.continuation * values.reshape(seen.shape[:2]), axis=1)
         if not np.all(np.isfinite(total)):
             row = int(np.argmin(np.isfinite(total)))
-            raise ValueError(
-                f"Action sequence {row % N} of state {row // N} earned {total[row]} in what is planned in: its rewards or "
-                "costs and the terminal value must be finite"
+            raise NotFiniteReturnError(
+                f"action sequence {row % N} of state {row // N} earned {total[row]} in what is planned in: its rewards or "
+                "costs and the terminal value must be finite",
+                row // N,
             )
         return total.reshape(B, N)
 

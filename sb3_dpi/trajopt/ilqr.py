@@ -30,7 +30,7 @@ from sb3_dpi.trajopt.in_time import OutOfTimeError, slices_in_time
 from sb3_dpi.trajopt.lqr import NotPositiveDefiniteError
 from sb3_dpi.trajopt.ranges import check_range, check_whole
 from sb3_dpi.trajopt.systems import Cost, System, TwiceDifferentiable
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, NotFiniteReturnError
 
 Ending = Literal["converged", "stuck", "iterations", "time"]
 """Why a search ended: the model predicted no more gain; no step lowered the cost; a limit was reached."""
@@ -250,7 +250,7 @@ class _Search:
             values = self.cost.value(first.states[:-1], first.actions, self.time_steps)
             bad = np.flatnonzero(~np.isfinite(values))
             where = f"at time step {bad[0]}" if len(bad) else "at the end"
-            raise ValueError(f"the cost of the first trajectory is not finite ({where}): start from other actions")
+            raise NotFiniteReturnError(f"the cost of the first trajectory is not finite ({where}): start from other actions")
         return first
 
     def _follow(
@@ -305,7 +305,9 @@ class _Search:
             if not np.all(np.isfinite(array)):
                 per_step = np.isfinite(array.reshape(T, -1)).all(1) if len(array) == T else np.ones(1, dtype=bool)
                 where = f"at time step {np.argmin(per_step)}" if not per_step.all() else "at the end"
-                raise ValueError(f"derivatives ({name}) are not finite {where}: check those of the system and of the cost")
+                raise NotFiniteReturnError(
+                    f"derivatives ({name}) are not finite {where}: check those of the system and of the cost"
+                )
         return expansion
 
     def _backward(self, now: _Trajectory, expansion: "_Expansion") -> BoxResult | None:

@@ -31,7 +31,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from scipy.special import softmax
 
-from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.trajopt.types import FloatArray, IntArray, NotFiniteReturnError
 
 State = TypeVar("State")
 
@@ -229,6 +229,7 @@ class _Search(Generic[State]):
         self.system, self.gamma, self.horizon, self.rng, self.range = system, gamma, horizon, rng, value_range
         self.n_actions = system.n_actions
         self.n_steps, self.depth = 0, 0
+        self.index: int | None = None
 
     def choose(self, node: Node) -> int:
         """:return: the action that the tree policy takes"""
@@ -258,7 +259,8 @@ class _Search(Generic[State]):
         for parent, edge, reward in reversed(path):
             value = reward + self.gamma * value
             if not math.isfinite(value):
-                raise ValueError(f"The search met a return of {value}: the system's rewards and the values must be finite")
+                said = f"the search met a return of {value}: rewards, observations and values must be finite"
+                raise NotFiniteReturnError(said, self.index)
             edge.visits, edge.total = edge.visits + 1, edge.total + value
             parent.visits, parent.total = parent.visits + 1, parent.total + value
             self.range.follow(value)
@@ -482,6 +484,8 @@ def puct_each(
     """
     _check(n_simulations, horizon, gamma, exploration, noise)
     searches = [_PUCT[State](exploration, system, gamma, horizon, _Range(return_range), rng) for rng in rngs]
+    for i, search in enumerate(searches):
+        search.index = i
     bare = [root for root in roots if not root.priors]
     for root, value in zip(bare, _ask(guess, bare), strict=True):
         guessed(root, np.array(root.priors), value)

@@ -26,7 +26,7 @@ from scipy.special import softmax
 from sb3_dpi.trajopt.in_time import slices_in_time
 from sb3_dpi.trajopt.noise import coloured, white
 from sb3_dpi.trajopt.ranges import check_range, check_whole
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, NotFiniteReturnError
 
 Returns = Callable[[FloatArray], FloatArray]
 """Returns ``[B, N]`` of sequences of actions ``[B, N, T, du]``."""
@@ -152,8 +152,8 @@ class _Trials:
             raise ValueError(f"returns of actions {actions.shape} must be {actions.shape[:2]}, got {found.shape}")
         if not np.all(np.isfinite(found)):
             state, sample = np.argwhere(~np.isfinite(found))[0]
-            raise ValueError(
-                f"the return of sequence {sample} of state {state} is not finite: check the rewards of the system"
+            raise NotFiniteReturnError(
+                f"the return of sequence {sample} of state {state} is not finite: check the rewards of the system", int(state)
             )
         return found
 

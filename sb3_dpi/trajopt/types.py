@@ -23,6 +23,19 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int_]
 
 
+class NotFiniteReturnError(ValueError):
+    """
+    What is planned in earned something that is not finite.
+
+    :param message: what and where in the plan
+    :param index: which of the states that are planned for it began in; None where there is one
+    """
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 @dataclass(frozen=True)
 class GaussianState:
     """Distribution of the first state, x_0 ~ N(mean, cov)."""
