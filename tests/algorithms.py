@@ -391,7 +391,7 @@ def transitions(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     return data.states, data.actions, data.next_states, data.rewards
 
 
-NOT_FINITE_IN_SEARCH = r"Environment \d, after \d+ steps in all: the search met a return of -?(nan|inf).*The model is as before"
+NOT_FINITE_IN_SEARCH = r"Environment \d, after \d+ steps in all: the search met a return of -?(nan|inf).* The model is as"
 """What is said where a copy of the environment shows first what is not finite"""
 
 

@@ -18,7 +18,6 @@ repeats (notes of CS285, Alg. 18): walk down the tree to a leaf, evaluate the le
 
 A random system answers anew at each visit, and every outcome has a node of its own. So the tree never knows what will happen:
 it averages. Of a deterministic one each edge is asked once, and of one that turns random on the way those that drew nothing.
-
 A actions; values are of states, returns with the reward of the edge that leads to them.
 """
 
@@ -38,6 +37,7 @@ State = TypeVar("State")
 UCT_EXPLORATION = 1.0 / math.sqrt(2.0)
 """C with which the bound that the score stands for holds for returns in [0, 1]."""
 PUCT_EXPLORATION = 1.25
+MUST_BE_FINITE = "rewards, observations and values must be finite"
 
 
 class FiniteSystem(Protocol[State]):
@@ -115,8 +115,7 @@ class Node:
     priors: list[float] = field(default_factory=list)
 
 
-Path = list[tuple[Node, Edge, float]]
-"""Nodes, the edges that were taken from them, and rewards."""
+Path = list[tuple[Node, Edge, float]]  # nodes, the edges that were taken from them, and rewards
 
 
 def new_node(state: Any, n_actions: int, is_over: bool = False) -> Node:
@@ -228,8 +227,7 @@ class _Search(Generic[State]):
     ) -> None:
         self.system, self.gamma, self.horizon, self.rng, self.range = system, gamma, horizon, rng, value_range
         self.n_actions = system.n_actions
-        self.n_steps, self.depth = 0, 0
-        self.index: int | None = None
+        self.n_steps, self.depth, self.index = 0, 0, 0
 
     def choose(self, node: Node) -> int:
         """:return: the action that the tree policy takes"""
@@ -259,8 +257,7 @@ class _Search(Generic[State]):
         for parent, edge, reward in reversed(path):
             value = reward + self.gamma * value
             if not math.isfinite(value):
-                said = f"the search met a return of {value}: rewards, observations and values must be finite"
-                raise NotFiniteReturnError(said, self.index)
+                raise NotFiniteReturnError(f"the search met a return of {value}: {MUST_BE_FINITE}", self.index)
             edge.visits, edge.total = edge.visits + 1, edge.total + value
             parent.visits, parent.total = parent.visits + 1, parent.total + value
             self.range.follow(value)
@@ -484,12 +481,11 @@ def puct_each(
     """
     _check(n_simulations, horizon, gamma, exploration, noise)
     searches = [_PUCT[State](exploration, system, gamma, horizon, _Range(return_range), rng) for rng in rngs]
-    for i, search in enumerate(searches):
-        search.index = i
     bare = [root for root in roots if not root.priors]
     for root, value in zip(bare, _ask(guess, bare), strict=True):
         guessed(root, np.array(root.priors), value)
-    for search, root in zip(searches, roots, strict=True):
+    for i, (search, root) in enumerate(zip(searches, roots, strict=True)):
+        search.index = i
         if noise is not None:
             drawn = search.rng.dirichlet(np.full(search.n_actions, noise[0]))
             root.priors = [(1.0 - noise[1]) * p + noise[1] * d for p, d in zip(root.priors, drawn.tolist(), strict=True)]
