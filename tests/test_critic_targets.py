@@ -13,6 +13,7 @@ from sb3_dpi.world_model.critic import UNIT_IN_REWARDS, CriticData, Learner, Rea
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.imagination import Batch
 from sb3_dpi.world_model.mlp import StackedMLP
+from sb3_dpi.world_model.rollouts import RolloutPool
 from sb3_dpi.world_model.types import Transitions
 
 
@@ -111,9 +112,8 @@ def test_share_of_real_steps(n_imagined: int, expected: int, monkeypatch: pytest
     seen: list[Any] = []
     monkeypatch.setattr(critic, "update", lambda batches, noise, learner: seen.append((batches, noise)))
     learner = Learner(SquashedGaussian(3, 2, (8, 8)), 0.1, 0.9, 0.05)
-    critic.learn(
-        CriticData(memory, ensemble, RealSteps(memory, ensemble, 1.0), imagined), 5, 10, learner, np.random.default_rng(0)
-    )
+    data_of_both = CriticData(memory, ensemble, RealSteps(memory, ensemble, 1.0), RolloutPool(lambda _: imagined, n_imagined))
+    critic.learn(data_of_both, 5, 10, learner, np.random.default_rng(0))
     ((batches, noise),) = seen
     assert batches.states.shape == (5, 10, 3) and noise.shape == (5, 10, 2)
     assert (batches.rewards == 1.0).sum(1).tolist() == [expected] * 5

@@ -174,7 +174,7 @@ def test_rollouts_pay_for_entropy_in_the_unit_of_rewards(monkeypatch: pytest.Mon
     original = dpi_module.rollouts
 
     def record(*args: Any) -> Any:
-        seen.append(args[-2:])
+        seen.append((args[-1].temperature, args[-1].gamma))
         return original(*args)
 
     monkeypatch.setattr(dpi_module, "rollouts", record)

@@ -15,8 +15,9 @@ from sb3_dpi.world_model.actor import SquashedGaussian, gaussian_kl
 from sb3_dpi.world_model.critic import CriticData, Learner, RealSteps, SoftTwinQ
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.frozen import FrozenEnsemble
-from sb3_dpi.world_model.imagination import make_windows, real_batch, roll_out, rollouts
+from sb3_dpi.world_model.imagination import make_windows, real_batch, roll_out
 from sb3_dpi.world_model.mlp import StackedMLP
+from sb3_dpi.world_model.rollouts import RolloutOptions, RolloutPool, rollouts
 from sb3_dpi.world_model.types import Transitions, returns_to_go, stretch_ends, successors, take_without_outliers
 
 
@@ -348,13 +349,13 @@ def test_rollouts_of_one_step_are_the_policy_s(fitted: tuple[Ensemble, ListMemor
     """Near the real steps for the real actions, and under every member."""
     ensemble, memory = fitted
     actor = SquashedGaussian(2, 1, (8, 8))
-    pool = rollouts(ensemble, actor, memory, True, np.random.default_rng(0), 600, 1, 0.1, 0.9)
+    pool = rollouts(ensemble, actor, memory, np.random.default_rng(0), 600, RolloutOptions(1, 0.1, 0.9, corrected=True))
     assert len(pool) == 600 and pool.actions.abs().max() <= 1.0
     x = ensemble.restore(pool.states) / [100.0, 0.01]
     u = pool.actions.numpy()
     true = x + 0.3 * np.stack([x[:, 1], np.sin(x[:, 0]) + 2.0 * u[:, 0]], 1) - 0.1 * x
     error = ensemble.restore(pool.next_states) / [100.0, 0.01] - true
-    plain = rollouts(ensemble, actor, memory, False, np.random.default_rng(0), 600, 1, 0.1, 0.9)
+    plain = rollouts(ensemble, actor, memory, np.random.default_rng(0), 600, RolloutOptions(1, 0.1, 0.9))
     uncorrected = ensemble.restore(plain.next_states) / [100.0, 0.01] - true
     assert np.abs(error).mean() < 0.7 * np.abs(uncorrected).mean()
     rewards = 50.0 * (-(x**2).sum(1) - (u**2).sum(1))
@@ -367,7 +368,7 @@ def test_rollouts_of_several_steps(fitted: tuple[Ensemble, ListMemory], monkeypa
     monkeypatch.setattr(ensemble, "known_end", lambda states, actions, following: th.zeros(len(states), dtype=th.bool))
     actor, gamma, temperature, length, m = SquashedGaussian(2, 1, (8, 8)), 0.9, 0.3, 4, 5
     n = length * ensemble.n_members * m
-    pool = rollouts(ensemble, actor, fitted[1], False, np.random.default_rng(3), n, length, temperature, gamma)
+    pool = rollouts(ensemble, actor, fitted[1], np.random.default_rng(3), n, RolloutOptions(length, temperature, gamma))
     assert len(pool) == length * ensemble.n_members * m
     rng = np.random.default_rng(3)
     rows = rng.integers(len(data), size=ensemble.n_members * m)
@@ -404,7 +405,8 @@ def test_the_critic_solves_a_small_process() -> None:
     critic = SoftTwinQ(1, 1, (16, 16), learning_rate=3e-3, real_fraction=0.5)
     critic.follow_rewards(rewards, returns_to_go(data, ends, 0.8, 0.5))
     memory, unit = ListMemory(data, ends), float(critic.unit)
-    both = CriticData(memory, ensemble, RealSteps(memory, ensemble, unit), real_batch(ensemble, data, unit))
+    imagined = RolloutPool(lambda _: real_batch(ensemble, data, unit), len(data))
+    both = CriticData(memory, ensemble, RealSteps(memory, ensemble, unit), imagined)
     rng = np.random.default_rng(0)
     for _ in range(30):
         update = critic.learn(both, 50, 16, Learner(actor, 0.0, 0.8, 0.1), rng)

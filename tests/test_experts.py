@@ -18,8 +18,9 @@ from sb3_dpi.world_model.experts.lqr import KLLQR
 from sb3_dpi.world_model.experts.pathwise import Pathwise, pathwise_gradient, window_objective
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.experts.sampling import MPPI, move_back
-from sb3_dpi.world_model.imagination import make_windows, rollouts
+from sb3_dpi.world_model.imagination import make_windows
 from sb3_dpi.world_model.mlp import StackedMLP
+from sb3_dpi.world_model.rollouts import RolloutOptions, RolloutPool, rollouts
 
 GAMMA, TEMPERATURE = 0.95, 0.03
 
@@ -39,12 +40,14 @@ def prepare(horizon: int = 3, width: int = 16, std: float | None = None) -> tupl
     actor = SquashedGaussian(2, 1, (width, width), std_bounds=bounds)
     critic = SoftTwinQ(2, 1, (width, width))
     critic.follow_rewards(data.rewards, 10.0 * data.rewards)
-    imagined = rollouts(ensemble, actor, memory, True, rng, 200, 2, TEMPERATURE * float(critic.unit), GAMMA)
+    options = RolloutOptions(2, TEMPERATURE * float(critic.unit), GAMMA, corrected=True)
+    imagined = rollouts(ensemble, actor, memory, rng, 200, options)
+    scaled = replace(imagined, rewards=imagined.rewards / float(critic.unit))
     seen = CriticData(
         memory,
         ensemble,
         RealSteps(memory, ensemble, float(critic.unit)),
-        replace(imagined, rewards=imagined.rewards / float(critic.unit)),
+        RolloutPool(lambda _: scaled, len(scaled)),
     )
     critic.learn(seen, 100, 32, Learner(actor, TEMPERATURE, GAMMA, 0.02), rng)
     windows = make_windows(ensemble, memory, rng.integers(300, size=30), horizon, True)

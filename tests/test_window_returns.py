@@ -10,7 +10,8 @@ from sb3_dpi.world_model.experts.lqr import Expansion, expand, solve
 from sb3_dpi.world_model.experts.pathwise import window_objective
 from sb3_dpi.world_model.experts.problem import PlanningProblem
 from sb3_dpi.world_model.experts.sampling import try_out, window_gains
-from sb3_dpi.world_model.imagination import Imagined, roll_out, rollouts
+from sb3_dpi.world_model.imagination import Imagined, roll_out
+from sb3_dpi.world_model.rollouts import RolloutOptions, rollouts
 
 H, E, M = 3, 3, 10
 
@@ -101,7 +102,7 @@ def test_rollouts_with_deaths_by_hand(prepared: tuple[PlanningProblem, CriticDat
     """Steps that an episode is unlikely to come to are few; what lies behind a likely death counts little."""
     ensemble, actor, memory = problem.ensemble, problem.actor, prepared[1].memory
     length, n = 4, 4 * 3 * 20
-    pool = rollouts(ensemble, actor, memory, False, np.random.default_rng(5), n, length, 0.3, 0.9)
+    pool = rollouts(ensemble, actor, memory, np.random.default_rng(5), n, RolloutOptions(length, 0.3, 0.9))
     rng = np.random.default_rng(5)
     rows = rng.integers(len(memory), size=60)
     noise = rng.standard_normal((length + 1, 3, 20, 1)).astype(np.float32)

@@ -34,6 +34,11 @@ LATEST_REWARDS = 300
 """Steps whose mean reward goes on where an episode was cut."""
 FIRST_MODEL_STEPS, FIRST_CRITIC_UPDATES = 1500, 2000
 """At the first iteration, beside those of the others; the model that tells which preset takes as many."""
+RENEWED_AFTER, N_PARTS = 25, 10
+"""Steps of the policy after which one of so many parts of the model rollouts is drawn anew, where windows begin at their
+states."""
+MISSED = 1000
+"""Latest real steps whose misses are noise on the model's."""
 AVERAGED_SHARE = 8.0
 """The average is one of the last eighth of the policy's steps, until that is as long as ``polyak`` says."""
 RATE_CHANGE, RATE_BOUNDS = 1.2, (0.1, 5.0)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,9 +41,12 @@ from sb3_dpi.dpi.constants import (
     FIRST_MODEL_STEPS,
     LATEST_REWARDS,
     LOG_TEMPERATURE_BOUNDS,
+    MISSED,
+    N_PARTS,
     RATE_BOUNDS,
     RATE_CHANGE,
     RECENT,
+    RENEWED_AFTER,
     REPORTED,
     SETTLED_SHARE,
 )
@@ -57,7 +61,8 @@ from sb3_dpi.world_model.ensemble import MODEL_BATCH, DivergedError, Ensemble, W
 from sb3_dpi.world_model.experts import Expert
 from sb3_dpi.world_model.experts.plan_targets import Plan, PolicyGradient
 from sb3_dpi.world_model.experts.problem import PlanningProblem
-from sb3_dpi.world_model.imagination import Imagination, Windows, make_windows, rollouts
+from sb3_dpi.world_model.imagination import Batch, Imagination, Misses, Windows, make_windows
+from sb3_dpi.world_model.rollouts import RolloutOptions, RolloutPool, rollouts
 from sb3_dpi.world_model.types import returns_to_go, stretch_ends, take_without_outliers
 
 
@@ -240,6 +245,8 @@ class DPI(SavedModel, OfflineLearner):
                 "gamma": self.gamma,
                 "on_policy_correction": self.imagination.on_policy_correction,
                 "rollout_length": self.imagination.rollout_length,
+                "model_noise": self.imagination.model_noise,
+                "imagined_starts": self.imagination.imagined_starts,
                 "early_reset": early_reset,
                 "lr_decay_after": self.critic_options.lr_decay_after,
             },
@@ -292,14 +299,17 @@ class DPI(SavedModel, OfflineLearner):
         measured = prediction_quality(*told, self.imagination.horizon, self.discount) if has_new else {}
         self._follow_units()
         loss = self.fit_model()  # P-hat, Eq. 2
-        windows, data = self.imagine(gradient_steps)
+        windows, data, share = *self.imagine(gradient_steps), self.numbers.imagined_starts
         before, gradients, updates = copy.deepcopy(self.policy.actor), list[PolicyGradient](), list[CriticUpdate]()
         if self.n_iterations == 0:  # a critic that knows nothing yet has nothing to say
             self.evaluate(data, max(int(self.update_to_data * FIRST_CRITIC_UPDATES), 1), batch_size)
         for i in range(gradient_steps):
+            if share and i % RENEWED_AFTER == RENEWED_AFTER - 1:
+                data.rollouts.renew()  # imagined states are those of the policy as it is
             updates.append(self.evaluate(data, self.policy_delay, batch_size))
             if i % self._expert.imitation_steps == 0:
-                expert = self.improve_expert(windows[i // self._expert.imitation_steps])  # eta_n, Eq. 4
+                starts = data.rollouts.begin(windows[i // self._expert.imitation_steps], share, self._rng)
+                expert = self.improve_expert(starts)  # eta_n, Eq. 4
             gradients.append(self.imitate(expert))  # pi_n+1, Eq. 5
         kl, std = policy_change(before, self.policy.actor, self._reported_states())
         self._follow_divergence(kl)
@@ -369,18 +379,26 @@ class DPI(SavedModel, OfflineLearner):
         :param gradient_steps: of the policy
         :return: windows of each plan; what the critic learns from
         """
-        memory, E, given = self.memory, self.ensemble.n_members, self.imagination
+        memory, E, given, numbers = self.memory, self.ensemble.n_members, self.imagination, self.numbers
         n_plans = -(-gradient_steps // self._expert.imitation_steps)
         rows = self._starts(E * n_plans * max(given.n_windows // E, 1))
-        corrected = self.numbers.on_policy_correction
-        windows = make_windows(self.ensemble, memory, rows, given.horizon, corrected).split(n_plans)
-        unit = float(self.critic.unit)
-        size, soft = (given.n_rollout_steps, self.numbers.rollout_length), (self.temperature * unit, self.discount)
-        imagined = rollouts(self.ensemble, self.policy.actor, memory, corrected, self._rng, *size, *soft)
-        real = RealSteps(memory, self.ensemble, unit)
-        data = CriticData(memory, self.ensemble, real, replace(imagined, rewards=imagined.rewards / unit))
+        misses = Misses.of(self.ensemble, memory, MISSED, numbers.model_noise) if numbers.model_noise else None
+        windows = make_windows(self.ensemble, memory, rows, given.horizon, numbers.on_policy_correction)
+        if misses is not None:
+            windows = misses.added_to(windows, self._rng)
+        pool = RolloutPool(partial(self._roll_out, misses), given.n_rollout_steps, N_PARTS if numbers.imagined_starts else 1)
+        real = RealSteps(memory, self.ensemble, float(self.critic.unit))
+        data = CriticData(memory, self.ensemble, real, pool)
         self.critic.begin(data, self._learner(), self._rng)
-        return windows, data
+        return windows.split(n_plans), data
+
+    def _roll_out(self, misses: Misses | None, n_steps: int) -> Batch:
+        """With model and policy as they are."""
+        numbers, unit = self.numbers, float(self.critic.unit)
+        soft, changing = (self.temperature * unit, self.discount), numbers.imagined_starts > 0.0
+        options = RolloutOptions(numbers.rollout_length, *soft, numbers.on_policy_correction, misses, changing)
+        imagined = rollouts(self.ensemble, self.policy.actor, self.memory, self._rng, n_steps, options)
+        return replace(imagined, rewards=imagined.rewards / unit)
 
     def _starts(self, n: int) -> IntArray:
         """Half from what is recent, half from all."""

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_dpi.common.choices import as_schedule, check_choice, numbers_of
 from sb3_dpi.dpi.constants import ENOUGH_FALLS, ENOUGH_R2, FIRST_MODEL_STEPS, MEASURED, SPREAD_OF_REWARDS
 from sb3_dpi.world_model.ensemble import MODEL_BATCH, DivergedError, Ensemble
+from sb3_dpi.world_model.imagination import check_starts
 from sb3_dpi.world_model.types import Memory, take_without_outliers
 
 
@@ -31,6 +32,8 @@ class Preset:
     :param gamma: discount factor, where no time limit asks for less; usual: .95 to .999
     :param on_policy_correction: of imagination
     :param rollout_length: steps of the model rollouts for the critic; usual: 1 to 32
+    :param model_noise: share of what a member missed on another real step that is added to each imagined one; 0 or 1
+    :param imagined_starts: share of windows that begin at states of model rollouts; 0 or 1
     :param early_reset: median of the steps after which an episode is left, 0: never; usual: 100 to 500
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
@@ -60,12 +63,15 @@ class Preset:
     noise_scale: float | str | Schedule
     lr_decay_after: int
     max_grad_norm: float = 1.0
+    model_noise: float = 0.0
+    imagined_starts: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma < 1.0:
             raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}")
         if not 0.0 <= self.noise_correlation < 1.0:
             raise ValueError(f"noise_correlation must be at least 0 and below 1, got {self.noise_correlation}")
+        check_starts("", self.model_noise, self.imagined_starts)
         for name in ("tau", "polyak"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
@@ -113,6 +119,8 @@ PRESETS = {
         lr_decay_after=20_000,
     ),
 }
+UNCORRECTED = "model_noise", "imagined_starts"
+"""Numbers of imagination without a correction."""
 FIRST = "corrected"
 """Whose numbers hold in the warm-up."""
 
@@ -142,10 +150,19 @@ def resolve(kind: str, *given: dict[str, Any]) -> Preset:
 
     :param kind: the preset's name
     :param given: numbers by name, later ones before earlier ones; None leaves the preset's own
-    :return: what to learn with
-    :raises ValueError: if a number is out of range
+    :return: what to learn with; a correction that is given turns noise and imagined starts off, and these it
+    :raises ValueError: if a number is out of range, or both are given
     """
     numbers = {name: value for options in given for name, value in options.items() if value is not None}
+    asked = any(numbers.get(name) for name in UNCORRECTED)
+    if asked and numbers.get("on_policy_correction"):
+        raise ValueError(
+            f"on_policy_correction is for windows from real steps alone: leave out {' and '.join(UNCORRECTED)}, or it"
+        )
+    if asked:
+        numbers["on_policy_correction"] = False
+    elif numbers.get("on_policy_correction"):
+        numbers |= dict.fromkeys(UNCORRECTED, 0.0)
     return replace(PRESETS[kind], **numbers)
 
 

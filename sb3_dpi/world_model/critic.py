@@ -27,6 +27,7 @@ from sb3_dpi.world_model.backends import CriticBatches, adam_of, array_of, suppo
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.imagination import Batch, real_batch
 from sb3_dpi.world_model.mlp import StackedMLP, follow
+from sb3_dpi.world_model.rollouts import RolloutPool
 from sb3_dpi.world_model.types import Memory
 
 REALISED_QUANTILE = 0.999
@@ -114,8 +115,13 @@ class CriticData:
     """its units are used"""
     real: RealSteps
     """of the same memory, rewards in units of value"""
-    imagined: Batch
-    """rewards in units of value"""
+    rollouts: RolloutPool
+    """of the model, rewards in units of value"""
+
+    @property
+    def imagined(self) -> Batch:
+        """Steps of the model rollouts."""
+        return self.rollouts.steps
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ is the model's.
 Shapes: ``E`` members with ``m`` windows each, ``H`` steps; states standardised ``[E, m, dx]``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch as th
@@ -65,6 +65,42 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class Misses:
+    """What members missed on real steps, as noise on what they foretell."""
+
+    states: th.Tensor
+    """``[E, n, dx]``"""
+    scale: float
+
+    @classmethod
+    def of(cls, ensemble: Ensemble, memory: Memory, n: int, scale: float) -> "Misses":
+        """
+        Measure them on the latest real steps.
+
+        :param ensemble: the model
+        :param memory: real steps
+        :param n: how many of them, at most
+        :param scale: by which they are multiplied when they are added
+        :return: of each member
+        """
+        rows = np.tile(memory.newest(n), ensemble.n_members)
+        return cls(ensemble.residuals(memory.take(rows)).states, scale)
+
+    def added_to(self, windows: Windows, rng: np.random.Generator) -> Windows:
+        """
+        Disturb each step of each window by one of them.
+
+        :param windows: without a correction
+        :param rng: draws
+        :return: windows whose residuals are drawn
+        """
+        H, E, m, _ = windows.state_residuals.shape
+        drawn = th.as_tensor(rng.integers(self.states.shape[1], size=(H, E, m)), device=self.states.device)
+        members = th.arange(E, device=drawn.device)[None, :, None]
+        return replace(windows, state_residuals=(self.scale * self.states[members, drawn]).contiguous())
+
+
+@dataclass(frozen=True)
 class Imagined:
     """What happened in imagined windows."""
 
@@ -80,7 +116,9 @@ class Imagined:
     """probability that the episode has come so far, ``[H + 1, E, m]``"""
 
 
-def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, noise: th.Tensor) -> Imagined:
+def roll_out(
+    actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, noise: th.Tensor, members_change: bool = False
+) -> Imagined:
     """
     Follow the policy under the corrected model, differentiably.
 
@@ -88,6 +126,7 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
     :param ensemble: the model
     :param windows: where to begin
     :param noise: of the policy, ``[H + 1, E, m, du]``
+    :param members_change: whether each step has another member, in turn
     :return: what happened
     """
     states = [windows.states]
@@ -99,7 +138,7 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
         log_probs.append(log_prob)
         if t == windows.horizon:
             break
-        predicted, earned = ensemble.predict(states[t], chosen)
+        predicted, earned = _predict(ensemble, states[t], chosen, t if members_change else 0)
         following = ensemble.clip(predicted + windows.state_residuals[t])
         rewards.append(ensemble.reward(states[t], chosen, following, earned + windows.reward_residuals[t]))
         continuation.append(continuation[t] * ensemble.continuation(states[t], chosen, following))
@@ -112,6 +151,14 @@ def roll_out(actor: SquashedGaussian, ensemble: Ensemble, windows: Windows, nois
         th.stack(rewards) if rewards else nothing,
         th.stack(continuation),
     )
+
+
+def _predict(ensemble: Ensemble, states: th.Tensor, actions: th.Tensor, turn: int) -> tuple[th.Tensor, th.Tensor]:
+    """By the member that is so many places on."""
+    if turn % ensemble.n_members == 0:
+        return ensemble.predict(states, actions)
+    following, rewards = ensemble.predict(states.roll(turn, 0), actions.roll(turn, 0))
+    return following.roll(-turn, 0), rewards.roll(-turn, 0)
 
 
 def real_batch(ensemble: Ensemble, data: Transitions, unit: float) -> Batch:
@@ -145,6 +192,12 @@ class Imagination:
         end leaps and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32. None: the preset's
     :param on_policy_correction: whether imagination is corrected by the model's errors on real steps; without it models of
         unstable systems mislead. None: the preset's
+    :param model_noise: where it is not corrected: how much of what a member missed on another of the latest real steps, drawn
+        at random, is added to each imagined one; 1: all. Policies otherwise learn what only the model's means bear. None: the
+        preset's, 0: nothing
+    :param imagined_starts: share of windows that begin at states of the model rollouts; these are then renewed while the
+        policy learns, and a member foretells one step of them. Where it falls, real states are those of policies that fell;
+        usual: 0 or 1. None: the preset's
     :raises ValueError: if a number is out of range
     """
 
@@ -153,62 +206,30 @@ class Imagination:
     n_rollout_steps: int = 20_000
     rollout_length: int | None = None
     on_policy_correction: bool | None = None
+    model_noise: float | None = None
+    imagined_starts: float | None = None
 
     def __post_init__(self) -> None:
         for name, smallest in (("horizon", 0), ("n_windows", 1), ("n_rollout_steps", 1), ("rollout_length", 1)):
             value = getattr(self, name)
             if value is not None and not value >= smallest:
                 raise ValueError(f"imagination: {name} must be at least {smallest}, got {value}")
+        check_starts("imagination: ", self.model_noise, self.imagined_starts)
 
 
-@th.no_grad()
-def rollouts(
-    ensemble: Ensemble,
-    actor: SquashedGaussian,
-    memory: Memory,
-    corrected: bool,
-    rng: np.random.Generator,
-    n: int,
-    length: int,
-    temperature: float,
-    gamma: float,
-) -> Batch:
+def check_starts(where: str, model_noise: float | None, imagined_starts: float | None) -> None:
     """
-    Imagine what the policy does from real states, each under one member.
+    Check two numbers that may be left to the preset.
 
-    Every step x_t, u_t of a rollout of L steps is a transition to its end: over k = L - t steps
-
-        y = r_t + sum_{0 < i < k} gamma^i c_{t+i} (r_{t+i} - alpha log pi(u_{t+i}|x_{t+i})) + gamma^k c_L V(x_L),
-
-    c the probability that the episode comes so far. A critic that learns from single steps must tell actions apart by
-    differences that are small against its own errors; over many steps the model does that.
-
-    :param ensemble: the model
-    :param actor: the policy
-    :param memory: real transitions, from whose states the rollouts begin
-    :param corrected: whether they are corrected on-policy
-    :param rng: draws states and actions
-    :param n: how many steps, rounded up to whole rollouts of all members
-    :param length: L
-    :param temperature: alpha, in the environment's rewards
-    :param gamma: discount factor
-    :return: imagined transitions: ``rewards`` the sum in y, ``next_states`` x_L, ``continuation`` gamma^{k-1} c_L; steps
-        that an episode is unlikely to come to are few
+    :param where: what they belong to, in front of an error
+    :param model_noise: at least 0
+    :param imagined_starts: from 0 to 1
+    :raises ValueError: if one is out of range
     """
-    m = -(-n // (length * ensemble.n_members))
-    rows = rng.integers(len(memory), size=ensemble.n_members * m)
-    windows = make_windows(ensemble, memory, rows, length, corrected)
-    noise = rng.standard_normal((length + 1, ensemble.n_members, m, actor.action_dim)).astype(np.float32)
-    imagined = roll_out(actor, ensemble, windows, th.as_tensor(noise, device=windows.states.device))
-    going_on = imagined.continuation[1:] / imagined.continuation[:-1].clamp_min(1e-6)
-    rewards, continuation = imagined.rewards.clone(), going_on.clone()
-    for t in range(length - 2, -1, -1):
-        rewards[t] += gamma * going_on[t] * (rewards[t + 1] - temperature * imagined.log_probs[t + 1])
-        continuation[t] *= gamma * continuation[t + 1]
-    reached = th.as_tensor(rng.random(tuple(rewards.shape)), device=rewards.device) <= imagined.continuation[:-1]
-    states, actions = imagined.states[:-1][reached], imagined.actions[:-1][reached]
-    ends = imagined.states[-1].expand(length, *imagined.states.shape[1:])
-    return Batch(states, actions, rewards[reached], ends[reached], continuation[reached])
+    if model_noise is not None and not model_noise >= 0.0:
+        raise ValueError(f"{where}model_noise must be at least 0, got {model_noise}")
+    if imagined_starts is not None and not 0.0 <= imagined_starts <= 1.0:
+        raise ValueError(f"{where}imagined_starts must be from 0 to 1, got {imagined_starts}")
 
 
 def make_windows(ensemble: Ensemble, memory: Memory, rows: IntArray, horizon: int, corrected: bool) -> Windows:
