@@ -20,6 +20,8 @@ from torch.nn import functional
 from sb3_dpi.trajopt import compilation
 from sb3_dpi.world_model import backends
 from sb3_dpi.world_model.backends import elementwise
+from sb3_dpi.world_model.backends.mlp import Stack
+from sb3_dpi.world_model.backends.numpy_networks import Weights, forward
 
 jobs = load("backends")
 SMALL = jobs.Sizes(dx=3, du=2, members=3, model_width=16, model_batch=8, width=12, termination_batch=8, critic_batch=16,
@@ -241,14 +243,13 @@ def test_forward_for_acting() -> None:
     inputs = np.random.default_rng(1).normal(0.0, 3.0, (6, 4)).astype(np.float32)
     expected = network(th.as_tensor(inputs)[None]).detach().numpy()
     for member in range(2):
-        layers = backends.layers_of(network.arrays, member)
-        assert all(np.shares_memory(weight, network.arrays.flat) for weight, _ in layers)
-        found = backends.mlp_forward(layers, inputs)
+        *hidden, last = Stack(network.arrays.flat, network.arrays.sizes).layers
+        layers: Weights = [(layer[member, :-1], layer[member, -1], th.nn.Hardswish) for layer in hidden]
+        layers.append((last[member, :-1], last[member, -1], None))
+        found = forward(inputs, layers)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected[member], atol=1e-5)
-        np.testing.assert_allclose(backends.mlp_forward(layers, inputs[2]), expected[member, 2], atol=1e-5)
-        layers[-1][1][:] += 1.0
-        np.testing.assert_allclose(backends.mlp_forward(layers, inputs), expected[member] + 1.0, atol=1e-5)
+        np.testing.assert_allclose(forward(inputs[2], layers), expected[member, 2], atol=1e-5)
 
 
 def test_every_loop_is_compiled_where_numba_is() -> None:

@@ -8,12 +8,11 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
-from torch import nn
 
-from sb3_dpi.common.numpy_networks import Layers, Weights, forward
 from sb3_dpi.common.policies import BoundedGaussianPolicy, StatelessCombinedExtractor
 from sb3_dpi.common.standardized import StandardizedExtractor, Standardizing
 from sb3_dpi.common.trajectories import Observations
+from sb3_dpi.world_model.backends.numpy_networks import Layers, forward, read_layers, weights_of
 
 Actor = Callable[[Observations], np.ndarray]
 
@@ -29,7 +28,7 @@ def export_actor(policy: BoundedGaussianPolicy) -> Actor:
     modules = plain_layers(policy)
     if modules is None:
         return _torch_actor(policy)
-    layers: Weights = [(*_arrays(linear), activation) for linear, activation in modules]
+    layers = weights_of(modules)
     extractor = policy.pi_features_extractor
     center, scale = extractor.affine() if isinstance(extractor, Standardizing) else (0.0, 1.0)
 
@@ -59,8 +58,7 @@ def plain_layers(policy: BoundedGaussianPolicy) -> Layers | None:
     vectors of a dictionary behind each other.
 
     :param policy: the policy
-    :return: linear modules, each with the activation that follows it (``nn.Tanh``, ``nn.ReLU`` or None for none); None if the
-        mean is anything else
+    :return: its layers; None if the mean is anything else
     """
     space, extractor = policy.observation_space, policy.pi_features_extractor
     is_vector = isinstance(space, spaces.Box) and not is_image_space(space)
@@ -72,20 +70,7 @@ def plain_layers(policy: BoundedGaussianPolicy) -> Layers | None:
         or type(policy.mlp_extractor) is not MlpExtractor
     ):
         return None
-    layers: Layers = []
-    for module in [*policy.mlp_extractor.policy_net, policy.action_net]:
-        if type(module) is nn.Linear and module.bias is not None:
-            layers.append((module, None))
-        elif type(module) in (nn.Tanh, nn.ReLU) and layers and layers[-1][1] is None:
-            layers[-1] = (layers[-1][0], type(module))
-        else:
-            return None
-    return layers
-
-
-def _arrays(module: nn.Linear) -> tuple[np.ndarray, np.ndarray]:
-    weight, bias = (parameter.detach().cpu().numpy() for parameter in (module.weight, module.bias))
-    return np.array(weight.T, order="C"), bias[None].copy()
+    return read_layers([*policy.mlp_extractor.policy_net, policy.action_net])
 
 
 def _torch_actor(policy: BoundedGaussianPolicy) -> Actor:

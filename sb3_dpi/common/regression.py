@@ -13,11 +13,12 @@ import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.common.actor import flat_inputs, plain_layers
-from sb3_dpi.common.numpy_networks import Adam, Layers, Network
 from sb3_dpi.common.policies import BoundedGaussianPolicy, being_updated
 from sb3_dpi.common.standardized import Standardizing
 from sb3_dpi.common.trajectories import Observations, map_observations
 from sb3_dpi.trajopt.types import FloatArray, IntArray
+from sb3_dpi.world_model.backends import supports_optimizer
+from sb3_dpi.world_model.backends.numpy_networks import Adam, Layers, Network
 
 
 def regress_mean(
@@ -68,13 +69,12 @@ def _regress_torch(
 def _numpy_layers(policy: BoundedGaussianPolicy) -> Layers | None:
     """The layers, if numpy can train them as torch would."""
     layers, optimizer = plain_layers(policy), policy.optimizer
-    if layers is None or type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+    if layers is None or not supports_optimizer(optimizer):
         return None
     group, parameters = optimizer.param_groups[0], _parameters(layers)
     optimized = {id(parameter) for parameter in group["params"]}
     plain = (
-        not (group["weight_decay"] or group["amsgrad"] or group["maximize"])
-        and all(isinstance(number, float) for number in (group["lr"], *group["betas"]))
+        all(isinstance(number, float) for number in (group["lr"], *group["betas"]))
         and all(id(p) in optimized and p.requires_grad and p.dtype == th.float32 for p in parameters)
         and all(p.device.type == "cpu" for p in parameters)
         and len({float(optimizer.state[p]["step"]) if optimizer.state.get(p) else 0.0 for p in parameters}) == 1

@@ -17,7 +17,7 @@ from sb3_dpi.common.planner_state import is_vector_space
 from sb3_dpi.common.policies import STATE_KEY, ObservationReader
 from sb3_dpi.dpi.constants import DEFAULT_WIDTHS
 from sb3_dpi.world_model.actor import SquashedGaussian, log_std_of
-from sb3_dpi.world_model.backends import mlp_forward
+from sb3_dpi.world_model.backends.numpy_networks import Weights, forward
 from sb3_dpi.world_model.mlp import follow
 
 
@@ -303,10 +303,11 @@ class MlpPolicy(AnyBox, ObservationReader):
         :return: from states ``[n, dx]`` to mean and standard deviation before tanh, ``[n, du]`` each
         """
         chosen = actor or self.actor
-        layers = [
-            (weight[0].detach().cpu().numpy().copy(), bias[0, 0].detach().cpu().numpy().copy())
+        layers: Weights = [
+            (weight[0].detach().cpu().numpy().copy(), bias[0, 0].detach().cpu().numpy().copy(), nn.Hardswish)
             for weight, bias in chosen.network.layers()
         ]
+        layers[-1] = (*layers[-1][:2], None)
         center, scale, du = mean.cpu().numpy().copy(), std.cpu().numpy().copy(), chosen.action_dim
 
         in_numpy = chosen.features is None and isinstance(chosen.network.activation, nn.Hardswish)
@@ -318,7 +319,7 @@ class MlpPolicy(AnyBox, ObservationReader):
 
         def act(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             seen = np.clip((states - center) / scale, -10.0, 10.0).astype(np.float32)
-            hidden = mlp_forward(layers, seen) if in_numpy else torch_forward(seen)
+            hidden = forward(seen, layers) if in_numpy else torch_forward(seen)
             before, raw = hidden[:, :du], hidden[:, du:]
             return before, np.exp(log_std_of(np.tanh(raw), chosen.log_std_low, chosen.log_std_high))
 

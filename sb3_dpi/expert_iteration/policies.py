@@ -9,12 +9,11 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
-from torch import nn
 
 from sb3_dpi.common.critic import ReturnScale
-from sb3_dpi.common.numpy_networks import Weights, forward
 from sb3_dpi.systems import SimulatorState
 from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.world_model.backends.numpy_networks import Weights, forward, read_layers, weights_of
 
 MlpPolicy = ActorCriticPolicy
 CnnPolicy = ActorCriticCnnPolicy
@@ -54,7 +53,7 @@ class Evaluator:
         space = policy.observation_space
         self.dtype = None if isinstance(space, spaces.Dict) else space.dtype
         self.keys = tuple(space.spaces) if isinstance(space, spaces.Dict) else ()
-        self.arrays = _as_arrays(policy)
+        self.arrays = _plain_networks(policy)
 
     def __call__(self, states: list[SimulatorState]) -> tuple[FloatArray, FloatArray]:
         """
@@ -99,7 +98,7 @@ class Evaluator:
         return observations.reshape(len(observations), -1).astype(np.float32)
 
 
-def _as_arrays(policy: ActorCriticPolicy) -> tuple[Weights, Weights] | None:
+def _plain_networks(policy: ActorCriticPolicy) -> tuple[Weights, Weights] | None:
     """:return: layers of both networks, for numpy takes a fraction of torch's time for one state; None of other networks"""
     space, extractor = policy.observation_space, policy.mlp_extractor
     is_vector = isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and space.dtype != np.uint8)
@@ -107,17 +106,6 @@ def _as_arrays(policy: ActorCriticPolicy) -> tuple[Weights, Weights] | None:
         return None
     if policy.device.type != "cpu":
         return None
-    both = [nn.Sequential(*extractor.policy_net, policy.action_net), nn.Sequential(*extractor.value_net, policy.value_net)]
-    found = []
-    for modules in both:
-        layers: Weights = []
-        for module in modules:
-            if isinstance(module, nn.Linear):
-                weight, bias = module.weight.detach().numpy(), module.bias.detach().numpy()
-                layers.append((np.ascontiguousarray(weight.T), bias.copy(), None))
-            elif type(module) in (nn.Tanh, nn.ReLU) and layers and layers[-1][2] is None:
-                layers[-1] = (*layers[-1][:2], type(module))
-            else:
-                return None
-        found.append(layers)
-    return found[0], found[1]
+    policy_layers = read_layers([*extractor.policy_net, policy.action_net])
+    value_layers = read_layers([*extractor.value_net, policy.value_net])
+    return None if policy_layers is None or value_layers is None else (weights_of(policy_layers), weights_of(value_layers))

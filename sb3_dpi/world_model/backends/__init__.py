@@ -23,10 +23,8 @@ memory::
     update_critic(network, slow [2, P], adam, tau, policy, batches, temperature, gamma, low, high) -> (loss, last target)
     window_gradient(policy, model, termination | None, critic, windows, temperature, gamma) -> (gradient [P], J, entropy)
 
-    layers_of(network, member=0) -> [(weight, bias), ...]     # views
-    mlp_forward(layers, inputs [n, n_in]) -> [n, n_out]       # numpy alone: for acting
-
-The jobs run without numba too, slowly, as plain Python: that is for tests.
+The jobs run without numba too, slowly, as plain Python: that is for tests. Networks of one member that act, or
+imitate by least squares, take numpy alone: ``numpy_networks``.
 """
 
 from sb3_dpi.world_model.backends.arrays import (
@@ -39,7 +37,6 @@ from sb3_dpi.world_model.backends.arrays import (
 )
 from sb3_dpi.world_model.backends.compilation import supports
 from sb3_dpi.world_model.backends.fits import fit_classifier, fit_ensemble, update_critic
-from sb3_dpi.world_model.backends.mlp import layers_of, mlp_forward
 from sb3_dpi.world_model.backends.torch_memory import adam_of, array_of, supports_optimizer
 from sb3_dpi.world_model.backends.windows import window_gradient
 
@@ -54,8 +51,6 @@ __all__ = [
     "array_of",
     "fit_classifier",
     "fit_ensemble",
-    "layers_of",
-    "mlp_forward",
     "supports",
     "supports_optimizer",
     "update_critic",

@@ -183,38 +183,3 @@ def half_range(policy: PolicyArrays) -> float:
     :return: half of their distance
     """
     return 0.5 * (policy.log_std_high - policy.log_std_low)
-
-
-def layers_of(network: NetworkArrays, member: int = 0) -> list[tuple[Floats, Floats]]:
-    """
-    Views of the parameters of one member.
-
-    :param network: of any number of members
-    :param member: which
-    :return: of each layer the weights ``[n_in, n_out]`` and the bias ``[n_out]``
-    """
-    return [(layer[member, :-1], layer[member, -1]) for layer in Stack(network.flat, network.sizes).layers]
-
-
-def mlp_forward(layers: Sequence[tuple[Floats, Floats]], inputs: Floats) -> Floats:
-    """
-    Evaluate a network with hardswish and without normalisation in numpy alone, quickly for one row.
-
-    :param layers: of each the weights ``[n_in, n_out]`` and the bias ``[n_out]``
-    :param inputs: ``[n, n_in]`` or ``[n_in]``
-    :return: ``[n, n_out]`` or ``[n_out]``
-    """
-    hidden = inputs
-    for weight, bias in layers[:-1]:
-        sums = hidden.dot(weight)
-        sums += bias
-        gate = sums + f32(3.0)
-        np.maximum(gate, f32(0.0), out=gate)
-        np.minimum(gate, f32(6.0), out=gate)
-        gate *= elementwise.SIXTH
-        gate *= sums
-        hidden = gate
-    weight, bias = layers[-1]
-    outputs: Floats = hidden.dot(weight)
-    outputs += bias
-    return outputs

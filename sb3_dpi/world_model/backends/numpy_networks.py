@@ -1,24 +1,59 @@
-"""Small networks and their optimizer in numpy: torch spends most of the time that they take in overhead."""
+"""Small networks and their optimizer in numpy alone: torch spends most of the time that they take in overhead."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_dpi.world_model.backends.elementwise import SIXTH
+
 Layers = list[tuple[nn.Linear, type[nn.Module] | None]]
 """Linear modules, each with the activation that follows it: ``nn.Tanh``, ``nn.ReLU`` or None for none."""
 Weights = list[tuple[np.ndarray, np.ndarray, type[nn.Module] | None]]
-"""Weight ``[n_in, n_out]``, bias ``[n_out]`` and activation of each layer."""
+"""Weight ``[n_in, n_out]``, bias ``[n_out]`` and activation of each layer, ``nn.Hardswish`` as well."""
+
+
+def read_layers(modules: Iterable[nn.Module]) -> Layers | None:
+    """
+    Read what modules do one after the other.
+
+    :param modules: of a network
+    :return: its layers; None if one does something that is not known here
+    """
+    layers: Layers = []
+    for module in modules:
+        if type(module) is nn.Linear and module.bias is not None:
+            layers.append((module, None))
+        elif type(module) in (nn.Tanh, nn.ReLU) and layers and layers[-1][1] is None:
+            layers[-1] = (layers[-1][0], type(module))
+        else:
+            return None
+    return layers
+
+
+def weights_of(layers: Layers) -> Weights:
+    """
+    Copy the parameters of a network.
+
+    :param layers: on any device
+    :return: arrays that later updates do not reach
+    """
+    found: Weights = []
+    for linear, activation in layers:
+        weight, bias = (parameter.detach().cpu().numpy() for parameter in (linear.weight, linear.bias))
+        found.append((np.array(weight.T, order="C"), bias.copy(), activation))
+    return found
 
 
 def forward(x: np.ndarray, layers: Weights, values: list[np.ndarray] | None = None) -> np.ndarray:
     """Evaluate a network.
 
-    :param x: ``[n, n_in]``
+    :param x: ``[n, n_in]`` or ``[n_in]``
     :param layers: of the network
     :param values: the output of each layer is put behind what is in it; None keeps none
-    :return: ``[n, n_out]``, a new array
+    :return: ``[n, n_out]`` or ``[n_out]``, a new array
     """
     for weight, bias, activation in layers:
         # with one observation overhead is all: ``dot`` has a third of that of ``@``
@@ -28,6 +63,12 @@ def forward(x: np.ndarray, layers: Weights, values: list[np.ndarray] | None = No
             np.tanh(x, out=x)
         elif activation is nn.ReLU:
             np.maximum(x, 0.0, out=x)
+        elif activation is nn.Hardswish:
+            gate = x + 3.0
+            np.maximum(gate, 0.0, out=gate)
+            np.minimum(gate, 6.0, out=gate)
+            gate *= SIXTH
+            x *= gate
         if values is not None:
             values.append(x)
     return x
