@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_dpi import DualAC
+from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.dual_ac import memory as memories
 from sb3_dpi.dual_ac.action_critic import ActionCritic, Guess, suits
 from sb3_dpi.dual_ac.batch import Batch
@@ -114,7 +115,7 @@ def test_q_is_the_mean_of_what_follows(dies: bool) -> None:
     actor = policy()
     with th.no_grad():
         actor.action_net.weight.zero_(), actor.action_net.bias.zero_()
-    critic = ActionCritic.untrained(actor).solved(actor, batch, (1.0, 0.5), GAMMA, 1500, rng)
+    critic = ActionCritic.untrained(actor).solved(actor, batch, ReturnScale(1.0, 0.5), GAMMA, 1500, rng)
     guess = critic.guess(actor, batch)
     np.testing.assert_allclose(guess.values[:400], 1.0 if dies else 2.0, atol=0.15)
     np.testing.assert_allclose(guess.advantages[:, 0], actions[:, 0], atol=0.15)
@@ -130,8 +131,8 @@ def test_actions_beyond_the_bounds_act_as_the_bounds_do() -> None:
 def test_q_stays_when_its_units_move() -> None:
     rng = np.random.default_rng(3)
     batch, actor = rollout(rng.uniform(-1.0, 1.0, (20, 2)), rng.normal(size=20)), policy()
-    one = ActionCritic.untrained(actor).solved(actor, batch, (3.0, 2.0), GAMMA, 5, rng)
-    other = one.solved(actor, batch, (-40.0, 0.1), GAMMA, 0, rng)
+    one = ActionCritic.untrained(actor).solved(actor, batch, ReturnScale(3.0, 2.0), GAMMA, 5, rng)
+    other = one.solved(actor, batch, ReturnScale(-40.0, 0.1), GAMMA, 0, rng)
     said = []
     for critic in (one, other):
         th.manual_seed(4)

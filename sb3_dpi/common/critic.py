@@ -1,7 +1,7 @@
 """The value function of a policy on time-aligned trajectories, and the advantages that it gives."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -16,6 +16,8 @@ from sb3_dpi.common.trajectories import Trajectories, map_observations
 from sb3_dpi.trajopt.discounting import discounted_sums
 from sb3_dpi.trajopt.types import FloatArray
 from sb3_dpi.trajopt.units import varies
+
+Values = TypeVar("Values", np.ndarray, th.Tensor)
 
 
 def generalized_advantages(
@@ -57,6 +59,26 @@ class ReturnScale:
         """
         return cls(mean, std if varies(np.array([std]), np.array([mean]))[0] else 0.0)
 
+    def standardize(self, values: Values) -> Values:
+        """
+        From units of the rewards to those of the network.
+
+        :param values: of any shape
+        :return: the same shape
+        """
+        standard: Values = (values - self.mean) / (self.std or 1.0)
+        return standard
+
+    def restore(self, standard: Values) -> Values:
+        """
+        From units of the network to those of the rewards.
+
+        :param standard: what the network says, of any shape
+        :return: the same shape
+        """
+        values: Values = standard * self.std + self.mean
+        return values
+
 
 def value_units(model: BaseAlgorithm) -> ReturnScale | None:
     """Tell in which units an algorithm's value network predicts.
@@ -67,7 +89,7 @@ def value_units(model: BaseAlgorithm) -> ReturnScale | None:
     if not isinstance(model, SavedModel):
         return ReturnScale()
     own: Any = model
-    return ReturnScale(*own._scale()) if hasattr(own, "_scale") else getattr(own, "return_scale", None)
+    return own._scale() if hasattr(own, "_scale") else getattr(own, "return_scale", None)
 
 
 def actor_parameters(policy: ActorCriticPolicy) -> list[th.nn.Parameter]:
@@ -91,7 +113,7 @@ def predict_values(policy: ActorCriticPolicy, inputs: Any, scale: ReturnScale) -
     """
     with th.no_grad():
         values = policy.predict_values(obs_as_tensor(inputs, policy.device)).reshape(-1).double().cpu().numpy()
-    return values * scale.std + scale.mean
+    return scale.restore(values)
 
 
 def trajectory_values(policy: ActorCriticPolicy, trajectories: Trajectories, to_inputs: Any, scale: ReturnScale) -> FloatArray:
@@ -153,7 +175,7 @@ def fit_values(
     :return: mean squared error of the last pass, in units of the variance of the returns
     """
     observations, actor = obs_as_tensor(inputs, policy.device), actor_parameters(policy)
-    standard = th.as_tensor((targets - scale.mean) / (scale.std or 1.0), dtype=th.float32, device=policy.device)
+    standard = th.as_tensor(scale.standardize(targets), dtype=th.float32, device=policy.device)
     losses: list[float] = []
     for _ in range(n_epochs):
         losses = []

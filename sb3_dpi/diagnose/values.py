@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_dpi.aggrevated_oc import AggreVaTeDOC
-from sb3_dpi.common.critic import value_units
+from sb3_dpi.common.critic import predict_values, value_units
 from sb3_dpi.diagnose.episodes import Episode
 from sb3_dpi.diagnose.subject import Subject
 from sb3_dpi.dpi import DPI
@@ -71,13 +70,7 @@ def value_function(subject: Subject) -> Values | None:
     if not isinstance(policy, ActorCriticPolicy) or units is None:
         return None
 
-    @th.no_grad()
-    def values(episode: Episode) -> FloatArray:
-        found = policy.predict_values(obs_as_tensor(episode.seen, policy.device)).reshape(-1)
-        standard: FloatArray = found.double().cpu().numpy()
-        return units.mean + units.std * standard
-
-    return values
+    return lambda episode: predict_values(policy, episode.seen, units)
 
 
 def why_no_values(subject: Subject) -> str:

@@ -165,7 +165,7 @@ class ActionCritic:
         self,
         policy: ActorCriticPolicy,
         batch: Batch,
-        units: tuple[float, float],
+        units: ReturnScale,
         gamma: float,
         n_steps: int,
         rng: np.random.Generator,
@@ -174,29 +174,29 @@ class ActionCritic:
 
         :param policy: pi
         :param batch: rollouts of any policies
-        :param units: mean and standard deviation of the returns, the latter above zero
+        :param units: of the returns, which vary
         :param gamma: discount factor
         :param n_steps: gradient steps
         :param rng: draws
         :return: the critic afterwards
         """
         network, slow, optimizer = copy.deepcopy((self.network, self.slow, self.optimizer))
-        critic = replace(self, network=network, slow=slow, optimizer=optimizer, mean=units[0], std=units[1])
+        critic = replace(self, network=network, slow=slow, optimizer=optimizer, mean=units.mean, std=units.std)
         for last in (network[-1], slow[-1]):
-            rescale_layer(last, ReturnScale(self.mean, self.std), ReturnScale(*units))
+            rescale_layer(last, ReturnScale(self.mean, self.std), units)
         with th.no_grad():
             features, normal = _features(policy, batch.observations), _normal(policy, batch.observations)
         following = batch.following.reshape(-1)
         rows, lives_on = (th.as_tensor(x, device=features.device) for x in (np.maximum(following, 0), following >= 0))
         rewards = th.as_tensor(batch.rewards.reshape(-1), dtype=th.float64, device=features.device)
-        standard, goes_on = ((rewards - units[0]) / units[1]).float(), gamma * lives_on.float()
+        standard, goes_on = units.standardize(rewards).float(), gamma * lives_on.float()
         for index in _minibatches(batch.rewards.size, n_steps, rng):
             drawn = th.as_tensor(index, device=features.device)
             ahead, go_on = rows[drawn], goes_on[drawn]
             with th.no_grad():
                 noise = _opposite(1, normal.mean[ahead])
                 values = critic.judge(features[ahead], normal.mean[ahead] + normal.stddev[ahead] * noise, slow=True).mean(0)
-                targets = standard[drawn] + go_on * (values + units[0] / units[1])
+                targets = standard[drawn] + go_on * (values + units.mean / units.std)
             loss = nn.functional.mse_loss(critic.judge(features[drawn], batch.actions[drawn]), targets)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -407,9 +407,9 @@ class DualAC(SavedModel, LeavesEpisodes, ShortTrainings):
 
     def _solve_values(self, batch: Batch, targets: FloatArray, weights: FloatArray) -> InnerSolve:
         self._rescale_values(targets)
-        mean, std = self._scale()
+        scale = self._scale()
         returns, discounts, end_rows = batch.windows(self.discount)
-        standard = (targets - mean) / (std or 1.0), returns / (std or 1.0)
+        standard = scale.standardize(targets), returns / (scale.std or 1.0)
         samples = np.stack([*standard, discounts, weights]).reshape(4, -1).astype(np.float32)
         initial = obs_as_tensor(self.initial_observations, self.device)
         ends = th.as_tensor(end_rows.reshape(-1), device=self.device)

@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.dual_ac.action_critic import ActionCritic, Guess, Imagined
 from sb3_dpi.dual_ac.batch import Batch
 from sb3_dpi.dual_ac.constants import IMAGINED, MOST_KEPT_STEPS
@@ -71,18 +72,18 @@ class Memory:
         return self.critic.imagine(policy, Batch.joined(self.rollouts), shares, IMAGINED, unit, rng)
 
     def solved(
-        self, policy: ActorCriticPolicy, units: tuple[float, float], gamma: float, n_steps: int, rng: np.random.Generator
+        self, policy: ActorCriticPolicy, units: ReturnScale, gamma: float, n_steps: int, rng: np.random.Generator
     ) -> "Memory":
         """Teach Q what the policy earns.
 
         :param policy: as it is now
-        :param units: mean and standard deviation of the returns; where they do not vary Q stays what it was
+        :param units: of the returns; where they do not vary Q stays what it was
         :param gamma: discount factor
         :param n_steps: gradient steps
         :param rng: draws
         :return: with this Q
         """
-        if not units[1] > 0.0:
+        if not units.std > 0.0:
             return self
         critic = ActionCritic.untrained(policy) if self.critic is None else self.critic
         return replace(self, critic=critic.solved(policy, Batch.joined(self.rollouts), units, gamma, n_steps, rng))

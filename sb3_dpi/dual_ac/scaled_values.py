@@ -16,24 +16,22 @@ class ScaledValues(RolloutsOfEpisodes):
 
     return_rms: RunningMeanStd
 
-    def _scale(self) -> tuple[float, float]:
+    def _scale(self) -> ReturnScale:
         """Units of the value network; before returns are known V is zero in any, and constant where they do not vary."""
         if self.return_rms.count < 1.0:
-            return 0.0, 0.0
-        scale = ReturnScale.measured(float(self.return_rms.mean), float(np.sqrt(self.return_rms.var)))
-        return scale.mean, scale.std
+            return ReturnScale(0.0, 0.0)
+        return ReturnScale.measured(float(self.return_rms.mean), float(np.sqrt(self.return_rms.var)))
 
     def _values(self, batch: Batch) -> FloatArray:
         """V of all rows, in units of the rewards."""
-        mean, std = self._scale()
         with th.no_grad():
             standard = self.policy.predict_values(batch.observations).reshape(-1).double().cpu().numpy()
-        return mean + std * standard
+        return self._scale().restore(standard)
 
     def _rescale_values(self, targets: FloatArray) -> None:
         """Follow the returns with the network's units; V stays what it was (van Hasselt et al. 2016)."""
-        old = ReturnScale(*self._scale())
+        old = self._scale()
         # what early returns were like is forgotten
         self.return_rms.count = min(self.return_rms.count, RETURNS_MEMORY * targets.size)
         self.return_rms.update(targets.reshape(-1))
-        rescale_values(self.policy, old, ReturnScale(*self._scale()))
+        rescale_values(self.policy, old, self._scale())

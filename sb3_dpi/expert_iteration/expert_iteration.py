@@ -291,7 +291,7 @@ class ExIt(Searching):
             expert = self.replay_buffer.sample_searches(batch_size, self._rng, self._vec_normalize_env)
             logits, values = logits_and_values(self.policy, expert.observations)
             imitation = F.cross_entropy(logits, expert.policies)  # -sum_a pi*(a | s) log pi(a | s)
-            regression = F.mse_loss(values, self._in_units(expert.values))
+            regression = F.mse_loss(values, self.return_scale.standardize(expert.values))
             loss = imitation + self.vf_coef * regression
             self.policy.optimizer.zero_grad()
             loss.backward()
@@ -312,6 +312,3 @@ class ExIt(Searching):
         scale = ReturnScale.measured(float(targets.mean()), float(targets.std()))
         rescale_values(self.policy, self.return_scale, scale)
         self.return_scale = scale
-
-    def _in_units(self, values: th.Tensor) -> th.Tensor:
-        return (values - self.return_scale.mean) / (self.return_scale.std or 1.0)

@@ -83,11 +83,11 @@ class Evaluator:
             logits -= logits.max(1, keepdims=True)
             probabilities = np.exp(logits, out=logits)
             probabilities /= probabilities.sum(1, keepdims=True)
-            return probabilities, values[:, 0] * self.scale.std + self.scale.mean
+            return probabilities, self.scale.restore(values[:, 0])
         with th.inference_mode():
             logit, value = logits_and_values(self.policy, obs_as_tensor(observations, self.policy.device))
             found: FloatArray = value.double().cpu().numpy()
-            return th.softmax(logit, 1).double().cpu().numpy(), found * self.scale.std + self.scale.mean
+            return th.softmax(logit, 1).double().cpu().numpy(), self.scale.restore(found)
 
     def _flat(self, observations: np.ndarray) -> np.ndarray:
         space = self.policy.observation_space

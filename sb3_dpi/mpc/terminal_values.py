@@ -73,5 +73,5 @@ def _of_networks(model: Any, observations: FloatArray) -> FloatArray:
     else:
         actions = model.policy._predict(shown, deterministic=True)
         values = th.stack(model.policy.critic(shown, actions)).min(0).values
-    found: FloatArray = scale * (unit.mean + unit.std * values[:, 0].double().cpu().numpy())
+    found: FloatArray = scale * unit.restore(values[:, 0].double().cpu().numpy())
     return found
