@@ -1,6 +1,9 @@
 """What those who plan in a copy of their environment, or in what they have learned, say of it before and while they do."""
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +12,11 @@ import pytest
 from algorithms import Model, parameters, small_dagger, small_exit, small_mpc
 from dummy_envs import PointMass, limited, vec_env
 
+from sb3_dpi import DAgger, ExIt
 from sb3_dpi.common.finite import NotFiniteError, planning_after, planning_for
+from sb3_dpi.systems import Simulator, VariedSystem
+from sb3_dpi.systems.learned import OPERATIONS_A_SECOND
+from sb3_dpi.trajopt.ilqr import ILQR
 from sb3_dpi.trajopt.types import NotFiniteReturnError
 
 SIMULATOR = {"kind": "random", "n_samples": 4}
@@ -66,6 +73,64 @@ def test_observations_of_copies_are_named_too() -> None:
     said = r"Environment 0, after 10 steps in all: the search met a return of nan: rewards, observations and values must be"
     with pytest.raises(NotFiniteError, match=said):
         small_exit(Spoiled("observation")).learn(40)
+
+
+# ---------------------------------------------------------------------- time
+
+
+def simulator(model: Model) -> Simulator:
+    """:return: what it plans in, or its expert does"""
+    if isinstance(model, DAgger):
+        return simulator(model._adviser.expert)
+    return model._make_simulator() if isinstance(model, ExIt) else model._finder.simulator
+
+
+SECONDS = {"mpc": 4 * 2 / 2, "dagger": 4 * 2, "small_exit": 2 * 2.0}
+"""Of a step, where one of a copy takes a second: sequences of two steps, for two steps at a time, or simulations."""
+
+
+@pytest.mark.parametrize("make", PLANNERS, ids=lambda make: make.__name__)
+def test_long_runs_are_announced_before_anything_is_sampled(make: Callable[[Any], Model]) -> None:
+    """What planning takes follows from its sizes, and from what a step of the copy took when it was made."""
+    model = make(limited(12))
+    assert 0.0 < simulator(model).step_seconds < 0.1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* of a core")
+        model.learn(40)
+    simulator(model).step_seconds = 100.0
+    seconds, steps = SECONDS[make.__name__] * 100.0, model.num_timesteps
+
+    def stop(local: dict[str, Any], _: Any) -> bool:
+        return False
+
+    said = rf"In these 40 steps .*(MPC|ExIt),? plans for some {seconds * 40 / 3600:.0f} hours of a core, {seconds:.2g} seconds"
+    with pytest.warns(UserWarning, match=said.replace("+", r"\+")):
+        model.learn(40, callback=stop)
+    assert model.num_timesteps <= steps + 1
+
+
+def test_time_of_plans_in_an_ensemble() -> None:
+    """Two operations for each weight of a member, particle, sequence and time step."""
+    model = small_mpc(limited(12), {"kind": "CEM", "n_samples": 50, "n_elites": 5, "n_rounds": 3}, horizon=6, replan_every=2)
+    weights = sum(parameter.numel() for parameter in model.ensemble.networks.parameters())
+    per_step = 2.0 * weights / model.ensemble.n_members * model._planning.system.n_particles / OPERATIONS_A_SECOND
+    assert model.seconds_a_step == pytest.approx(50 * 3 * 6 * per_step / 2)
+    limit = small_mpc(limited(12), max_plan_seconds=1e-9)
+    assert limit.seconds_a_step == pytest.approx(0.5e-9), "no plan takes longer than it may"
+
+
+def test_systems_that_do_not_tell_their_time() -> None:
+    model = small_mpc(limited(12))
+    told = SimpleNamespace(step_seconds=2.0, state_dim=1, tangent_dim=1, action_dim=1)
+    silent = SimpleNamespace(state_dim=1, tangent_dim=1, action_dim=1)
+    varied: Any = (VariedSystem([told, told]), VariedSystem([told, silent]))  # type: ignore[list-item]
+    assert [system.step_seconds for system in varied] == [4.0, None]
+    assert replace(model._planning, system=silent).seconds_a_step is None
+    smooth = replace(model._planning, system=told, planner=ILQR(max_iterations=3), horizon=2, replan_every=1)
+    assert smooth.seconds_a_step == pytest.approx((30 + 3 * (2 * 4 + 6 * 2 + 11)) * 2 * 2.0)
+
+
+# ---------------------------------------------------------------------- who fails where
 
 
 def test_where_and_when_a_plan_failed() -> None:

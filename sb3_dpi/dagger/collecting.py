@@ -17,6 +17,7 @@ from sb3_dpi.common.early_resets import LeavesEpisodes
 from sb3_dpi.common.finite import planning_after
 from sb3_dpi.common.iteration_size import describe, shrink
 from sb3_dpi.common.kept_originals import KeepsOriginals
+from sb3_dpi.common.long_runs import warn_of_long_run
 from sb3_dpi.common.original_observations import original_obs
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.dagger.buffers import Labels
@@ -98,7 +99,15 @@ class Collecting(LeavesEpisodes, KeepsOriginals):
         if self._last_obs is not before:
             self._begun = np.ones(self.n_envs, dtype=bool)
         self._choose_size()
+        self._warn_of_time()
         return result
+
+    def _warn_of_time(self) -> None:
+        """Say before anything is sampled that an expert which plans takes long."""
+        expert = (self._adviser or self._make_adviser()).expert
+        left = self._total_timesteps - self.num_timesteps
+        advice = "let it plan with fewer samples or simulations or a shorter horizon, or take an expert that is learned"
+        warn_of_long_run(f"the expert, {type(expert).__name__},", getattr(expert, "seconds_a_step", None), left, advice)
 
     def _choose_size(self) -> None:
         """Choose how long an iteration is, if that was left open, and say it."""

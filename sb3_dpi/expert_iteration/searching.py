@@ -16,6 +16,7 @@ from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.critic import ReturnScale
 from sb3_dpi.common.finite import check_observation, planning_after
 from sb3_dpi.common.kept_originals import KeepsOriginals
+from sb3_dpi.common.long_runs import warn_of_long_run
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, evaluation_environments
 from sb3_dpi.common.original_observations import as_shown
 from sb3_dpi.common.saved_models import SavedModel
@@ -28,6 +29,8 @@ from sb3_dpi.systems import Simulator, SimulatorState
 from sb3_dpi.trajopt.mcts import Node, SearchResult, guessed, new_node, puct_each
 from sb3_dpi.trajopt.types import FloatArray
 
+COPYING, GUESS_SECONDS = 2.0, 5e-5
+"""Steps of a copy with its state set and read, in bare steps, and seconds in which a network judges a state. Measured."""
 NOISE_CONCENTRATION = 10.0
 """Of the Dirichlet noise, over all actions (Silver et al. 2017 had 10 / 250 to 10 / 35 an action)."""
 
@@ -93,6 +96,11 @@ class Searching(SavedModel, KeepsOriginals):
         noise = (NOISE_CONCENTRATION / self._n_actions, self.root_noise) if explores and self.root_noise > 0.0 else None
         numbers = self.n_simulations, self.horizon, self.gamma, self.exploration, noise
         return puct_each(self._make_simulator(), roots, evaluator, rngs, *numbers)
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Of a core, for each step that it searches for, about: steps of the copy, states that are set and read among them."""
+        return self.n_simulations * (COPYING * self._make_simulator().step_seconds + GUESS_SECONDS)
 
     @property
     def _n_actions(self) -> int:
@@ -171,6 +179,8 @@ class Searching(SavedModel, KeepsOriginals):
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         self._evaluated_in = evaluation_environments(result[1])
+        advice = "take fewer n_simulations"
+        warn_of_long_run("ExIt", self.seconds_a_step, self._total_timesteps - self.num_timesteps, advice)
         if self._last_obs is not before:  # a reset: what comes next is no part of the episode that was left
             self.replay_buffer.cut()
         return result

@@ -24,12 +24,13 @@ from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.finite import check_observation, planning_after, planning_for
 from sb3_dpi.common.interruption import reset_when_interrupted
 from sb3_dpi.common.iteration_size import describe, shrink
+from sb3_dpi.common.long_runs import warn_of_long_run
 from sb3_dpi.common.observed_states import StateFinder, evaluation_environments
 from sb3_dpi.common.original_observations import original_rewards, readable_normalizer, shown_spread
 from sb3_dpi.common.replay_memory import ReplayMemory
 from sb3_dpi.common.saved_models import SavedModel
 from sb3_dpi.common.simulator_states import follow_parameters
-from sb3_dpi.mpc.constants import BLOCK, WARM_UP
+from sb3_dpi.mpc.constants import BLOCK, SHORTER, WARM_UP
 from sb3_dpi.mpc.known_costs import CostedSystem
 from sb3_dpi.mpc.planning import Planner, Planning
 from sb3_dpi.mpc.predicted_returns import PredictedReturns
@@ -117,6 +118,11 @@ class Acting(SavedModel, LearnsFromBlocks):
             max_seconds=self.max_plan_seconds or None,
         )
         return self._planning
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """Of a core, for each step that it plans for, about; None where nobody can tell."""
+        return (self._planning or self._make_planning()).seconds_a_step
 
     @property
     def known_cost(self) -> SystemFunction | None:
@@ -289,6 +295,8 @@ class Acting(SavedModel, LearnsFromBlocks):
                 "Let it take more, or lower learning_starts",
                 stacklevel=5,
             )
+        n_planned = total_timesteps - min(self._missing(), total_timesteps)
+        warn_of_long_run("MPC", self.seconds_a_step, n_planned, SHORTER)
         self._evaluated_in = evaluation_environments(result[1])
         if self._last_obs is not before:
             self._begun = np.ones(self.n_envs, dtype=bool)

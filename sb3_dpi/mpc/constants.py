@@ -13,3 +13,10 @@ EDGE = 0.995
 DRAWN, DRAWN_SPREAD, DRAWN_EXPONENT = 30, 0.5, 2.0
 """Slow sequences of actions beside the last plan, from the best of which iLQR begins: from rest alone it ends in the nearest
 optimum, as a pendulum that hangs."""
+
+# what is said
+SHORTER = (
+    "take fewer samples, rounds or iterations (policy={'kind': ..., 'n_samples': ...}), a shorter horizon, replan_every above "
+    "1, or max_plan_seconds"
+)
+"""Advice where plans take long."""

@@ -21,7 +21,7 @@ from sb3_dpi.common.choices import as_settings
 from sb3_dpi.mpc.constants import DRAWN, DRAWN_EXPONENT, DRAWN_SPREAD, EDGE, ITERATIONS
 from sb3_dpi.systems import RewardSystem, returns_of
 from sb3_dpi.trajopt.differences import FunctionCost
-from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan
+from sb3_dpi.trajopt.ilqr import ILQR, SHARES, ILQRPlan
 from sb3_dpi.trajopt.in_time import OutOfTimeError, slices_in_time
 from sb3_dpi.trajopt.noise import coloured
 from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, ShootingPlan
@@ -90,6 +90,22 @@ class Planning:
         else:
             fields += [("mean", float, (T, du)), ("elites", float, (getattr(self.planner, "n_elites", 1), T, du))]
         return np.dtype(fields)
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """Of a core, for each step that is taken, about; None where the system does not tell how long its own take."""
+        each, n_samples = getattr(self.system, "step_seconds", None), getattr(self.planner, "n_samples", None)
+        if each is None:
+            return None
+        if isinstance(self.planner, ILQR):  # slopes of the steps, the reward's second derivatives, and trials
+            n = self.system.tangent_dim + self.system.action_dim
+            tried = DRAWN + self.planner.max_iterations * (2 * n * n + 6 * n + len(SHARES))
+        elif n_samples is None:
+            return None
+        else:
+            tried = n_samples * getattr(self.planner, "n_rounds", 1)
+        seconds = tried * self.horizon * float(each)
+        return min(seconds, self.max_seconds or np.inf) / self.replan_every
 
     def begin(self, n: int) -> np.ndarray:
         """

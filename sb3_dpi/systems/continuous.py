@@ -87,6 +87,11 @@ class ContinuousSimulator:
         """du"""
         return len(self.low)
 
+    @property
+    def step_seconds(self) -> float:
+        """Of a core, for a step of one sequence, about."""
+        return self.simulator.step_seconds
+
     # ------------------------------------------------------------------ states
 
     def begin(self, state: SimulatorState) -> FloatArray:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
@@ -90,6 +91,8 @@ class Simulator:
         self._at: tuple[SimulatorState, np.random.Generator] | None = None
         self._number = next(_NUMBERS)
         self._parameters: list[dict[str, tuple[Any, Hashable]]] = [{} for _ in self._layers]
+        self.step_seconds = 0.0
+        """of a step of its copy, as measured in the check"""
         draws, is_certain = self._check(env, n_checked_steps, keeps_parameters), _is_certain(self._layers)
         self.is_random = draws and not is_certain
         """whether a step was seen to draw: chance may wait until later"""
@@ -297,7 +300,7 @@ class Simulator:
                 "super().reset(seed=seed)"
             )
         state, used = save(self._layers), False
-        runs, seen = [], [state]
+        runs, seen, took = [], [state], list[float]()
         for copied in (self.env, other, self.env):
             rng = np.random.default_rng(1)
             layers = layers_of(copied, self.time_limits)
@@ -305,9 +308,10 @@ class Simulator:
                 load(layers, state, rng)
             except Exception as error:
                 raise NotCopyableError(f"The state of {name} cannot be set ({type(error).__name__}: {error})") from error
-            runs.append(_random_steps(copied, n_steps))
+            runs.append(_random_steps(copied, n_steps, took))
             seen.append(save(layers))
             used = rng.bit_generator.state != np.random.default_rng(1).bit_generator.state
+        self.step_seconds = min(took, default=0.0)  # others wait for what else the machine does
         if not all(_same(runs[0], run) for run in runs[1:]):
             raise NotCopyableError(
                 f"Two copies of {name} set to the same state went different ways: a part of its state is out of reach, or it "
@@ -349,12 +353,14 @@ def _is_certain(layers: list[gym.Env]) -> bool:
     return all(len(outcomes) == 1 for actions in base.P.values() for outcomes in actions.values())
 
 
-def _random_steps(env: gym.Env, n_steps: int) -> list[tuple[Any, ...]]:
-    """:return: what random actions led to, the same ones each time"""
+def _random_steps(env: gym.Env, n_steps: int, took: list[float]) -> list[tuple[Any, ...]]:
+    """:return: what random actions led to, the same ones each time; the seconds of each step join ``took``"""
     space = _fresh(env.action_space)
     steps: list[tuple[Any, ...]] = []
     for _ in range(n_steps):
-        observation, reward, terminated, truncated, _ = env.step(space.sample())
+        action, begun = space.sample(), time.perf_counter()
+        observation, reward, terminated, truncated, _ = env.step(action)
+        took.append(time.perf_counter() - begun)
         steps.append((observation, reward, terminated, truncated))
         if terminated or truncated:
             break

@@ -47,6 +47,12 @@ class VariedSystem:
         """K dx, of K variants."""
         return len(self.variants) * self._dx
 
+    @property
+    def step_seconds(self) -> float | None:
+        """Of a core, for a step of one sequence in all variants, about; None where one does not tell."""
+        each: list[Any] = [getattr(variant, "step_seconds", None) for variant in self.variants]
+        return None if None in each else float(sum(each))
+
     def stack(self, states: FloatArray) -> FloatArray:
         """
         Begin everywhere in the same state.
