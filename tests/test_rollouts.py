@@ -154,7 +154,7 @@ def test_dpi_begins_its_windows_in_rollouts(monkeypatch: pytest.MonkeyPatch) -> 
         return improve(self, windows)
 
     options: dict[str, Any] = {
-        "gradient_steps": 6,
+        "gradient_steps": 300,  # of which a fiftieth are taken
         "preset": FREE,
         "imagination": {"imagined_starts": 1.0, "model_noise": 0.5},
     }
