@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from algorithms import Make, buffer, every, iterations, parameters, small_ppo, with_references
+from algorithms import Make, buffer, every, iterations, parameters, small_dagger, small_ppo, with_references
 from dummy_envs import ITERATION, PointMass, vec_env
 from gymnasium import spaces
 
@@ -169,7 +169,14 @@ def test_buffers_hold_fractions_of_actions_of_any_kind(make: Make, kind: Any) ->
 @pytest.mark.parametrize("kind", [np.array, th.tensor])
 def test_units_and_back(kind: Any) -> None:
     """In numpy and in torch."""
-    low, high, actions = kind([-1.0, 0.0]), kind([3.0, 10.0]), kind([[-1.0, 10.0], [1.0, 2.5]])
+    low, high = kind([-1.0, 0.0, 5.0]), kind([3.0, 10.0, 5.0])
+    actions = kind([[-1.0, 10.0, 5.0], [1.0, 2.5, 5.0]])
     units = to_units(actions, low, high)
-    np.testing.assert_array_equal(units, [[-1.0, 1.0], [0.0, -0.5]])
+    np.testing.assert_array_equal(units, [[-1.0, 1.0, 0.0], [0.0, -0.5, 0.0]])
     np.testing.assert_array_equal(from_units(units, low, high), actions)
+
+
+def test_what_an_expert_says_in_half_precision_does_not_overflow() -> None:
+    env = Boxed(action_space=spaces.Box(-6e4, 6e4, (1,), np.float16))
+    model = small_dagger(env, expert=lambda obs: np.full((len(obs), 1), 4.5e4, np.float16)).learn(ITERATION)
+    np.testing.assert_allclose(model.replay_buffer.labels[:ITERATION], 0.75, atol=1e-3)

@@ -21,9 +21,10 @@ def to_units(actions: Array, low: Array, high: Array) -> Array:
     :param actions: ``[..., *shape]``
     :param low: lowest action
     :param high: highest action
-    :return: from -1 to 1
+    :return: from -1 to 1; 0 where there is but one action
     """
-    units: Array = 2.0 * ((actions - low) / (high - low)) - 1.0
+    fixed = high == low
+    units: Array = 2.0 * ((actions - low) / (high - low + fixed)) + fixed - 1.0
     return units
 
 
@@ -51,6 +52,17 @@ def bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
         return space.low, space.high
     kind = np.float64 if space.low.dtype.itemsize > 2 else np.float32
     return space.low.astype(kind), space.high.astype(kind)
+
+
+def flat_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The same for actions behind each other, in double precision.
+
+    :param space: of actions
+    :return: lowest and highest actions, ``[du]`` each
+    """
+    low, high = (bound.ravel().astype(np.float64) for bound in bounds(space))
+    return low, high
 
 
 def is_bounded(space: spaces.Box) -> bool:

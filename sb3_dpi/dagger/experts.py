@@ -24,7 +24,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.action_units import bounds, to_units
 from sb3_dpi.common.named_models import load_model, named_algorithm
 from sb3_dpi.common.trajectories import Observations
 from sb3_dpi.dagger.buffers import label_size
@@ -196,9 +196,7 @@ class Adviser:
             if answer.dtype.kind not in "iu" or np.any((answer < 0) | (answer >= self.space.n)):
                 raise ValueError(f"The expert's actions must be whole numbers from 0 to {self.space.n - 1}, got {answer}")
             return answer.astype(np.int64)
-        low, high = bounds(self.space)
-        width = np.where(high > low, high - low, 1.0)
-        scaled: np.ndarray = np.clip((2.0 * answer - low - high) / width, -1.0, 1.0)
+        scaled: np.ndarray = np.clip(to_units(answer, *bounds(self.space)), -1.0, 1.0)
         return scaled
 
     @th.no_grad()

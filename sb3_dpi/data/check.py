@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_dpi.common.action_units import bounds
+from sb3_dpi.common.action_units import flat_bounds
 from sb3_dpi.data.episodes import DataError, Episode, Episodes, Finding, merged
 from sb3_dpi.data.order import order
 
@@ -166,7 +166,7 @@ def _units(episodes: Episodes, acted: spaces.Box | None) -> Iterator[Finding]:
     if acted is None:
         yield Finding("The bounds of the actions are not known: give the environment (--env ID) to check units", False)
         return
-    low, high = (bound.ravel().astype(np.float64) for bound in bounds(acted))
+    low, high = flat_bounds(acted)
     if not np.all(np.isfinite(low) & np.isfinite(high)):
         return
     margin = ROUNDING * (high - low)

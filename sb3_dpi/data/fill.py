@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import configure_logger
 
-from sb3_dpi.common.action_units import bounds, hold_fractions
+from sb3_dpi.common.action_units import flat_bounds, hold_fractions, to_units
 from sb3_dpi.common.blocks import SMALLEST_MEMORY
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.logged import LoggedEpisodes
@@ -47,7 +47,7 @@ def fill(model: BaseAlgorithm, data: Source | Episodes) -> Episodes:
             raise DataError(str(error)) from error
         return episodes
     assert isinstance(model, OffPolicyAlgorithm)
-    _fill_buffer(model.replay_buffer, episodes, *_scaling(space))
+    _fill_buffer(model.replay_buffer, episodes, space)
     if isinstance(model, MPC):
         _fit(model, episodes.n_steps // model.n_envs * model.n_envs)
     if isinstance(model, OfflineLearner):
@@ -89,13 +89,13 @@ def _fit(model: MPC, n_steps: int) -> None:
         model.train(-1, 0)
 
 
-def _scaling(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and half range of the actions."""
-    low, high = (bound.ravel().astype(np.float64) for bound in bounds(space))
-    return 0.5 * (low + high), 0.5 * (high - low)
+def _units(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """``[..., du]``, within the bounds and in units of them."""
+    units: np.ndarray = np.clip(to_units(actions, *flat_bounds(space)), -1.0, 1.0)
+    return units
 
 
-def _fill_buffer(buffer: ReplayBuffer | None, episodes: Episodes, centre: np.ndarray, half: np.ndarray) -> None:
+def _fill_buffer(buffer: ReplayBuffer | None, episodes: Episodes, space: spaces.Box) -> None:
     assert buffer is not None
     hold_fractions(buffer)
     n_envs = buffer.n_envs
@@ -118,7 +118,7 @@ def _fill_buffer(buffer: ReplayBuffer | None, episodes: Episodes, centre: np.nda
     each = episodes.episodes
     seen = dealt([map_observations(lambda array: array[:-1], episode.observations) for episode in each])
     after = dealt([map_observations(lambda array: array[1:], episode.observations) for episode in each])
-    actions = np.clip((dealt([episode.actions for episode in each]) - centre) / half, -1.0, 1.0)
+    actions = _units(dealt([episode.actions for episode in each]), space)
     rewards, terminated = dealt([episode.rewards for episode in each]), dealt([episode.terminated for episode in each])
     cut = dealt([episode.truncated for episode in each]) & ~terminated
     if type(buffer) not in (ReplayBuffer, DictReplayBuffer):  # those of hindsight or several steps read on to a mark
@@ -136,7 +136,6 @@ def _fill_buffer(buffer: ReplayBuffer | None, episodes: Episodes, centre: np.nda
 def _logged(model: DualPolicyAlgorithm, episodes: Episodes) -> LoggedEpisodes:
     view, _ = make_state_view(model.observation_space)
     assert isinstance(model.action_space, spaces.Box)
-    centre, half = _scaling(model.action_space)
     states = [view(episode.observations) for episode in episodes.episodes]
     lengths = [len(episode) for episode in episodes.episodes]
     actions, rewards, terminated = (
@@ -146,7 +145,7 @@ def _logged(model: DualPolicyAlgorithm, episodes: Episodes) -> LoggedEpisodes:
     return LoggedEpisodes(
         np.concatenate([each[:-1] for each in states]),
         np.concatenate([each[1:] for each in states]),
-        np.clip((actions - centre) / half, -1.0, 1.0),
+        _units(actions, model.action_space),
         rewards,
         terminated,
         np.cumsum([0, *lengths[:-1]]),

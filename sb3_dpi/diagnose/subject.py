@@ -13,7 +13,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_dpi import DPI, MPC
-from sb3_dpi.common.action_units import bounds, from_units, is_bounded, to_units
+from sb3_dpi.common.action_units import bounds, flat_bounds, from_units, is_bounded, to_units
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.saved_files import ExportError, check_statistics, load_normalizer, saved_file
 from sb3_dpi.common.saved_models import SavedModel
@@ -81,8 +81,7 @@ class Subject:
         flat = np.asarray(actions, np.float64).reshape(len(actions), -1)
         if self.action_box is None:
             return flat
-        low, high = (np.ravel(bound).astype(np.float64) for bound in bounds(self.action_box))
-        return to_units(flat, low, high)
+        return to_units(flat, *flat_bounds(self.action_box))
 
     def to_env(self, units: FloatArray) -> np.ndarray:
         """

@@ -17,7 +17,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_dpi.common.action_units import bounds, from_units
+from sb3_dpi.common.action_units import flat_bounds, from_units
 from sb3_dpi.common.blocks import SMALLEST_MEMORY, LearnsFromBlocks
 from sb3_dpi.common.conventions import as_starts, refuse_tuple
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
@@ -131,8 +131,7 @@ class Acting(SavedModel, LearnsFromBlocks):
 
     def _in_env_units(self, actions: FloatArray) -> FloatArray:
         assert isinstance(self.action_space, spaces.Box)
-        low, high = (bound.reshape(-1).astype(np.float64) for bound in bounds(self.action_space))
-        return from_units(actions, low, high)
+        return from_units(actions, *flat_bounds(self.action_space))
 
     def predict(
         self,
