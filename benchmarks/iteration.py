@@ -153,7 +153,7 @@ def measure(setting: Setting, repetitions: int) -> dict[str, float]:
             start = time.process_time()
             model.learn(1, reset_num_timesteps=False)
             total = time.process_time() - start
-        taken = model.rollout_buffer.trajectories().executed_actions
+        taken = np.clip(model.rollout_buffer.trajectories().actions, -1.0, 1.0)
         actions = model.policy.unscale_action(taken.reshape(-1, *taken.shape[2:]).astype(np.float32))
         raw = raw_seconds(env, actions)
         row = {label: seconds / raw for label, seconds in spent.items()}

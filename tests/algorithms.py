@@ -373,7 +373,7 @@ def answers(model: Model, observations: Any) -> np.ndarray:
 def executed(model: Model) -> np.ndarray:
     """:return: actions of the last iteration in units of the bounds, in the order of time, of one environment, ``[n, du]``"""
     if isinstance(model, TrajectoryCollector):
-        actions = model.rollout_buffer.trajectories().executed_actions
+        actions = np.clip(model.rollout_buffer.trajectories().actions, -1.0, 1.0)
         return np.swapaxes(actions, 0, 1).reshape(-1, actions.shape[-1])  # trajectory i has condition i mod M
     if isinstance(model, OffPolicyAlgorithm):
         assert model.replay_buffer is not None
@@ -385,8 +385,8 @@ def transitions(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     """:return: states, actions in units of the bounds, next states and rewards that it learns from, ``[n, ...]``"""
     if isinstance(model, TrajectoryCollector):
         sampled = model.rollout_buffer.trajectories()
-        alive, states = sampled.alive, sampled.states
-        return states[:, :, :-1][alive], sampled.executed_actions[alive], states[:, :, 1:][alive], sampled.rewards[alive]
+        alive, states, actions = sampled.alive, sampled.states, np.clip(sampled.actions, -1.0, 1.0)
+        return states[:, :, :-1][alive], actions[alive], states[:, :, 1:][alive], sampled.rewards[alive]
     data, _ = kept(model)
     return data.states, data.actions, data.next_states, data.rewards
 

@@ -9,7 +9,7 @@ from dummy_envs import HORIZON, PointMass, limited, vec_env
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_dpi.common.trajectories import Trajectories, TrajectoryBuffer, concatenate, map_observations
+from sb3_dpi.common.trajectories import TrajectoryBuffer, concatenate, map_observations
 
 DX, DU = 3, 2
 VECTOR = spaces.Box(-np.inf, np.inf, (DX,), np.float32)
@@ -97,8 +97,6 @@ def test_properties() -> None:
     sampled = buffer.trajectories()
     assert sampled.weights.dtype == np.float64
     np.testing.assert_array_equal(sampled.weights[:, 0], [[1, 1, 1], [1, 0, 0]])
-    wild = Trajectories(**{**vars(sampled), "actions": sampled.actions * 100.0 - 3.0})
-    assert wild.executed_actions.min() == -1.0 and wild.executed_actions.max() == 1.0 < wild.actions.max()
     with pytest.raises(AttributeError):
         sampled.alive = sampled.alive  # type: ignore[misc]
 
@@ -239,7 +237,7 @@ def test_last_observations_are_those_before_the_automatic_reset(make: Any) -> No
     model = small_mdgps(make(), horizon=5)
     model.learn(1)
     sampled = model.rollout_buffer.trajectories()
-    x, u = sampled.states[:, :, -2], sampled.executed_actions[:, :, -1]
+    x, u = sampled.states[:, :, -2], np.clip(sampled.actions[:, :, -1], -1.0, 1.0)
     expected = x + 0.1 * np.stack([x[..., 1], 2.0 * u[..., 0]], -1)
     np.testing.assert_allclose(sampled.states[:, :, -1], expected, atol=1e-5)
     np.testing.assert_allclose(np.asarray(sampled.observations)[:, :, -1], expected, atol=1e-5)

@@ -49,11 +49,6 @@ class Trajectories:
     """the step ended its episode, by death and not by a time limit, ``[M, N, T]``"""
 
     @property
-    def executed_actions(self) -> FloatArray:
-        """Actions as the environment received them, clipped to the bounds, ``[M, N, T, du]``."""
-        return np.clip(self.actions, -1.0, 1.0)
-
-    @property
     def weights(self) -> FloatArray:
         """``alive`` as numbers, ``[M, N, T]``."""
         return self.alive.astype(np.float64)
