@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from algorithms import ITERATION, Make, Model, answers, called, every, every_algorithm
+from algorithms import ITERATION, Make, Model, answers, called, every, every_algorithm, parameters
 from dummy_envs import POINT_MASS_LIMIT, DictPointMass, PointMass
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -126,6 +126,7 @@ def test_no_factor_of_the_rewards_matters_beyond_rounding(make: Make, reward: fl
 
 SINGLE = [{"scale": scale, "offset": offset} for scale, offset in ((1e-8, 0.0), (1e8, 0.0), (1.0, 500.0), (1e-8, -500.0))]
 DOUBLE = [{"scale": scale, "offset": 1e6, "double": True} for scale in (1e-8, 1.0, 1e8)]
+DOUBLE += [{"scale": scale, "double": True} for scale in (1e-140, 1e140)]
 
 
 @pytest.mark.parametrize("units", SINGLE + DOUBLE, ids=str)
@@ -216,6 +217,8 @@ def test_what_varies() -> None:
     std, mean = np.array([1e-8, 1e-3, 1e-6, 0.0, 1e-16, 1e12]), np.array([0.0, 1e7, 1e7, 3.0, 0.0, 1e20])
     assert varies(std, mean).tolist() == [True, True, False, False, True, True]
     assert spread_or_one(std, mean).tolist() == [1e-8, 1e-3, 1.0, 1.0, 1e-16, 1e12]
+    with pytest.warns(UserWarning, match="at most 1e-151 are too small to compute with"):
+        assert varies(np.array([1e-151, 1e-149, 0.0]), np.zeros(3)).tolist() == [False, True, False]
 
 
 # ---------------------------------------------------------------------- NaN
@@ -229,6 +232,18 @@ def test_no_action_is_predicted_for_what_is_not_finite(make: Make, bad: float) -
         model.predict(np.array([0.5, bad], np.float32))
     with pytest.raises(NotFiniteError, match="number 0 of observation 2"):
         model.predict(np.array([[0.5, 0.0], [0.0, 0.0], [bad, 0.0]], np.float32))
+
+
+@every_algorithm
+def test_numbers_that_vanish_count_as_constant(make: Make) -> None:
+    """Their squares are no numbers. Single precision, which PPO reads and ExIt with it, sees zeros long before."""
+    if make.plain_networks:
+        assert np.isfinite(parameters(learn(make, 1, {"scale": 1e-160, "double": True})))
+        return
+    for scale in (1e-160, 1e-200):
+        with pytest.warns(UserWarning, match=r"at most \de-(160|161|200|201) are too small.* count as constant: rescale these"):
+            model = learn(make, 1, {"scale": scale, "double": True})
+        assert np.isfinite(parameters(model)) and np.isfinite(actions(model, scale=scale, double=True)).all()
 
 
 @every(plans=False)

@@ -5,12 +5,16 @@ rounding. So floors are relative, means of logarithms are taken in a unit that i
 the size of all.
 """
 
+import warnings
+
 import numpy as np
 
 from sb3_dpi.trajopt.types import BoolArray, FloatArray
 
 ROUNDING = 1e-12
 """Standard deviation of a variable, in its mean, below which it is constant but for rounding."""
+SMALLEST = 1e-150
+"""Spread whose square, and what is divided by that, are numbers in double precision."""
 RARE = 1e-3
 """Share of numbers that may be outliers; at least one may."""
 FARTHEST = 50.0
@@ -20,11 +24,20 @@ FARTHEST = 50.0
 def varies(std: FloatArray, mean: FloatArray) -> BoolArray:
     """Which variables do more than round. Each is judged by its own mean: others may have any other unit.
 
+    What spans less than ``SMALLEST`` counts as constant, which a warning says.
+
     :param std: standard deviations, ``[D]``
     :param mean: ``[D]``
     :return: ``[D]``
     """
-    changes: BoolArray = std > ROUNDING * np.abs(mean)
+    size = np.maximum(std, np.abs(mean))
+    if np.any(vanishing := (size > 0.0) & (size < SMALLEST)):
+        warnings.warn(
+            f"Numbers of at most {float(size[vanishing].max()):.0e} are too small to compute with, and count as constant: "
+            "rescale these observations or rewards",
+            stacklevel=2,
+        )
+    changes: BoolArray = std > np.maximum(ROUNDING * np.abs(mean), SMALLEST)
     return changes
 
 
