@@ -241,7 +241,9 @@ def test_numbers_that_vanish_count_as_constant(make: Make) -> None:
         assert np.isfinite(parameters(learn(make, 1, {"scale": 1e-160, "double": True})))
         return
     for scale in (1e-160, 1e-200):
-        with pytest.warns(UserWarning, match=r"at most \de-(160|161|200|201) are too small.* count as constant: rescale these"):
+        with pytest.warns(
+            UserWarning, match=r"at most \de-(160|161|200|201) are too small.* count as constant: rescale these"
+        ):
             model = learn(make, 1, {"scale": scale, "double": True})
         assert np.isfinite(parameters(model)) and np.isfinite(actions(model, scale=scale, double=True)).all()
 
