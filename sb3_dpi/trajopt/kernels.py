@@ -16,7 +16,7 @@ The numpy version is the reference and always there; the plain loops are used wh
 import numpy as np
 
 from sb3_dpi.trajopt.compilation import Loops, compiles
-from sb3_dpi.trajopt.lqr import matvec, symmetrize
+from sb3_dpi.trajopt.lqr import action_value, matvec, symmetrize
 from sb3_dpi.trajopt.types import FloatArray, IntArray
 
 PassResult = tuple[FloatArray, FloatArray, FloatArray, FloatArray, IntArray]
@@ -59,10 +59,8 @@ def pass_numpy(
     identity = np.eye(du)
     with np.errstate(all="ignore"):
         for t in reversed(range(T)):
-            Ft = np.swapaxes(F[:, t], -1, -2)
-            Q = C[:, t] + discount * Ft @ (V @ F[:, t])
-            q = c[:, t] + discount * matvec(Ft, matvec(V, f[:, t]) + v)
-            Qww = symmetrize(Q[:, dx:, dx:]) + eta[:, t, None, None] * identity
+            Q, q = action_value(C[:, t], c[:, t], F[:, t], f[:, t], V, v, discount)
+            Qww = Q[:, dx:, dx:] + eta[:, t, None, None] * identity
             eigenvalues, basis = _safe_eigh(Qww)
             bad = ~(eigenvalues[:, 0] > 0) & (failed < 0)
             failed[bad] = t

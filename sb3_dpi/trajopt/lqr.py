@@ -126,11 +126,11 @@ def add_next_value(
     :param weight: number or ``[...]``
     :return: cost of the same axes
     """
-    f, w = dynamics.f, np.asarray(weight, dtype=np.float64)
+    f = dynamics.f
     constant = value.const + 0.5 * np.sum(f * matvec(value.V, f), -1) + np.sum(value.v * f, -1)
     constant = constant + 0.5 * np.sum(value.V * dynamics.cov, (-1, -2))
-    Q, q = action_value(cost.C, cost.c, dynamics.F, f, value.V, value.v, w)
-    return QuadraticCost(Q, q, cost.const + w * constant)
+    Q, q = action_value(cost.C, cost.c, dynamics.F, f, value.V, value.v, weight)
+    return QuadraticCost(Q, q, cost.const + weight * constant)
 
 
 def action_value(
@@ -140,7 +140,7 @@ def action_value(
     f: FloatArray,
     V: FloatArray,
     v: FloatArray,
-    weight: FloatArray,
+    weight: FloatArray | float,
 ) -> tuple[FloatArray, FloatArray]:
     """One backward step of the Riccati recursion: l(z) + weight V(F z + f), up to what does not depend on z.
 
@@ -150,10 +150,10 @@ def action_value(
     :param f: dynamics offset, ``[..., dx]``
     :param V: value of the next state, ``[..., dx, dx]``
     :param v: likewise, ``[..., dx]``
-    :param weight: ``[]`` or ``[...]``
+    :param weight: number or ``[...]``
     :return: Q ``[..., dz, dz]`` and q ``[..., dz]``
     """
-    Ft = np.swapaxes(F, -1, -2)
+    Ft, weight = np.swapaxes(F, -1, -2), np.asarray(weight, dtype=np.float64)
     Q = symmetrize(C + weight[..., None, None] * (Ft @ V @ F))
     return Q, c + weight[..., None] * matvec(Ft, matvec(V, f) + v)
 

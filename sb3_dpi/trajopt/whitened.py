@@ -198,8 +198,7 @@ class WhitenedProblem:
         :param v: ``[M, dx]``
         :return: Q ``[M, dz, dz]`` and q ``[M, dz]`` at t
         """
-        weight = np.asarray(self.discount, dtype=np.float64)
-        return action_value(self.C[:, t], self.c[:, t], self.F[:, t], self.f[:, t], V, v, weight)
+        return action_value(self.C[:, t], self.c[:, t], self.F[:, t], self.f[:, t], V, v, self.discount)
 
     def marginals(self, K: FloatArray, k: FloatArray, S: FloatArray) -> GaussianMarginals:
         """State-action marginals of a controller in whitened coordinates.
