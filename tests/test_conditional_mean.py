@@ -106,21 +106,32 @@ def test_units_do_not_matter(scale: float) -> None:
     np.testing.assert_array_equal(conditional_mean(scale * delta, scale * features, lengths), scale * plain)
 
 
-@pytest.mark.parametrize("eta", [1.0, 5.0])
-def test_weights_do_not_bias_the_gradient(eta: float) -> None:
+def standardized(delta: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """:return: advantages, of mean zero and deviation one by the weights"""
+    centred = delta - np.sum(weights * delta) / np.sum(weights)
+    spread: np.ndarray = centred / np.sqrt(np.sum(weights * centred**2) / np.sum(weights))
+    return spread
+
+
+@pytest.mark.parametrize(("eta", "bias"), [(1.0, 0.57), (5.0, 0.17)])
+def test_weights_do_not_bias_the_gradient(eta: float, bias: float) -> None:
     """One state, one step, delta = a ~ N(0, 1): the gradient by the logarithm of the standard deviation is zero. With weights
-    from samples of delta it would be E[max(0, a) a (a^2 - 1)] = 1 over eta, and over the weights' mean."""
+    from samples of delta it would be E[max(0, a) a (a^2 - 1)] = 1 over eta, and over the weights' mean; of standardised
+    advantages .57 and .17."""
     rng = np.random.default_rng(8)
-    gradients, wrong = [], []
+    gradients, wrong, told = [], [], []
     for _ in range(400):
         actions = rng.normal(size=(32, 8))
         lengths, score = np.ones(actions.shape, int), actions**2 - 1.0
         expected = conditional_mean(actions, np.ones((actions.size, 1)), lengths)
         gradients.append(np.mean(dual_weights(expected, float(actions.std()), eta) * actions * score))
-        wrong.append(np.mean(dual_weights(actions, float(actions.std()), eta) * actions * score))
+        of_samples = dual_weights(actions, float(actions.std()), eta)
+        wrong.append(np.mean(of_samples * actions * score))
+        told.append(np.mean(of_samples * standardized(actions, of_samples) * score))
     error = np.std(gradients) / 20.0
     assert abs(np.mean(gradients)) < 3.0 * error and error < 0.02
     assert np.mean(wrong) == pytest.approx(1.0 / (eta + 1.0 / np.sqrt(2.0 * np.pi)), rel=0.1)
+    assert np.mean(told) == pytest.approx(bias, abs=0.02)
 
 
 @pytest.mark.parametrize("n_envs", [1, 8])
