@@ -1,7 +1,6 @@
 """DPI: units, temperature, rates, the deployed average, known functions, and models that diverge."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,18 +278,3 @@ def test_a_model_that_cannot_be_fitted(monkeypatch: pytest.MonkeyPatch, tmp_path
         model.learn(STEPS, reset_num_timesteps=False)
     loaded = DPI.load(tmp_path / "last_good_model.zip")
     np.testing.assert_allclose(loaded.predict(OBSERVATIONS, deterministic=True)[0], expected, atol=1e-6)
-
-
-def test_long_fits_are_told_before_anything_is_sampled() -> None:
-    def wide(n_numbers: int, **kwargs: Any) -> DPI:
-        env = gym.wrappers.TransformObservation(
-            limited(12), lambda obs: np.resize(obs, n_numbers), spaces.Box(-np.inf, np.inf, (n_numbers,), np.float32)
-        )
-        return DPI("MlpPolicy", env, buffer_size=10, **kwargs)
-
-    with pytest.warns(UserWarning, match=r"of 3,000 numbers takes DPI some 4 minutes .* at first, and 10 for each"):
-        wide(3000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        wide(400)
-        wide(3000, update_to_data=0.2)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from algorithms import Model, parameters, small_dagger, small_exit, small_mpc
 from dummy_envs import PointMass, limited, vec_env
+from gymnasium import spaces
 
-from sb3_dpi import DAgger, ExIt
+from sb3_dpi import DPI, MPC, DAgger, ExIt
 from sb3_dpi.common.finite import NotFiniteError, planning_after, planning_for
 from sb3_dpi.systems import Simulator, VariedSystem
 from sb3_dpi.systems.learned import OPERATIONS_A_SECOND
@@ -117,6 +118,29 @@ def test_time_of_plans_in_an_ensemble() -> None:
     assert model.seconds_a_step == pytest.approx(50 * 3 * 6 * per_step / 2)
     limit = small_mpc(limited(12), max_plan_seconds=1e-9)
     assert limit.seconds_a_step == pytest.approx(0.5e-9), "no plan takes longer than it may"
+
+
+def wide(n_numbers: int) -> gym.Env[Any, Any]:
+    """:return: a point mass that says the same again and again"""
+    space = spaces.Box(-np.inf, np.inf, (n_numbers,), np.float32)
+    return gym.wrappers.TransformObservation(limited(12), lambda obs: np.resize(obs, n_numbers), space)
+
+
+LEARNERS: list[tuple[Any, str, dict[str, Any]]] = [
+    (DPI, "MlpPolicy", {"update_to_data": 0.2}),
+    (MPC, "random", {"world_model": {"gradient_steps": 0.5}}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "policy", "less"), LEARNERS, ids=str)
+def test_long_fits_are_told_before_anything_is_sampled(algorithm: Any, policy: str, less: dict[str, Any]) -> None:
+    said = rf"of 3,000 numbers takes {algorithm.__name__} some 4 minutes .* at first, and 10 for each 1,000 steps.* lower"
+    with pytest.warns(UserWarning, match=said):
+        algorithm(policy, wide(3000), buffer_size=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        algorithm(policy, wide(400), buffer_size=10)
+        algorithm(policy, wide(3000), buffer_size=10, **less)
 
 
 def test_systems_that_do_not_tell_their_time() -> None:

@@ -2,6 +2,13 @@
 
 import warnings
 
+from sb3_dpi.world_model.ensemble import WorldModel
+
+OPERATIONS_A_SECOND = 1e10
+"""Of floating-point numbers, on one core of 2024 in fits of the model. Measured."""
+LONG_STEP = 0.25
+"""Seconds of learning from a real step that nobody expects: a task of 400 numbers takes a third of it."""
+
 LONG_RUN = 600.0
 """Seconds of planning that nobody expects of one call."""
 
@@ -23,3 +30,31 @@ def warn_of_long_run(who: str, seconds: float | None, n_steps: float, advice: st
         f"In these {int(n_steps):,} steps {who} plans for some {how_long} of a core, {seconds:.2g} seconds a step: {advice}",
         stacklevel=5,
     )
+
+
+def warn_of_long_fits(
+    who: str, options: WorldModel, sizes: tuple[int, int], batch_size: int, first: float, each: float, or_lower: str = ""
+) -> None:
+    """
+    Say before anything is sampled that the model of the environment takes long to fit.
+
+    :param who: fits it
+    :param options: of the model
+    :param sizes: numbers of a state and of an action
+    :param batch_size: of a gradient step
+    :param first: gradient steps of the first fit
+    :param each: those for each real step that follows
+    :param or_lower: what else could be lower than the options
+    """
+    (dx, du), width = sizes, options.width
+    n_weights = options.n_members * width * (dx + du + width + dx + 1)
+    # two operations for each weight and row on the way forward, four on the way back
+    seconds = 6.0 * batch_size * n_weights / OPERATIONS_A_SECOND
+    if each * seconds > LONG_STEP:
+        at_first, later = first * seconds / 60.0, 1000.0 * each * seconds / 60.0
+        warnings.warn(
+            f"To fit a model of observations of {dx:,} numbers takes {who} some {at_first:.0f} minutes of a core at first, "
+            f"and {later:.0f} for each 1,000 steps. Let it observe fewer numbers (an encoder's features), or lower "
+            f'{or_lower}world_model={{"width": ..., "gradient_steps": ...}}',
+            stacklevel=5,
+        )

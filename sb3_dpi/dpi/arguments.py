@@ -1,15 +1,13 @@
 """What arguments of DPI mean that can be given in several ways, and what former ones are called now."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from sb3_dpi.common.choices import as_settings, check_choice, check_number, parse_choice
 from sb3_dpi.common.plan_size import LARGEST_PLAN
-from sb3_dpi.dpi.constants import DEFAULT_TEMPERATURE, FIRST_MODEL_STEPS, LONG_STEP, OPERATIONS_A_SECOND
+from sb3_dpi.dpi.constants import DEFAULT_TEMPERATURE
 from sb3_dpi.dpi.policies import MlpPolicy
 from sb3_dpi.world_model.critic import Critic, CriticOptions
-from sb3_dpi.world_model.ensemble import MODEL_BATCH, WorldModel
 from sb3_dpi.world_model.experts import EXPERTS, Expert
 from sb3_dpi.world_model.imagination import Imagination
 from sb3_dpi.world_model.returns_critic import CRITICS
@@ -107,30 +105,6 @@ def check_size(expert: Expert, imagination: Imagination, policy: MlpPolicy) -> N
             f"A plan of {type(expert).__name__} in {imagination.n_windows} windows of {imagination.horizon} steps takes "
             f"{needed / 2**30:.1f} GiB for states of {policy.state_dim} numbers; {LARGEST_PLAN / 2**30:.0f} GiB are the most. "
             'Take expert="pathwise", which knows no matrices, or imagination={"n_windows": ..., "horizon": ...} with less'
-        )
-
-
-def warn_of_time(options: WorldModel, update_to_data: float, policy: MlpPolicy) -> None:
-    """
-    Say before anything is sampled that learning takes long.
-
-    :param options: of the model, whose fit takes the longest part
-    :param update_to_data: of its steps
-    :param policy: of states and actions, and the device
-    """
-    if policy.device.type != "cpu":
-        return
-    dx, du, width = policy.state_dim, policy.actor.action_dim, options.width
-    n_weights = options.n_members * width * (dx + du + width + dx + 1)
-    # two operations for each weight and row on the way forward, four on the way back
-    each = update_to_data * 6.0 * MODEL_BATCH * n_weights / OPERATIONS_A_SECOND
-    if each * options.gradient_steps > LONG_STEP:
-        first, later = FIRST_MODEL_STEPS * each / 60.0, 1000.0 * options.gradient_steps * each / 60.0
-        warnings.warn(
-            f"To fit a model of observations of {dx:,} numbers takes DPI some {first:.0f} minutes of a core at first, and "
-            f"{later:.0f} for each 1,000 steps. Let it observe fewer numbers (an encoder's features), or lower update_to_data "
-            'or world_model={"width": ..., "gradient_steps": ...}',
-            stacklevel=5,
         )
 
 

@@ -49,7 +49,3 @@ SETTLED_SHARE = 0.1
 # what is said
 REPORTED = 1000
 """Latest steps that the logger's numbers are about."""
-OPERATIONS_A_SECOND = 1e10
-"""Of floating-point numbers, on one core of 2024 in fits of the model. Measured."""
-LONG_STEP = 0.25
-"""Seconds of learning from a real step that nobody expects: a task of 400 numbers takes a third of it."""

@@ -23,6 +23,7 @@ from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.early_resets import EarlyReset, as_early_reset
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
+from sb3_dpi.common.long_runs import warn_of_long_fits
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
 from sb3_dpi.common.saved_models import FORMAT_VERSION, SavedModel
 from sb3_dpi.dpi.arguments import (
@@ -32,7 +33,6 @@ from sb3_dpi.dpi.arguments import (
     first_temperature,
     make_critic,
     make_expert,
-    warn_of_time,
 )
 from sb3_dpi.dpi.constants import (
     AVERAGED_SHARE,
@@ -214,7 +214,10 @@ class DPI(SavedModel, OfflineLearner):
         self._expert = make_expert(self.expert)
         super()._setup_model()
         check_size(self._expert, self.imagination, self.policy)
-        warn_of_time(self.world_model, self.update_to_data, self.policy)
+        if self.device.type == "cpu":
+            first, each = (self.update_to_data * n for n in (FIRST_MODEL_STEPS, self.world_model.gradient_steps))
+            sizes = self.policy.state_dim, self.policy.actor.action_dim
+            warn_of_long_fits("DPI", self.world_model, sizes, MODEL_BATCH, first, each, "update_to_data or ")
         hold_fractions(self.replay_buffer)
         self._rng = np.random.default_rng(self.seed)
         dx, du, options = self.policy.state_dim, self.policy.actor.action_dim, self.world_model

@@ -21,6 +21,7 @@ from sb3_dpi.common.choices import arguments_of_base, as_settings
 from sb3_dpi.common.early_resets import EarlyReset
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.known_functions import known_functions
+from sb3_dpi.common.long_runs import warn_of_long_fits
 from sb3_dpi.common.named_models import load_model
 from sb3_dpi.common.observed_states import StateFinder, StateFromObs, environment_of
 from sb3_dpi.common.replay_memory import ReplayMemory, check_buffer
@@ -242,6 +243,9 @@ class MPC(Acting):
             )
         dx, du = (int(np.prod(space.shape or ())) for space in (self.observation_space, self.action_space))
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
+        if self.device.type == "cpu":
+            each = options.gradient_steps
+            warn_of_long_fits("MPC", options, (dx, du), MODEL_BATCH, FIRST_FIT * each, each)
         known = WorldModel(cost_fn=self.known_cost, termination_fn=options.termination_fn)
         self.ensemble.known_reward, self.ensemble.known_end = known_functions(known, self.action_space)
         self.ensemble.pessimism = options.pessimism
