@@ -4,8 +4,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import pytest
-from algorithms import Make, every_algorithm, small_dpi, small_mdgps
+from algorithms import Make, every, every_algorithm, small_dpi, small_mdgps
+from dummy_envs import ITERATION, limited
+from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_dpi.common.choices import check_kind
@@ -64,6 +67,35 @@ def test_what_an_expert_or_an_entropy_must_be() -> None:
             small_dpi(expert=bad)
     with pytest.raises(ValueError, match="target_entropy must be a number or 'auto', got 'zzz'"):
         small_dpi(target_entropy="zzz")
+
+
+@every(plans=False)
+def test_a_policy_of_dictionaries_has_one(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"MultiInputPolicy reads dictionaries and the observation is Box.*: take MlpPolicy"):
+        make(policy="MultiInputPolicy")
+
+
+class Numbered(gym.ObservationWrapper):  # type: ignore[type-arg]
+    """
+    Observes one of two numbers.
+
+    :param start: the first
+    """
+
+    def __init__(self, start: int) -> None:
+        super().__init__(limited(12))
+        self.observation_space, self.start = spaces.Discrete(2, start=start), start
+
+    def observation(self, observation: Any) -> Any:
+        return self.start + int(observation[0] > 0.0)
+
+
+@every(from_conditions=False, plans=False, squashes=False)
+def test_numbers_as_observations_begin_at_zero(make: Make) -> None:
+    """Others PPO ends on in the midst of training, or takes for their neighbours."""
+    make(make.fit(Numbered(0))).learn(ITERATION)
+    with pytest.raises(ValueError, match=r"Observations Discrete\(2, start=1\) do not begin at 0: let the environment"):
+        make(make.fit(Numbered(1)))
 
 
 CONTROLLERS: list[tuple[Any, str]] = [

@@ -75,6 +75,18 @@ def refuse_empty(name: str, space: spaces.Space[Any]) -> None:
         raise ValueError(f"The {name} {space} holds no number: give an environment in which it holds one at least")
 
 
+def refuse_shifted(space: spaces.Space[Any]) -> None:
+    """
+    Refuse observations that Stable-Baselines3 would encode as others.
+
+    :param space: of the environment
+    :raises ValueError: if the first of its numbers is not zero
+    """
+    for part in space.spaces.values() if isinstance(space, spaces.Dict) else (space,):
+        if isinstance(part, spaces.Discrete) and part.start != 0:
+            raise ValueError(f"Observations {part} do not begin at 0: let the environment return them less {part.start}")
+
+
 def as_starts(episode_start: Any, n: int) -> np.ndarray:
     """
     Read where episodes begin.
@@ -99,9 +111,21 @@ class Conventions(BaseAlgorithm):
         self.seed = as_seed(self.seed)
         for name in ("observation_space", "action_space"):
             refuse_empty(name, getattr(self, name))
+        refuse_shifted(self.observation_space)
+        self._refuse_other_observations()
         if not isinstance(self.learning_rate, str):  # which the schedule refuses
             check_number("learning_rate", as_schedule("learning_rate", self.learning_rate)(1.0), 0.0)
         super()._setup_model()  # type: ignore[safe-super]  # that of the algorithm's base
+
+    def _refuse_other_observations(self) -> None:
+        several = self.policy_aliases.get("MultiInputPolicy")
+        is_meant = several is not None and self.policy_class is several is not self.policy_aliases.get("MlpPolicy")
+        if not is_meant or "features_extractor_class" in self.policy_kwargs or isinstance(self.observation_space, spaces.Dict):
+            return
+        raise ValueError(
+            f"MultiInputPolicy reads dictionaries and the observation is {self.observation_space}: take MlpPolicy, or for "
+            "images CnnPolicy"
+        )
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
