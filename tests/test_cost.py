@@ -193,24 +193,27 @@ def test_cross_terms_need_two_samples_a_coefficient(n: int, dz: int, crossed: bo
         assert (np.count_nonzero(C - np.diag(np.diag(C))) > 0) == crossed
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.01])
 @pytest.mark.parametrize("window", [0, 2])
-def test_local_gradient_is_a_regression_in_the_window(window: int) -> None:
-    """Shrunk by the ridge, in units of the points' variance, and by how few samples there are."""
+def test_local_gradient_is_a_regression_in_the_window(window: int, weight: float) -> None:
+    """Shrunk by the ridge, in units of the points' variance, and by how little the samples weigh together."""
     rng = np.random.default_rng(12)
     points, residual = rng.normal(size=(2, 6, 5, 3)), rng.normal(size=(2, 6, 5))
     alive = (rng.uniform(size=(2, 6, 5)) < 0.7).astype(float)
     alive[:, 0] = 1.0
     mean, ridge = rng.normal(size=(2, 5, 3)), 0.2
-    gradient, offset = _local_gradient(points, residual, alive, mean, window, ridge)
+    gradient, offset = _local_gradient(points, residual, weight * alive, mean, window, ridge)
     for m, t in np.ndindex(2, 5):
         steps = range(max(t - window, 0), min(t + window + 1, 5))
         rows = [(points[m, n, s] - mean[m, s], residual[m, n, s]) for s in steps for n in range(6) if alive[m, n, s]]
         deviations, left = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
         centred = deviations - deviations.mean(0)
         slope = np.linalg.solve(centred.T @ centred / len(rows) + ridge * np.eye(3), centred.T @ left / len(rows))
-        slope *= len(rows) / (len(rows) + 3)
+        slope *= weight * len(rows) / (weight * len(rows) + 3)
         np.testing.assert_allclose(gradient[m, t], slope, rtol=1e-8, atol=1e-12)
         np.testing.assert_allclose(offset[m, t], left.mean() - slope @ deviations.mean(0), rtol=1e-8, atol=1e-12)
+    nothing = _local_gradient(points, residual, 0.0 * alive, mean, window, ridge)
+    assert not np.any(nothing[0]) and not np.any(nothing[1]), "without samples nothing is known of the residual"
 
 
 def test_a_step_without_samples_is_anchored_where_the_others_are() -> None:

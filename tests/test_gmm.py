@@ -206,7 +206,9 @@ def test_bad_input_is_named(points: np.ndarray, n_components: int, options: dict
         fit_mixture(points, n_components, np.random.default_rng(0), **options)
 
 
-def test_prior_is_the_mixture_seen_from_the_samples() -> None:
+@pytest.mark.parametrize("unit", [1.0, 0.01])
+def test_prior_is_the_mixture_seen_from_the_samples(unit: float) -> None:
+    """Averages do not depend on the unit of the weights."""
     rng = np.random.default_rng(10)
     mixture = random_mixture(rng, 4, 3, spread=2.0)
     points = rng.normal(size=(2, 6, 5, 3)) * 2
@@ -214,7 +216,7 @@ def test_prior_is_the_mixture_seen_from_the_samples() -> None:
     weights[..., 0] = 1.0
     weights[1, 2] = 0.0
     points[weights == 0] = np.nan
-    prior = mixture_prior(mixture, points, weights, mean_count=0.5, cov_count=3.0)
+    prior = mixture_prior(mixture, points, unit * weights, mean_count=0.5, cov_count=3.0)
     assert (prior.mean_count, prior.cov_count) == (0.5, 3.0)
     assert prior.mean.shape == (2, 6, 3)
     for entry in np.ndindex(2, 6):

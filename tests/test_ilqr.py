@@ -381,9 +381,11 @@ def test_bad_input() -> None:
     endless = FunctionCost(system, lambda x, u, t: np.zeros(len(x)), lambda x, t: np.full(len(x), np.inf))
     with pytest.raises(ValueError, match=r"first trajectory is not finite \(at the end\)"):
         ILQR().plan(system, endless, state, start)
-    broken = FunctionSystem(system.function, 2, 1, lambda x, u: (np.full((5, 2, 2), np.nan), np.zeros((5, 2, 1))))
-    with pytest.raises(ValueError, match=r"derivatives \(F\) are not finite at time step 0"):
-        ILQR().plan(broken, cost, state, start)
+    for t in (0, 3):
+        fx = np.where(np.arange(5)[:, None, None] < t, np.eye(2), np.nan)
+        broken = FunctionSystem(system.function, 2, 1, lambda x, u, fx=fx: (fx, np.zeros((5, 2, 1))))
+        with pytest.raises(ValueError, match=rf"derivatives \(F\) are not finite at time step {t}"):
+            ILQR().plan(broken, cost, state, start)
     with pytest.raises(NotPositiveDefiniteError, match="raise `shift`"):
         newton_step(system, cost, np.ones((6, 2)), start, shift=-1e4)
 

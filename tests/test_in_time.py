@@ -56,3 +56,4 @@ def test_slices_are_as_large_as_fit(cut: Cut) -> None:
     assert cut(1000, 10.5, 1.0) == [1, 4, 5, 1]
     assert cut(1000, 0.5, 1.0) == [1], "the first begins in any case"
     assert cut(1000, 20.0, 2.0) == [1, 4, 5, 1]
+    assert cut(1000, 100.0 / 1024.0, 1.0 / 1024.0) == [1, 4, 16, 64, 15, 1], "of milliseconds as well"

@@ -339,6 +339,7 @@ def test_objects_that_hold_one_another_have_a_key() -> None:
     for node in nodes:
         node.others = nodes
     assert frozen(nodes) == frozen(nodes)
+    assert frozen({1: 0.5, (2, 3): 0.5}) == frozen({(2, 3): 0.5, 1: 0.5}) != frozen({1: 0.5, (2, 3): 0.6})
 
 
 class Lottery(World):

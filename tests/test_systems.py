@@ -20,6 +20,7 @@ from sb3_dpi.common.observed_states import environment_of
 from sb3_dpi.common.simulator_states import read_states
 from sb3_dpi.envs import CARTPOLE_ID
 from sb3_dpi.systems import ContinuousSimulator, NotCopyableError, ReadableState, Simulator
+from sb3_dpi.systems.physics import LAGGING, pack, part
 from sb3_dpi.systems.tasks import Readings, known_task
 from sb3_dpi.trajopt.types import FloatArray
 
@@ -487,3 +488,11 @@ def test_what_stands_and_what_is_cut() -> None:
     assert double.observe(Readings(np.zeros((3, 3)), np.full((3, 3), 50.0), forces))[:, 5:].tolist() == [
         [10.0, 10.0, 10.0, force] for force in (-10.0, 10.0, 9.5)
     ]
+
+
+def test_arrays_are_found_in_states() -> None:
+    base: Any = played(gym.make("Ant-v5"), 3)[0].unwrapped
+    state = pack(base.model, base.data)
+    for name in ("qpos", "qvel", "qacc_warmstart", *LAGGING):
+        read = part(base.model, base.data, np.stack([-state, state]), name)
+        np.testing.assert_array_equal(read[1], getattr(base.data, name))

@@ -15,6 +15,7 @@ from sb3_dpi.systems import (
     Rollouts,
     VariedSystem,
     returns_of,
+    trace_of,
 )
 from sb3_dpi.trajopt.types import FloatArray, LinearGaussianDynamics, QuadraticCost
 from sb3_dpi.world_model.ensemble import Ensemble
@@ -103,6 +104,9 @@ def test_variants_are_averaged() -> None:
     assert not np.allclose(alone[0].rewards, alone[1].rewards)
     np.testing.assert_allclose(together.rewards, 0.5 * (alone[0].rewards + alone[1].rewards))
     np.testing.assert_array_equal(together.last_observations[:, 1], alone[1].last_observations[:, 0])
+    ends = np.stack([np.roll(begun, i) for i in range(3)])
+    seen = varied.observe(np.concatenate([ends, ends[::-1]], axis=1))
+    np.testing.assert_array_equal(seen, np.stack([variants[0].observe(part) for part in (ends, ends[::-1])], axis=1))
     with pytest.raises(ValueError, match="at least one"):
         VariedSystem([])
     with pytest.raises(ValueError, match="Variant 1 has"):
@@ -180,6 +184,24 @@ def test_local_models_follow_time() -> None:
     np.testing.assert_allclose(np.cov(drawn.T), cov, atol=0.15)
 
 
+class Fading:
+    """Moves as told, earns where it was, and ends with a chance."""
+
+    def rollout(self, states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Rollouts:
+        """:return: of one step"""
+        moved = states + actions[:, 0]
+        return Rollouts(states, moved[:, None], np.exp(-np.abs(moved)))
+
+
+def test_a_trace_is_put_together_of_steps() -> None:
+    """Where the system has none, of what each step leads to; chances to go on multiply."""
+    actions = np.array([[[1.0], [2.0], [-4.0]], [[0.5], [0.0], [1.0]]])
+    trace = trace_of(Fading(), np.array([[2.0]]), actions, np.random.default_rng(0))
+    np.testing.assert_array_equal(trace.observations, np.array([[2.0, 3.0, 5.0, 1.0], [2.0, 2.5, 2.5, 3.5]])[:, None, :, None])
+    np.testing.assert_array_equal(trace.rewards, np.array([[2.0, 3.0, 5.0], [2.0, 2.5, 2.5]])[:, None])
+    np.testing.assert_allclose(trace.alive, np.exp([[0.0, -3.0, -8.0, -9.0], [0.0, -2.5, -5.0, -8.5]])[:, None])
+
+
 class Given:
     """Says what it is told."""
 
@@ -201,7 +223,7 @@ def test_returns_of_sequences() -> None:
     expected = rewards[:, 0] + 0.5 * rewards[:, 1] + 0.25 * np.array([5.0, 10.0, 0.0, 32.5])
     np.testing.assert_allclose(evaluate(np.zeros((2, 2, 2, 1))), expected.reshape(2, 2))
     rewards[3, 0] = np.nan
-    with pytest.raises(ValueError, match="Action sequence 1 of state 1 earned nan"):
+    with pytest.raises(ValueError, match="action sequence 1 of state 1 earned nan"):
         evaluate(np.zeros((2, 2, 2, 1)))
 
 
