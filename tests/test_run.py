@@ -301,16 +301,39 @@ WRONG: dict[str, dict[str, Any]] = {
 """One number of those that are learned from is so many times too large"""
 
 
+class Measured(gym.Wrapper):  # type: ignore[type-arg]
+    """
+    Rewards in another unit, and observations.
+
+    :param env: with one observation
+    :param reward: by which its rewards are multiplied
+    :param scale: by which its observations are
+    """
+
+    def __init__(self, env: gym.Env, reward: float, scale: float) -> None:
+        super().__init__(env)
+        self.reward, self.scale = reward, scale
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = self.env.reset(**kwargs)
+        return np.float32(self.scale) * obs, info
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = self.env.step(action)
+        return np.float32(self.scale) * obs, self.reward * float(reward), *rest
+
+
 @cache
-def scores(make: Make, wrong: str | None = None) -> tuple[float, float]:
-    """:return: mean returns before and after learning"""
+def scores(make: Make, wrong: str | None = None, units: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float]:
+    """:return: mean returns before and after learning, in the task's own units"""
     options, steps, _ = LEARNING[make.algorithm]
-    model = make(limited(20, **(WRONG[wrong] if wrong else {})), **options)
+    model = make(Measured(limited(20, **(WRONG[wrong] if wrong else {})), *units), **options)
 
     def score(model: Model) -> float:
-        test = vec_env(8, lambda: Monitor(make.fit(limited(20))))  # side by side: a step of many costs little more
+        # side by side: a step of many costs little more
+        test = vec_env(8, lambda: Monitor(make.fit(Measured(limited(20), *units))))
         test.seed(5)
-        return float(np.mean(evaluate_policy(model, test, 8)[0]))
+        return float(np.mean(evaluate_policy(model, test, 8)[0])) / units[0]
 
     return score(model), score(model.learn(steps))
 
@@ -328,3 +351,10 @@ def test_one_wrong_number_sets_nothing_back(make: Make, wrong: str) -> None:
     """Seeds differ by one; where one number decides the unit of all, most lose five and more. What is searched in is wrong
     itself, for all searches that come to that step."""
     assert scores(make, wrong)[1] > scores(make)[1] - 3.0
+
+
+@pytest.mark.parametrize("units", [(1e-6, 1e-8), (1e4, 1e8)], ids=str)
+@every(imitates=False)
+def test_returns_do_not_depend_on_units(make: Make, units: tuple[float, float]) -> None:
+    """Where units count, some learned nothing at all: seeds differ by one. An expert has units of its own."""
+    assert abs(scores(make, None, units)[1] - scores(make)[1]) < 3.0
