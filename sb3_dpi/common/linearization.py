@@ -19,7 +19,7 @@ def linearize_policy(
     trajectories: Trajectories,
     to_inputs: Callable[[Observations], Observations],
     input_scale: FloatArray | None,
-    method: str | dict[str, Any] | None,
+    method: str | dict[str, Any] | RegressionSettings | None,
     rng: np.random.Generator,
     input_limit: float | FloatArray = np.inf,
     n_fitted: int | None = None,

@@ -14,7 +14,7 @@ from sb3_dpi.common.collector import Sampler
 from sb3_dpi.common.dual_policy_algorithm import DualPolicyAlgorithm
 from sb3_dpi.common.interruption import whole_or_undone
 from sb3_dpi.common.iteration_size import IterationSize
-from sb3_dpi.common.local_models import LocalModel, initial_state, total_cost
+from sb3_dpi.common.local_models import CostSettings, LocalModel, RegressionSettings, initial_state, total_cost
 from sb3_dpi.common.local_planning import kl_per_step, solve_shortening
 from sb3_dpi.common.policies import BoundedGaussianPolicy
 from sb3_dpi.common.regression import regress_mean
@@ -151,9 +151,9 @@ class MDGPS(DualPolicyAlgorithm):
         kl_step: float | str | Schedule = 0.3,
         kl_per_time_step: bool = False,
         step_rule: str = "fixed",
-        dynamics: str | dict[str, Any] = "nearest",
-        linearization: str | dict[str, Any] | None = None,
-        cost: CostFunction | dict[str, Any] | None = None,
+        dynamics: str | dict[str, Any] | RegressionSettings = "nearest",
+        linearization: str | dict[str, Any] | RegressionSettings | None = None,
+        cost: CostFunction | dict[str, Any] | CostSettings | None = None,
         imitation_steps: int = 300,
         batch_size: int = 256,
         min_std: float | str | Schedule = 0.2,
