@@ -90,7 +90,7 @@ def test_what_v_is_solved_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_values", lambda batch: values)
     model.learn(6)
     (problem,) = problems
-    mean, std = model._scale()
+    scale = model._scale()
     # by hand: td of the episode of three steps, then of the three that the rollout cuts
     td = [1 + 0.5 * 2 - 1, 1 + 0.5 * 3 - 2, 1 - 3, 1 + 0.5 * 5 - 4, 1 + 0.5 * 6 - 5, 1 + 0.5 * 7 - 6]
     fall = GAMMA * LAMBDA
@@ -98,8 +98,8 @@ def test_what_v_is_solved_for(monkeypatch: pytest.MonkeyPatch) -> None:
         1 + td[0] + fall * td[1] + fall**2 * td[2], 2 + td[1] + fall * td[2], 3 + td[2],
         4 + td[3] + fall * td[4] + fall**2 * td[5], 5 + td[4] + fall * td[5], 6 + td[5],
     ]  # fmt: skip
-    np.testing.assert_allclose(mean + std * problem.targets.numpy(), returns, rtol=1e-4)
-    np.testing.assert_allclose(std * problem.returns.numpy(), [1.5, 1.5, 1.0, 1.5, 1.5, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(scale.mean + scale.std * problem.targets.numpy(), returns, rtol=1e-4)
+    np.testing.assert_allclose(scale.std * problem.returns.numpy(), [1.5, 1.5, 1.0, 1.5, 1.5, 1.0], rtol=1e-5)
     np.testing.assert_allclose(problem.discounts.numpy(), [0.25, 0.0, 0.0, 0.25, 0.25, 0.5])
     assert problem.end_rows[[0, 3, 4, 5]].tolist() == [2, 5, 6, 6]
     np.testing.assert_allclose(problem.weights.numpy(), 1.0)

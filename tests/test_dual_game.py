@@ -273,5 +273,5 @@ def test_it_finds_the_optimal_policy_and_value_from_samples(k: int) -> None:
         probabilities = model.policy.get_distribution(states).distribution.probs
         standard = model.policy.predict_values(states).flatten().double().numpy()
     np.testing.assert_allclose(probabilities, occupancy / occupancy.sum(1, keepdims=True), atol=0.1)
-    mean, std = model._scale()
-    np.testing.assert_allclose(mean + std * standard, optimum, rtol=0.05)
+    scale = model._scale()
+    np.testing.assert_allclose(scale.mean + scale.std * standard, optimum, rtol=0.05)
