@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from memories import ListMemory
+from torch import nn
 from torch.nn import functional
 
 from sb3_dpi.world_model.actor import SquashedGaussian
@@ -142,3 +143,51 @@ def test_the_unit_follows_the_size_of_rewards() -> None:
     critic.follow_rewards(np.zeros(2), np.full(4, -1.0))
     assert float(critic.unit) == pytest.approx(unit), "nothing earned of late leaves the unit"
     assert float(critic.best) == pytest.approx(10.0 * (best + 0.3 * max(best, spread))), "nor do they narrow"
+
+
+def test_targets_are_bounded_by_what_was_realised() -> None:
+    critic = SoftTwinQ(1, 1, (8, 8))
+    returns = np.linspace(-10.0, 30.0, 1000)
+    ratio = critic.follow_rewards(np.full(5, 2.0), returns)
+    assert float(critic.unit) == pytest.approx(20.0) and ratio == 1.0
+    assert float(critic.worst) == pytest.approx(-10.0 - 0.2 * returns.std())
+    best = np.quantile(returns, 0.999)
+    assert float(critic.best) == pytest.approx(1.3 * best)
+    assert critic.bounds == pytest.approx((float(critic.worst) / 20.0, float(critic.best) / 20.0))
+    before = critic(th.zeros(1, 1), th.zeros(1, 1)).detach() * 20.0
+    critic.follow_rewards(np.full(5, 5.0), returns)
+    th.testing.assert_close(critic(th.zeros(1, 1), th.zeros(1, 1)).detach() * 50.0, before)
+    critic.follow_rewards(np.full(5, 5.0), 0.1 * returns)
+    assert float(critic.best) == pytest.approx(1.3 * best), "what was realised once can be realised again"
+
+
+class Reads(nn.Module):
+    """Features in units of their own."""
+
+    features_dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, states: th.Tensor) -> th.Tensor:
+        found: th.Tensor = self.layer(states)
+        return found
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_networks_follow_units_of_states(reads: bool) -> None:
+    """They say the same of the same state; those that read features stay, and so do these."""
+    actor = SquashedGaussian(3, 2, (8, 8), features=Reads() if reads else None)
+    critic, batch = SoftTwinQ(3, 2, (8, 8), features=Reads() if reads else None), some_batch(20)
+    assert not any(parameter.requires_grad for parameter in critic.targets.parameters())
+
+    @th.no_grad()
+    def says(states: th.Tensor) -> list[th.Tensor]:
+        return [*actor(states), critic(states, batch.actions), critic.targets(critic.read(states, batch.actions))]
+
+    before, scale, shift = says(batch.states), th.tensor([2.0, 0.5, 3.0]), th.tensor([1.0, -2.0, 0.3])
+    for network in (actor, critic):
+        network.rescale_states(scale, shift)
+    after = says(batch.states if reads else (batch.states - shift) / scale)
+    th.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)

@@ -23,8 +23,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_dpi import MPC
+from sb3_dpi.common.blocks import SMALLEST_MEMORY
 from sb3_dpi.compare.evaluation import run_episodes
 from sb3_dpi.mpc import mpc, planning
+from sb3_dpi.mpc.constants import WARM_UP
 from sb3_dpi.mpc.planning import PLANNERS, make_planner
 from sb3_dpi.systems import NotCopyableError
 from sb3_dpi.trajopt import ilqr, in_time, shooting
@@ -305,6 +307,14 @@ def test_costs_that_are_not_finite_and_unknown_planners() -> None:
         MPC("iCEM", None)
     with pytest.raises(ValueError, match="state must be"):
         model.predict(np.zeros(2), state=np.zeros(1))
+
+
+@pytest.mark.parametrize(("n_steps", "n_random"), [(300, 150), (2000, WARM_UP), (20, SMALLEST_MEMORY)])
+def test_half_of_a_short_training_is_random_at_most(n_steps: int, n_random: int) -> None:
+    """Of the steps that this call takes."""
+    model = small_mpc(learning_starts=None)
+    model._total_timesteps, model._num_timesteps_at_start = 100 + n_steps, 100
+    assert model._missing() == n_random
 
 
 def test_a_known_cost_and_a_terminal_value_decide() -> None:

@@ -117,7 +117,7 @@ def test_the_oldest_part_is_renewed() -> None:
         pool.renew()
 
 
-@pytest.mark.parametrize(("share", "n"), [(0.0, 0), (0.25, 2), (1.0, 8)])
+@pytest.mark.parametrize(("share", "n"), [(0.0, 0), (0.125, 1), (0.25, 2), (1.0, 8)])
 def test_a_share_of_windows_begins_at_rollouts(share: float, n: int) -> None:
     pool = RolloutPool(numbered(), 40, 4)
     real = Windows(th.full((E, M, 2), -1.0), th.randn(H, E, M, 2), th.randn(H, E, M))

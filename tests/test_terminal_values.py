@@ -1,6 +1,7 @@
-"""What MPC counts behind its plans: the values of trained models, in units of the reward."""
+"""What MPC counts: values of trained models behind its plans, in units of the reward, discounts and known costs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ from sb3_contrib import TQC, RecurrentPPO
 
 from sb3_dpi import MPC
 from sb3_dpi.common.critic import value_units
+from sb3_dpi.mpc.known_costs import CostedSystem
+from sb3_dpi.mpc.planning import Planning, make_planner
 from sb3_dpi.mpc.terminal_values import as_terminal_value
+from sb3_dpi.systems import Rollouts, Trace
+from sb3_dpi.trajopt.types import FloatArray
 
 LIMIT = 6
 
@@ -79,3 +84,51 @@ def test_a_value_function_that_a_file_can_say(tmp_path: Path) -> None:
     assert MPC.load(tmp_path / "mpc", env=limited(LIMIT)).discount == ppo.gamma
     with pytest.raises(ValueError, match="named by its class under 'algo' and its file under 'path'"):
         planner(terminal_value={"algo": "ppo"})
+
+
+def test_plans_by_slopes_discount_as_those_by_samples() -> None:
+    """What a step earns and the value of the end, the mean over variants, by hand."""
+
+    def rollout(states: FloatArray, actions: FloatArray, rng: np.random.Generator) -> Rollouts:
+        return Rollouts(states[:, :1] + actions[:, :, 0], states[:, None], np.ones((len(states), 1)))
+
+    def value(observations: FloatArray) -> FloatArray:
+        worth: FloatArray = observations @ np.array([1.0, 10.0, 100.0])
+        return worth
+
+    system: Any = SimpleNamespace(rollout=rollout)
+    plans = Planning(make_planner("iLQR"), system, lambda states: states.reshape(-1, 2, 3), 4, 1, 0.5, value, None)
+    cost, rng = plans._cost(np.random.default_rng(0), np.inf), np.random.default_rng(0)
+    states, actions = rng.normal(size=(5, 6)), rng.normal(size=(5, 1))
+    expected = -0.125 * 0.5 * (value(states[:, :3]) + value(states[:, 3:]))
+    np.testing.assert_allclose(cost.final_value(states, 3), expected)
+    running = cost.value(states, actions, np.arange(5))
+    np.testing.assert_allclose(running, -(states[:, 0] + actions[:, 0]) / np.array([1, 2, 4, 8, 16]))
+
+
+def test_known_costs_count_while_an_episode_goes_on() -> None:
+    """By hand, for two particles that end after different steps; what is past an end may be anything."""
+    alive = np.array([[1.0, 0.5, 0.25, 0.25], [1.0, 1.0, 0.0, 0.0]])
+    seen = np.arange(16.0).reshape(1, 2, 4, 2)
+    seen[0, 1, 3] = np.nan
+    actions = np.array([[[0.1], [0.2], [0.3]]])
+    given: Any = SimpleNamespace(trace=lambda *_: Trace(np.zeros((1, 2, 3)), seen, alive[None]))
+
+    def cost(obs: th.Tensor, taken: th.Tensor, following: th.Tensor) -> th.Tensor:
+        return obs[:, 0] + taken[:, 0] + 100.0 * following[:, 1]
+
+    def penalty(obs: FloatArray, taken: FloatArray) -> FloatArray:
+        size: FloatArray = obs[:, 1] * taken[:, 0]
+        return size
+
+    system = CostedSystem(given, cost, penalty, lambda units: 1000.0 * units)
+    found = system.rollout(np.zeros((1, 2)), actions, np.random.default_rng(0))
+    for t in range(3):
+        earned = 0.0
+        for k in range(2):
+            if alive[k, t] > 0.0:
+                now, following, action = seen[0, k, t], seen[0, k, t + 1], actions[0, t, 0]
+                earned -= 0.5 * alive[k, t] * (now[0] + 1000.0 * action + 100.0 * following[1] + now[1] * action)
+        assert found.rewards[0, t] == pytest.approx(earned)
+    np.testing.assert_array_equal(found.continuation, [[0.25, 0.0]])
+    np.testing.assert_array_equal(found.last_observations, [[seen[0, 0, 3], seen[0, 1, 2]]])
