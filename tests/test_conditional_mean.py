@@ -79,6 +79,38 @@ def test_what_is_linear_is_found(shape: tuple[int, int]) -> None:
     assert np.std(estimate - mean) < 0.3 * np.std(noise)
 
 
+@pytest.mark.parametrize("shape", [(60, 4), (40, 8)], ids=str)
+def test_regressions_and_their_ridges_have_not_seen_what_they_judge(shape: tuple[int, int]) -> None:
+    """By loops over the samples themselves."""
+    _, _, lengths = rollout(*shape, window_length=3)
+    rng = np.random.default_rng(8)
+    features = rng.normal(size=(lengths.size, 12)) * 7.0 - 2.0
+    delta = (features @ rng.normal(size=12) + 40.0 * rng.normal(size=lengths.size)).reshape(shape)
+    part, alone = (array.reshape(-1) for array in parts_of(lengths))
+    rows = [np.flatnonzero(alone & (part == name)) for name in range(part.max() + 1)]
+    x, y = (features - features.mean(0)) / features.std(0), delta.reshape(-1)
+
+    def regress(seen: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+        centred, mean = x[seen] - x[seen].mean(0), y[seen].mean()
+        slope = np.linalg.solve(centred.T @ centred / len(seen) + ridge * np.eye(12), centred.T @ (y[seen] - mean) / len(seen))
+        return slope, mean - slope @ x[seen].mean(0)
+
+    expected, chosen = np.zeros(len(y)), set()
+    for one in range(len(rows)):
+        errors = np.zeros(len(RIDGES))
+        for other in range(len(rows)):
+            seen = np.concatenate([rows[name] for name in range(len(rows)) if name not in (one, other)])
+            for i, ridge in enumerate(RIDGES[:-1] if other != one else []):
+                slope, constant = regress(seen, ridge)
+                errors[i] += np.square(y[rows[other]] - x[rows[other]] @ slope - constant).sum()
+        best = int(np.argmin(errors[:-1]))
+        chosen.add(best)
+        slope, constant = regress(np.concatenate(rows[:one] + rows[one + 1 :]), RIDGES[best])
+        expected[part == one] = x[part == one] @ slope + constant
+    assert chosen & set(range(1, len(RIDGES) - 2)), "some ridge is neither the least nor the largest"
+    np.testing.assert_allclose(conditional_mean(delta, features, lengths), expected.reshape(shape), rtol=1e-7, atol=1e-9)
+
+
 def test_of_noise_the_mean_is_left() -> None:
     rng = np.random.default_rng(5)
     estimates = [

@@ -1,5 +1,7 @@
 """Random Fourier features: the kernel that they approximate, the median trick, and what a policy makes of them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch as th
@@ -40,6 +42,8 @@ def test_the_first_fit_counts() -> None:
     extractor = RandomFourierExtractor(SPACE, n_features=7)
     x = th.randn(200, 3) * th.tensor([0.01, 1.0, 100.0]) + 5.0
     x = th.cat([x[:, :2], th.full((200, 1), 4.0)], 1)
+    nothing = math.sqrt(2.0) * th.cos(extractor.features.phases)
+    th.testing.assert_close(extractor(x), nothing.expand(200, -1))  # until then
     extractor.fit(x)
     np.testing.assert_allclose(extractor.obs_mean, x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(extractor.obs_std, [*x.std(0, correction=0)[:2], 1.0], rtol=1e-5)
