@@ -11,6 +11,7 @@ from dummy_envs import ITERATION, limited
 from gymnasium import spaces
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_dpi import DPI
 from sb3_dpi.common.choices import check_kind
 from sb3_dpi.common.saved_models import READ_ELSEWHERE
 
@@ -59,6 +60,21 @@ def test_kinds() -> None:
         check_kind("x", str, type[int] | None)
     with pytest.raises(ValueError, match="x must be True or False, got 2"):
         check_kind("x", 2, bool)
+
+
+class Own(DPI):
+    """Of a user's: arguments without a kind, and one whose kind is not what it takes."""
+
+    def __init__(self, policy, env, gamma=None, verbose=0, widths: list[int] | None = None, **kwargs: Any) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(policy, env, gamma=gamma, verbose=verbose, **kwargs)
+        self.widths = widths
+
+
+def test_classes_of_users_take_what_they_like() -> None:
+    model = Own("MlpPolicy", limited(12), gamma=0.9, verbose=0, widths=(3, 4))
+    assert model.gamma == 0.9 and model.widths == (3, 4)
+    with pytest.raises(ValueError, match=r"stats_window_size must be a whole number, got \[1\]"):
+        Own("MlpPolicy", limited(12), stats_window_size=[1])
 
 
 def test_what_an_expert_or_an_entropy_must_be() -> None:

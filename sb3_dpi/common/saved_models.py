@@ -179,11 +179,12 @@ def _with_plain_arguments(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(init: Callable[..., None], given: dict[str, Any]) -> dict[str, Any]:
-    """:return: arguments of a constructor, numbers as Python's; a ValueError says of which kind one must be"""
+    """:return: arguments of a constructor, numbers as Python's; a ValueError says of which kind one of ours must be"""
     parameters = inspect.signature(init).parameters
     kinds = {name: parameter.annotation for name, parameter in parameters.items() if name != "seed"}  # see ``as_seed``
     read = {name: as_number(name, plain(value), kinds.get(name)) for name, value in given.items()}
+    is_ours = init.__module__.partition(".")[0] == __name__.partition(".")[0]  # classes of users annotate as they like, or not
     for name, value in read.items():
-        if name in kinds and name not in READ_ELSEWHERE:
+        if is_ours and name in kinds and name not in READ_ELSEWHERE:
             check_kind(name, value, kinds[name])
     return read
