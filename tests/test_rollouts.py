@@ -63,11 +63,12 @@ def test_noise_spreads_as_the_world_does(noisy: tuple[Ensemble, ListMemory]) -> 
         assert th.equal(disturbed.reward_residuals, same.reward_residuals)
 
 
-def test_noise_is_what_that_member_missed(noisy: tuple[Ensemble, ListMemory]) -> None:
+@pytest.mark.parametrize("members_change", [False, True])
+def test_noise_is_what_that_member_missed(noisy: tuple[Ensemble, ListMemory], members_change: bool) -> None:
     """On the latest steps alone, drawn anew for every step of every window."""
     ensemble, memory = noisy
     misses = Misses.of(ensemble, memory, 40, 2.0)
-    drawn = misses.added_to(begin(ensemble, memory), np.random.default_rng(0)).state_residuals
+    drawn = misses.added_to(begin(ensemble, memory), np.random.default_rng(0), members_change).state_residuals
     data = memory.take(memory.newest(40))
     inputs = (
         ensemble.standardize(data.states).expand(E, -1, -1),
@@ -75,8 +76,9 @@ def test_noise_is_what_that_member_missed(noisy: tuple[Ensemble, ListMemory]) ->
     )
     with th.no_grad():
         missed = ensemble.standardize(data.next_states) - ensemble.predict(*inputs)[0]
-    for member in range(E):
-        distance = th.cdist(drawn[:, member].flatten(0, 1), 2.0 * missed[member], compute_mode=EXACT).amin(1)
+    for t, first in np.ndindex(H, E):
+        member = (first + t * members_change) % E
+        distance = th.cdist(drawn[t, first], 2.0 * missed[member], compute_mode=EXACT).amin(1)
         assert distance.max() < 1e-4
     assert len(drawn.flatten(0, 2).unique(dim=0)) > 60
 

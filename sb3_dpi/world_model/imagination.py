@@ -66,7 +66,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Misses:
-    """What members missed on real steps, as noise on what they foretell."""
+    """What members missed of the next state on real steps, as noise on what they predict of it."""
 
     states: th.Tensor
     """``[E, n, dx]``"""
@@ -86,17 +86,19 @@ class Misses:
         rows = np.tile(memory.newest(n), ensemble.n_members)
         return cls(ensemble.residuals(memory.take(rows)).states, scale)
 
-    def added_to(self, windows: Windows, rng: np.random.Generator) -> Windows:
+    def added_to(self, windows: Windows, rng: np.random.Generator, members_change: bool = False) -> Windows:
         """
-        Disturb each step of each window by one of them.
+        Disturb each step of each window by one of them, of the member that predicts the step.
 
         :param windows: without a correction
         :param rng: draws
+        :param members_change: whether each step has another member, in turn
         :return: windows whose residuals are drawn
         """
         H, E, m, _ = windows.state_residuals.shape
         drawn = th.as_tensor(rng.integers(self.states.shape[1], size=(H, E, m)), device=self.states.device)
-        members = th.arange(E, device=drawn.device)[None, :, None]
+        turns = th.arange(H, device=drawn.device)[:, None, None] if members_change else 0
+        members = (th.arange(E, device=drawn.device)[None, :, None] + turns) % E
         return replace(windows, state_residuals=(self.scale * self.states[members, drawn]).contiguous())
 
 
@@ -192,11 +194,11 @@ class Imagination:
         end leaps and standstills where a step is short; in unstable systems they mislead; usual: 1 to 32. None: the preset's
     :param on_policy_correction: whether imagination is corrected by the model's errors on real steps; without it models of
         unstable systems mislead. None: the preset's
-    :param model_noise: where it is not corrected: how much of what a member missed on another of the latest real steps, drawn
-        at random, is added to each imagined one; 1: all. Policies otherwise learn what only the model's means bear. None: the
-        preset's, 0: nothing
+    :param model_noise: where it is not corrected: how much of what a member missed of the state on another of the latest real
+        steps, drawn at random, is added to each imagined one; 1: all. Policies otherwise learn what only the model's means
+        bear. None: the preset's, 0: nothing
     :param imagined_starts: share of windows that begin at states of the model rollouts; these are then renewed while the
-        policy learns, and a member foretells one step of them. Where it falls, real states are those of policies that fell;
+        policy learns, and a member predicts one step of them. Where it falls, real states are those of policies that fell;
         usual: 0 or 1. None: the preset's
     :raises ValueError: if a number is out of range
     """

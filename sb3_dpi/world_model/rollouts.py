@@ -28,7 +28,7 @@ class RolloutOptions:
     corrected: bool = False
     """whether they are corrected on-policy"""
     misses: Misses | None = None
-    """noise on what is foretold, where they are not"""
+    """noise on what is predicted, where they are not"""
     members_change: bool = False
     """whether each step has another member"""
 
@@ -66,7 +66,7 @@ def rollouts(
     rows = rng.integers(len(memory), size=ensemble.n_members * m)
     windows = make_windows(ensemble, memory, rows, length, options.corrected)
     if options.misses is not None:
-        windows = options.misses.added_to(windows, rng)
+        windows = options.misses.added_to(windows, rng, options.members_change)
     noise = rng.standard_normal((length + 1, ensemble.n_members, m, actor.action_dim)).astype(np.float32)
     steps = th.as_tensor(noise, device=windows.states.device)
     imagined = roll_out(actor, ensemble, windows, steps, options.members_change)
