@@ -93,25 +93,30 @@ def test_a_policy_of_dictionaries_has_one(make: Make) -> None:
 
 class Numbered(gym.ObservationWrapper):  # type: ignore[type-arg]
     """
-    Observes one of two numbers.
+    Observes one of two numbers, or two such.
 
     :param start: the first
+    :param several: whether they are two
     """
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, several: bool = False) -> None:
         super().__init__(limited(12))
-        self.observation_space, self.start = spaces.Discrete(2, start=start), start
+        self.start, self.several = start, several
+        one, two = spaces.Discrete(2, start=start), spaces.MultiDiscrete([2, 2], start=[start, start])
+        self.observation_space = two if several else one
 
     def observation(self, observation: Any) -> Any:
-        return self.start + int(observation[0] > 0.0)
+        seen = self.start + (observation > 0.0).astype(int)
+        return seen if self.several else seen[0]
 
 
 @every(from_conditions=False, plans=False, squashes=False)
-def test_numbers_as_observations_begin_at_zero(make: Make) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_numbers_as_observations_begin_at_zero(make: Make, several: bool) -> None:
     """Others PPO ends on in the midst of training, or takes for their neighbours."""
-    make(make.fit(Numbered(0))).learn(ITERATION)
-    with pytest.raises(ValueError, match=r"Observations Discrete\(2, start=1\) do not begin at 0: let the environment"):
-        make(make.fit(Numbered(1)))
+    make(make.fit(Numbered(0, several))).learn(ITERATION)
+    with pytest.raises(ValueError, match=r"Observations .*Discrete\(.*start=\[?1.* do not begin at 0: let the environment"):
+        make(make.fit(Numbered(1, several)))
 
 
 CONTROLLERS: list[tuple[Any, str]] = [

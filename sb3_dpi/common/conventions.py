@@ -80,10 +80,10 @@ def refuse_shifted(space: spaces.Space[Any]) -> None:
     Refuse observations that Stable-Baselines3 would encode as others.
 
     :param space: of the environment
-    :raises ValueError: if the first of its numbers is not zero
+    :raises ValueError: if the first of some numbers is not zero
     """
     for part in space.spaces.values() if isinstance(space, spaces.Dict) else (space,):
-        if isinstance(part, spaces.Discrete) and part.start != 0:
+        if isinstance(part, spaces.Discrete | spaces.MultiDiscrete) and np.any(part.start):
             raise ValueError(f"Observations {part} do not begin at 0: let the environment return them less {part.start}")
 
 
