@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from algorithms import Model, parameters, small_dagger, small_exit, small_mpc
-from dummy_envs import PointMass, limited, vec_env
+from dummy_envs import ITERATION, PointMass, limited, pushed, vec_env
 from gymnasium import spaces
 
 from sb3_dpi import DPI, MPC, DAgger, ExIt
@@ -108,6 +109,14 @@ def test_long_runs_are_announced_before_anything_is_sampled(make: Callable[[Any]
     with pytest.warns(UserWarning, match=said.replace("+", r"\+")):
         model.learn(40, callback=stop)
     assert model.num_timesteps <= steps + 1
+
+
+def test_networks_that_do_not_search_need_no_copy_to_tell_their_time(tmp_path: Path) -> None:
+    """Loaded without an environment they are asked as any other network is."""
+    small_exit(limited(12)).save(tmp_path / "model")
+    expert = ExIt.load(tmp_path / "model")
+    model = small_dagger(pushed(limited(12)), expert=expert).learn(ITERATION)
+    assert model.num_timesteps >= ITERATION and expert.env is None
 
 
 def test_time_of_plans_in_an_ensemble() -> None:

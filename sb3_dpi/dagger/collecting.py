@@ -104,8 +104,10 @@ class Collecting(LeavesEpisodes, KeepsOriginals):
 
     def _warn_of_time(self) -> None:
         """Say before anything is sampled that an expert which plans takes long."""
-        expert = (self._adviser or self._make_adviser()).expert
-        left = self._total_timesteps - self.num_timesteps
+        adviser = self._adviser or self._make_adviser()
+        if not adviser.plans:  # a network of ExIt's could search, and is not asked to
+            return
+        expert, left = adviser.expert, self._total_timesteps - self.num_timesteps
         advice = "let it plan with fewer samples or simulations or a shorter horizon, or take an expert that is learned"
         warn_of_long_run(f"the expert, {type(expert).__name__},", getattr(expert, "seconds_a_step", None), left, advice)
 
