@@ -106,8 +106,9 @@ def test_long_runs_are_announced_before_anything_is_sampled(make: Callable[[Any]
         return False
 
     said = rf"In these 40 steps .*(MPC|ExIt),? plans for some {seconds * 40 / 3600:.0f} hours of a core, {seconds:.2g} seconds"
-    with pytest.warns(UserWarning, match=said.replace("+", r"\+")):
+    with pytest.warns(UserWarning, match=said.replace("+", r"\+")) as told:
         model.learn(40, callback=stop)
+    assert {warning.filename for warning in told} == {__file__}, "whose line is shown is who called learn"
     assert model.num_timesteps <= steps + 1
 
 
@@ -144,8 +145,9 @@ LEARNERS: list[tuple[Any, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("algorithm", "policy", "less"), LEARNERS, ids=str)
 def test_long_fits_are_told_before_anything_is_sampled(algorithm: Any, policy: str, less: dict[str, Any]) -> None:
     said = rf"of 3,000 numbers takes {algorithm.__name__} some 4 minutes .* at first, and 10 for each 1,000 steps.* lower"
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=said) as told:
         algorithm(policy, wide(3000), buffer_size=10)
+    assert {warning.filename for warning in told} == {__file__}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         algorithm(policy, wide(400), buffer_size=10)

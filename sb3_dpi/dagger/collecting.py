@@ -109,7 +109,7 @@ class Collecting(LeavesEpisodes, KeepsOriginals):
             return
         expert, left = adviser.expert, self._total_timesteps - self.num_timesteps
         advice = "let it plan with fewer samples or simulations or a shorter horizon, or take an expert that is learned"
-        warn_of_long_run(f"the expert, {type(expert).__name__},", getattr(expert, "seconds_a_step", None), left, advice)
+        warn_of_long_run(f"the expert, {type(expert).__name__},", getattr(expert, "seconds_a_step", None), left, advice, 8)
 
     def _choose_size(self) -> None:
         """Choose how long an iteration is, if that was left open, and say it."""

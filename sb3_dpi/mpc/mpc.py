@@ -245,7 +245,7 @@ class MPC(Acting):
         self.ensemble = Ensemble(dx, du, options.n_members, options.width, options.learning_rate).to(self.device)
         if self.device.type == "cpu":
             each = options.gradient_steps
-            warn_of_long_fits("MPC", options, (dx, du), MODEL_BATCH, FIRST_FIT * each, each)
+            warn_of_long_fits("MPC", options, (dx, du), MODEL_BATCH, FIRST_FIT * each, each, stacklevel=6)
         known = WorldModel(cost_fn=self.known_cost, termination_fn=options.termination_fn)
         self.ensemble.known_reward, self.ensemble.known_end = known_functions(known, self.action_space)
         self.ensemble.pessimism = options.pessimism
