@@ -184,7 +184,9 @@ def test_by_default_rollouts_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -
     assert len(seen) == model.n_iterations and not any(options.members_change or options.misses for options in seen)
 
 
-@pytest.mark.parametrize("number", [{"imagined_starts": 1.5}, {"imagined_starts": -0.1}, {"model_noise": -1.0}])
+@pytest.mark.parametrize(
+    "number", [{"imagined_starts": 1.5}, {"imagined_starts": -0.1}, {"model_noise": -1.0}, {"model_noise": np.inf}]
+)
 def test_numbers_out_of_range_are_refused(number: dict[str, float]) -> None:
     (name,) = number
     with pytest.raises(ValueError, match=f"imagination: {name} must be"):

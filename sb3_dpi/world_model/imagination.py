@@ -224,12 +224,12 @@ def check_starts(where: str, model_noise: float | None, imagined_starts: float |
     Check two numbers that may be left to the preset.
 
     :param where: what they belong to, in front of an error
-    :param model_noise: at least 0
+    :param model_noise: at least 0 and finite
     :param imagined_starts: from 0 to 1
     :raises ValueError: if one is out of range
     """
-    if model_noise is not None and not model_noise >= 0.0:
-        raise ValueError(f"{where}model_noise must be at least 0, got {model_noise}")
+    if model_noise is not None and not 0.0 <= model_noise < np.inf:
+        raise ValueError(f"{where}model_noise must be at least 0 and finite, got {model_noise}")
     if imagined_starts is not None and not 0.0 <= imagined_starts <= 1.0:
         raise ValueError(f"{where}imagined_starts must be from 0 to 1, got {imagined_starts}")
 
