@@ -410,13 +410,14 @@ def test_kl_is_bounded() -> None:
     assert model._kl_bound(1.0) < 0.02, "it decays"
 
 
-def test_the_adaptive_step_shrinks_with_what_is_left_to_gain() -> None:
+@pytest.mark.parametrize("unit", [1.0, 2.0**-20])
+def test_the_adaptive_step_shrinks_with_what_is_left_to_gain(unit: float) -> None:
     model = small(target_kl=0.02)
-    assert model._kl_bound(5.0) == pytest.approx(0.02)
-    assert model._kl_bound(1.3) == pytest.approx(0.02)  # locomotion swings that much
-    assert model._kl_bound(0.625) == pytest.approx(0.02 / 4)
+    assert model._kl_bound(5.0 * unit) == pytest.approx(0.02)
+    assert model._kl_bound(1.3 * unit) == pytest.approx(0.02)  # locomotion swings that much
+    assert model._kl_bound(0.625 * unit) == pytest.approx(0.02 / 4)
     assert 0.0 < model._kl_bound(0.0) < 1e-4
-    assert model._kl_bound(50.0) == pytest.approx(0.02)
+    assert model._kl_bound(50.0 * unit) == pytest.approx(0.02)
 
 
 def test_it_learns_discrete_actions() -> None:
