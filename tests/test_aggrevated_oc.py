@@ -132,6 +132,15 @@ def test_aggregate_imitates_the_kept_iterations_too() -> None:
     np.testing.assert_allclose(samples.actions[: len(samples.advantages)], latest.actions[planned(model)], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "aggregate, dynamics, is_pooled",
+    [(True, "niw", True), (True, "nearest", True), (False, "niw", True), (False, "nearest", False)],
+)
+def test_kept_iterations_have_models_where_they_are_read(aggregate: bool, dynamics: str, is_pooled: bool) -> None:
+    model = small_aggrevated_oc(aggregate=aggregate, dynamics=dynamics, replay=2)
+    assert model._fitted_conditions() == model.total_conditions * (3 if is_pooled else 1)
+
+
 def test_aggregate_without_kept_iterations_changes_nothing() -> None:
     assert parameters(small_aggrevated_oc(aggregate=False).learn(3 * ITERATION)) == parameters(
         small_aggrevated_oc().learn(3 * ITERATION)

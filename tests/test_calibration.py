@@ -97,3 +97,14 @@ def test_believed_share_is_the_mean_of_prior_and_evidence() -> None:
     found = calibrate(NOTHING, numbers(0) + numbers(1), 2.0 * numbers(0), TRAJECTORY)
     mean, precision = found.evidence
     assert found.believed == pytest.approx((4.0 + precision * mean) / (4.0 + precision))
+
+
+def test_error_of_few_trajectories_by_hand() -> None:
+    """Squares of sums over trajectories, a third of them more for three, as of a variance."""
+    real, predicted = np.array([1.0, 2.0, -1.0, 0.5, 3.0, -2.0]), np.array([0.5, 1.0, 1.0, -2.0, 1.5, -0.5])
+    found = calibrate(NOTHING, real, predicted, np.array([7, 7, 2, 4, 4, 4]))
+    slope = (0.5 + 2.0 - 1.0 - 1.0 + 4.5 + 1.0) / (0.25 + 1.0 + 1.0 + 4.0 + 2.25 + 0.25)
+    left = (real - slope * predicted) * predicted
+    squares = left[:2].sum() ** 2 + left[2] ** 2 + left[3:].sum() ** 2
+    assert found.slope == pytest.approx(slope)
+    assert found.error == pytest.approx(np.sqrt(3.0 / 2.0 * squares) / 8.75)
