@@ -70,6 +70,20 @@ def test_what_q_knows_is_not_measured_again() -> None:
     assert np.abs(without.advantages - actions[:, :1]).max() > 0.1, "the actions behind one are noise"
 
 
+@pytest.mark.parametrize("gradient", ["causal", "averaged", "literal"])
+def test_steps_count_by_the_windows_that_cover_them(gradient: str) -> None:
+    """By hand: discounted weights of the windows, with a mean of one; all alike where the steps are averaged."""
+    rng = np.random.default_rng(3)
+    batch, weights = rollout(np.zeros((9, 2)), np.zeros(9)), rng.uniform(0.2, 2.0, (9, 1))
+    covered = np.zeros((9, 1))
+    for start in range(9):
+        for t in range(start, start + batch.lengths[start, 0]):
+            covered[t] += GAMMA ** (t - start) * weights[start]
+    judged = judge(batch, rng.normal(size=10), weights, GAMMA, gradient)
+    assert np.ptp(covered) > 0.1
+    np.testing.assert_allclose(judged.shares, covered / covered.mean() if gradient == "causal" else 1.0)
+
+
 def test_a_wrong_q_leaves_the_gradient_what_it_is() -> None:
     """E[a Psi] + d/dm E_a[Q] is one in the mean of the action, whatever Q says, where the reward is the action."""
     rng, n = np.random.default_rng(1), 40_000

@@ -9,6 +9,7 @@ from algorithms import kept
 from algorithms import small_dpi as small
 from dummy_envs import ITERATION as STEPS
 from dummy_envs import counters, limited, vec_env
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
@@ -207,3 +208,14 @@ def test_action_noise_comes_on_top() -> None:
     mean = model.policy.export(model.ensemble.state_mean, model.ensemble.state_std)(data.states)[0]
     apart = (data.actions - np.tanh(mean)).reshape(2, -1)[:, 4 * STEPS :]
     assert float(apart.std()) == pytest.approx(0.1, rel=0.3)
+
+
+def test_nothing_follows_the_newest_step() -> None:
+    """Of a ring that is full, though its oldest step begins alike; elsewhere what belongs to the same episode does."""
+    space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    buffer, flat = ReplayBuffer(8, space, space, n_envs=2), np.zeros((2, 1))
+    for t in range(6):  # four places an environment: steps 2 to 5 stay, 4 and 5 in front
+        buffer.add(flat, flat, flat, np.zeros(2), np.array([t == 3, False]), [{}, {}])
+    rows, same = ReplayMemory(buffer, lambda obs: obs).follows(np.arange(8))
+    assert rows.tolist() == [2, 3, 4, 5, 6, 7, 0, 1]
+    assert same.tolist() == [True, True, False, False, True, True, False, True]

@@ -448,8 +448,9 @@ def test_known_cost() -> None:
     np.testing.assert_array_equal(cost.C[1, 3:], 0.0)
 
 
-def test_known_cost_is_projected() -> None:
-    trajectories = sample()
+@pytest.mark.parametrize("n_samples", [1, N])
+def test_known_cost_is_projected_and_keeps_its_slope_at_the_mean(n_samples: int) -> None:
+    trajectories = sample(n_samples=n_samples)
     dynamics = LinearGaussianDynamics(np.zeros((M, T, DX, DX + DU)), np.zeros((M, T, DX)), np.zeros((M, T, DX, DX)))
 
     def cost_fn(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
@@ -457,7 +458,6 @@ def test_known_cost_is_projected() -> None:
 
     cost = fit_local_cost(trajectories, np.full(M, T), 0.9, CostSettings(cost_fn=cost_fn), dynamics, NO_BOUNDS)
     assert np.linalg.eigvalsh(cost.C).min() >= -1e-9
-    # the gradient at the mean of the data is kept
     z = np.concatenate([trajectories.states[:, :, :-1], trajectories.actions], -1).mean(1)
     slope = (cost.C @ z[..., None])[..., 0] + cost.c
     np.testing.assert_allclose(slope, z * np.array([-2.0, -2.0, 2.0]), atol=1e-6)

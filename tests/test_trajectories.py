@@ -91,6 +91,30 @@ def test_every_step_is_where_it_belongs(n_batches: int, n_envs: int, n_condition
     assert found == n
 
 
+def test_environments_have_conditions_of_their_own() -> None:
+    """Two of the first, three of the second, in two batches; slots that nothing was collected for are dead."""
+    horizon, n_batches, kinds = 3, 2, np.array([1, 0, 1, 1, 0])
+    buffer = TrajectoryBuffer(
+        n_batches * horizon, VECTOR, ACTION, "cpu", n_envs=5, horizon=horizon, state_dim=DX, n_conditions=2,
+        environment_indices=kinds,
+    )  # fmt: skip
+    lengths = np.random.default_rng(1).integers(1, horizon + 1, 10)
+    fill(buffer, lengths)
+    sampled = buffer.trajectories()
+    assert sampled.alive.shape == (4, 3, horizon)
+    n_seen, places = [0, 0], set()
+    for batch in range(n_batches):
+        for env, kind in enumerate(kinds):
+            condition, i = 2 * kind + n_seen[kind] % 2, batch * 5 + env
+            place = (condition, n_seen[kind] // 2)
+            n_seen[kind] += 1
+            places.add(place)
+            assert buffer.conditions(batch)[env] == condition
+            assert sampled.alive[place].tolist() == [t < lengths[i] for t in range(horizon)]
+            assert sampled.states[place][: lengths[i], 0].tolist() == [100.0 * i + t for t in range(lengths[i])]
+    assert not any(sampled.alive[place].any() for place in np.ndindex(4, 3) if place not in places)
+
+
 def test_properties() -> None:
     buffer = make_buffer(2, 1, 3, 2)
     fill(buffer, np.array([3, 1]))
