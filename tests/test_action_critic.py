@@ -2,6 +2,7 @@
 
 import copy
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from sb3_dpi import DualAC
 from sb3_dpi.common.critic import ReturnScale
+from sb3_dpi.dual_ac import actor
 from sb3_dpi.dual_ac import memory as memories
 from sb3_dpi.dual_ac.action_critic import ActionCritic, Guess, suits
 from sb3_dpi.dual_ac.batch import Batch
@@ -103,6 +105,30 @@ def test_what_is_left_is_measured_by_the_better_v() -> None:
     for one, other in ((right, wrong), (wrong, right), (wrong, -wrong)):
         judged = judge(batch, one, np.ones((4, 1)), GAMMA, "averaged", Guess(other, none))
         assert np.ptp(judged.advantages) < 1e-12
+
+
+def test_the_bound_holds_on_average_over_sampled_and_imagined_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the closed form for Gaussians; of the objective the imagined states have their own part."""
+    asked: list[Any] = []
+    monkeypatch.setattr(actor, "natural_gradient_step", lambda *arguments: asked.append(arguments))
+    made, sampled, more = policy(), th.randn(20, 3), th.randn(50, 3)
+    actions, factors = th.randn(20, 2), th.randn(20)
+    imagined: Any = SimpleNamespace(observations=more, gain=lambda distribution: distribution.mode().square().sum())
+    with th.no_grad():
+        made.action_net.weight.normal_()
+        old = [made.get_distribution(states).distribution.mean.clone() for states in (sampled, more)]
+        std, log_prob = made.log_std.exp().clone(), made.get_distribution(sampled).log_prob(actions)
+        actor.improve(made, sampled, actions, factors, 0.1, None, imagined)
+        _, objective, kl = asked[0][:3]
+        assert float(kl()) == pytest.approx(0.0, abs=1e-6)
+        made.action_net.weight.mul_(1.3)
+        made.log_std.add_(0.2)
+        new = [made.get_distribution(states).distribution.mean for states in (sampled, more)]
+        apart = (th.cat(new) - th.cat(old)).square()
+        expected = (0.2 + (std.square() + apart) / (2.0 * made.log_std.exp().square()) - 0.5).sum(1).mean()
+        assert float(expected) > 0.1 and float(kl()) == pytest.approx(float(expected), rel=1e-4)
+        ratio = (made.get_distribution(sampled).log_prob(actions) - log_prob).exp()
+        assert float(objective()) == pytest.approx(float((ratio * factors).mean() + new[1].square().sum()), rel=1e-4)
 
 
 def test_samples_are_believed_as_far_as_they_outweigh_their_noise() -> None:

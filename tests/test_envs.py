@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from scipy.integrate import solve_ivp
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -173,6 +174,12 @@ def test_reward_is_bounded_and_counts_the_clipped_action() -> None:
     assert reward == pytest.approx(-(2 * (1 - np.cos(0.2)) + 0.25 / 1.25 + 0.1))
     twin.step(np.array([-1.0], dtype=np.float32))
     np.testing.assert_array_equal(env.state, twin.state)
+
+
+def test_the_force_goes_both_ways() -> None:
+    env = CartPoleBalanceEnv()
+    assert env.action_space == spaces.Box(-1.0, 1.0, (1,), np.float32)
+    assert env.observation_space == spaces.Box(-np.inf, np.inf, (4,), np.float32)
 
 
 def test_bad_input_is_named() -> None:
