@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_dpi.dual_ac import dual_ac
 from sb3_dpi.dual_ac.batch import Batch
 from sb3_dpi.dual_ac.critic import ValueProblem
+from sb3_dpi.dual_ac.rollout import Endings
 from sb3_dpi.dual_ac.windows import following_rows, window_lengths
 
 REWARDS = np.array([[1.0], [2.0], [4.0], [8.0]])
@@ -103,3 +104,16 @@ def test_what_v_is_solved_for(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(problem.discounts.numpy(), [0.25, 0.0, 0.0, 0.25, 0.25, 0.5])
     assert problem.end_rows[[0, 3, 4, 5]].tolist() == [2, 5, 6, 6]
     np.testing.assert_allclose(problem.weights.numpy(), 1.0)
+
+
+def test_one_observation_may_be_all_that_is_cut() -> None:
+    """Of a dictionary, by the rollout's end; a time limit within adds the one before the reset."""
+    for cuts in (0, 1):
+        kept = Endings(2, 1)
+        late = {"TimeLimit.truncated": True, "terminal_observation": {"a": np.array([5.0])}}
+        for t in range(2):
+            is_cut = t == 0 and cuts == 1
+            kept.add(t, {"a": np.array([[7.0 + t]])}, np.array([is_cut]), [late if is_cut else {}])
+        found = kept.observations()
+        assert list(found) == ["a"] and found["a"].tolist() == ([[5.0], [8.0]] if cuts else [[8.0]])
+        assert kept.n_episodes == cuts

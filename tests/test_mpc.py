@@ -20,6 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_dpi import MPC
@@ -315,6 +316,13 @@ def test_half_of_a_short_training_is_random_at_most(n_steps: int, n_random: int)
     model = small_mpc(learning_starts=None)
     model._total_timesteps, model._num_timesteps_at_start = 100 + n_steps, 100
     assert model._missing() == n_random
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(5.0, 1.0), (-5.0, -1.0)])
+def test_noise_on_planned_actions_stays_within_the_bounds(noise: float, expected: float) -> None:
+    model = small(action_noise=NormalActionNoise(np.full(1, noise), np.zeros(1))).learn(LIMIT)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.actions[:LIMIT].ravel().tolist() == [expected] * LIMIT
 
 
 def test_a_known_cost_and_a_terminal_value_decide() -> None:
