@@ -420,3 +420,12 @@ def test_exported_policies_take_any_batch_size(kind: str, way: str) -> None:
             exported = th.export.export(acting, (batch(3),), dynamic_shapes=(shapes,)).module()
         for n_rows in (1, 2, 3, 17):
             th.testing.assert_close(exported(batch(n_rows)), acting(batch(n_rows)))
+
+
+def test_observations_are_cut_at_ten_standard_deviations() -> None:
+    policy = make().policy
+    mean, std = th.tensor([1.0, -2.0], dtype=th.float64), th.tensor([0.5, 4.0], dtype=th.float64)
+    policy.set_standardization(mean, std, nn.Identity())
+    seen = (mean + std * th.tensor([[10.5, -10.5], [-10.5, 10.5], [9.5, -9.5], [0.0, 1.0]])).float()
+    expected = th.tensor([[10.0, -10.0], [-10.0, 10.0], [9.5, -9.5], [0.0, 1.0]])
+    th.testing.assert_close(policy.standardize(seen), expected)

@@ -426,3 +426,9 @@ def test_it_learns_discrete_actions() -> None:
     model = DualAC("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **small_steps).learn(3072)
     assert model.ep_info_buffer is not None
     assert np.mean([info["r"] for info in list(model.ep_info_buffer)[-10:]]) > 55.0
+
+
+def test_two_steps_are_the_fewest() -> None:
+    assert small(limited(6), n_steps=2).n_steps == 2
+    with pytest.raises(ValueError, match=r"must be at least 2, got 1 x 1"):
+        small(limited(6), n_steps=1)
