@@ -192,6 +192,16 @@ def test_step_rule_stays_within_its_limits() -> None:
     np.testing.assert_allclose(model.step_multiplier, STEP_LIMITS[::-1])
 
 
+@pytest.mark.parametrize("before, predicted", [(10.0, 6.0), (1000.0, 999.999), (1e-3, -1e-3)])
+def test_one_step_changes_at_most_fivefold(before: float, predicted: float) -> None:
+    """Where a prediction holds nothing limits the step; the size of costs and of what is gained does not matter."""
+    model = small_mdgps(step_rule="classic", conditions="fixed", gamma=1.0)
+    model.step_multiplier = np.array([0.2, 1.0])
+    costs = np.array([before, before]), np.array([predicted, predicted]), np.array([predicted, before])
+    model.adjust_step(Improvement(*costs, np.array([predicted, 1e6])))
+    np.testing.assert_allclose(model.step_multiplier, [5.0 * 0.2, 0.1])
+
+
 # ---------------------------------------------------------------------- schedules
 
 
