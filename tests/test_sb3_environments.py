@@ -298,6 +298,13 @@ def test_noise_of_actions(make: Make, tmp_path: Path) -> None:
     assert iterations(make.algorithm.load(tmp_path / "model", env=make.fit(limited(12))).learn(ITERATION)) > 0
 
 
+@with_references(off_policy=True, discrete=False)
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_noise_ends_at_the_bounds(make: Make, side: float) -> None:
+    model = make(action_noise=NormalActionNoise(10.0 * side * np.ones(1), np.zeros(1))).learn(2 * ITERATION)
+    assert np.all(model.replay_buffer.actions[: 2 * ITERATION] == side)
+
+
 @with_references(off_policy=True)
 def test_a_policy_step_for_each_transition(make: Make) -> None:
     own: dict[Any, dict[str, Any]] = {DPI: {"update_to_data": 1.0}, MPC: {"world_model": {"gradient_steps": 1.0}}}

@@ -173,7 +173,7 @@ def test_learning_rates_are_numbers_and_functions(make: Make, tmp_path: Path) ->
     assert type(model.lr_schedule(0.0)) is float
     model.save(tmp_path / "model")
     assert make.algorithm.load(tmp_path / "model").lr_schedule(0.0) == pytest.approx(np.sin(1.0))
-    with pytest.raises((AssertionError, ValueError), match="must be a (float or a callable|number or a function)"):
+    with pytest.raises((AssertionError, ValueError), match=r"must be a (float or a callable|number or a function)"):
         make(learning_rate="constant")
 
 
