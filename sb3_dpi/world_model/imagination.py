@@ -197,8 +197,8 @@ class Imagination:
     :param model_noise: where it is not corrected: how much of what a member missed of the state on another of the latest real
         steps, drawn at random, is added to each imagined one; 1: all. Policies otherwise learn what only the model's means
         bear. None: the preset's, 0: nothing
-    :param imagined_starts: share of windows that begin at states of the model rollouts; these are then renewed while the
-        policy learns, and a member predicts one step of them. Where it falls, real states are those of policies that fell;
+    :param imagined_starts: share of windows that begin at states of the model rollouts. These are then renewed while the
+        policy learns, and members take turns in them. Real states are where former policies came to, of walkers mostly falls;
         usual: 0 or 1. None: the preset's
     :raises ValueError: if a number is out of range
     """
