@@ -10,6 +10,13 @@ ROOT = Path(__file__).parent.parent
 FUNCTION_LINES, FILE_LINES, PROSE_COLUMNS = 60, 500, 127
 PACKAGE = sorted((ROOT / "sb3_dpi").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
+CHANGING = [
+    "sb3_dpi/compare/evaluation.py: Episodes()",  # filled as episodes end
+    "sb3_dpi/compare/store.py: Store()",  # learns of runs as they finish
+    "sb3_dpi/trajopt/mcts.py: Edge(slots=True)",  # trees grow, and are many of these
+    "sb3_dpi/trajopt/mcts.py: Node(slots=True)",
+]
+"""Data that change."""
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")])
 
 
@@ -43,6 +50,16 @@ def long_prose(page: str) -> Iterator[str]:
             yield f"line {number} has {len(line)} columns"
 
 
+def changing_data(source: str) -> Iterator[str]:
+    """:return: dataclasses that are not frozen, and what they are given instead"""
+    for node in ast.walk(ast.parse(source)):
+        for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else []:
+            options = [ast.unparse(option) for option in decorator.keywords] if isinstance(decorator, ast.Call) else []
+            name = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+            if name in ("dataclass", "dataclasses.dataclass") and "frozen=True" not in options:
+                yield f"{node.name}({', '.join(options)})"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     "find, paths",
     [(long_functions, PACKAGE), (long_files, PACKAGE + TESTS), (long_prose, PAGES)],
@@ -52,11 +69,22 @@ def test_nothing_is_too_long(find: Callable[[str], Iterator[str]], paths: Sequen
     assert [f"{path.relative_to(ROOT)}: {said}" for path in paths for said in find(path.read_text(encoding="utf-8"))] == []
 
 
+def test_data_do_not_change() -> None:
+    """They are handed around, and whoever keeps some must find them as they were."""
+    found = [
+        f"{path.relative_to(ROOT).as_posix()}: {said}" for path in PACKAGE for said in changing_data(path.read_text("utf-8"))
+    ]
+    assert found == CHANGING
+
+
 def test_what_is_found() -> None:
     short = '"""Head."""\ndef f(\n    a,\n):\n    """Long.\n\n    Docstring."""\n' + "    a += 1\n" * (FUNCTION_LINES - 3)
     assert not [*long_functions(short)]
     assert [*long_functions(short + "    return a\n")] == ["f has 61 lines"]
     assert not [*long_files("\n" * FILE_LINES)] and [*long_files("\n" * 501)] == ["501 lines"]
+    data = "@dataclass\nclass A: ...\n@dataclasses.dataclass(eq=False, frozen=False)\nclass B: ...\n"
+    data += "@dataclass(eq=False, frozen=True)\nclass C: ...\n@other(frozen=False)\nclass D: ...\n"
+    assert [*changing_data(data)] == ["A()", "B(eq=False, frozen=False)"]
     wide = "word " * 30
     assert [*long_prose(f"| {wide} |\n```\n{wide}\n```\n{wide}\nshort\n{'x' * 200}\n")] == ["line 5 has 150 columns"]
 
