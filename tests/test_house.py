@@ -53,11 +53,13 @@ def long_prose(page: str) -> Iterator[str]:
 def changing_data(source: str) -> Iterator[str]:
     """:return: dataclasses that are not frozen, and what they are given instead"""
     for node in ast.walk(ast.parse(source)):
-        for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else []:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for decorator in node.decorator_list:
             options = [ast.unparse(option) for option in decorator.keywords] if isinstance(decorator, ast.Call) else []
             name = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
             if name in ("dataclass", "dataclasses.dataclass") and "frozen=True" not in options:
-                yield f"{node.name}({', '.join(options)})"  # type: ignore[attr-defined]
+                yield f"{node.name}({', '.join(options)})"
 
 
 @pytest.mark.parametrize(
