@@ -13,6 +13,7 @@ from sb3_dpi.trajopt.ilqr import (
     ILQR,
     LARGEST_SHIFT,
     SMALLEST_SHIFT,
+    SUFFICIENT,
     ILQRPlan,
     _Search,
     action_gradient,
@@ -211,13 +212,68 @@ def test_never_worse(second_order: bool) -> None:
     assert n_shifted > 0
 
 
-def test_the_greatest_share_of_a_step_that_helps() -> None:
-    """Newton's step on log cosh u from 1.3 leads to where the cost is higher, half of it does not."""
+@pytest.mark.parametrize("constant", [0.0, 1e15])
+def test_the_greatest_share_of_a_step_that_helps(constant: float) -> None:
+    """Newton's step on log cosh u from 1.3 leads to where the cost is higher, half of it does not. Nor is a loss taken where
+    a constant makes costs so large that they are rounded to eighths."""
     system = FunctionSystem(lambda x, u: x + u, 1, 1)
-    cost = FunctionCost(system, lambda x, u, t: np.log(np.cosh(u[:, 0])))
+    cost = FunctionCost(system, lambda x, u, t: np.log(np.cosh(u[:, 0])), lambda x, t: np.full(len(x), constant))
     plan = ILQR(max_iterations=1).plan(system, cost, np.zeros(1), np.array([[1.3]]))
     assert plan.actions[0, 0] == pytest.approx(1.3 - 0.5 * np.tanh(1.3) * np.cosh(1.3) ** 2, rel=1e-5)
-    assert plan.costs == pytest.approx([np.log(np.cosh(1.3)), plan.cost]) and plan.cost < plan.costs[0]
+    assert plan.costs == pytest.approx([constant + np.log(np.cosh(1.3)), plan.cost]) and plan.cost < plan.costs[0]
+
+
+class Claim(FunctionCost):
+    """Of one action u, with any value, but expanded as u^2 / 2 - u: the step from zero is 1, and of a share alpha of it
+    alpha - alpha^2 / 2 is predicted."""
+
+    def expand(self, states: np.ndarray, actions: np.ndarray, time_steps: np.ndarray) -> QuadraticCost:
+        """See ``Cost``."""
+        C, c = np.zeros((len(actions), 2, 2)), np.zeros((len(actions), 2))
+        C[:, 1, 1], c[:, 1] = 1.0, actions[:, 0] - 1.0
+        return QuadraticCost(C, c, self.value(states, actions, time_steps))
+
+
+STILL = FunctionSystem(lambda x, u: x, 1, 1)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.125])
+@pytest.mark.parametrize("gain", [0.9, 1.1])
+def test_what_a_step_must_bring(share: float, gain: float) -> None:
+    """A share of what is predicted for it, ``SUFFICIENT``; longer steps bring a loss here, and shorter ones enough."""
+
+    def value(x: np.ndarray, u: np.ndarray, t: np.ndarray) -> np.ndarray:
+        brought = gain * SUFFICIENT * (share - 0.5 * share**2)
+        return np.where(u[:, 0] > share, 1.0, np.where(u[:, 0] == share, -brought, -u[:, 0]))
+
+    plan = ILQR(max_iterations=1).plan(STILL, Claim(STILL, value), np.zeros(1), np.zeros((1, 1)))
+    assert plan.actions[0, 0] == (share if gain > 1.0 else 0.5 * share)
+
+
+@pytest.mark.parametrize("running, final", [(1e17, 0.0), (0.0, 1e17), (0.0, -1e17)])
+def test_a_gain_that_is_lost_to_rounding_is_believed(running: float, final: float) -> None:
+    """Beside a constant of the cost, wherever it is paid and of whichever sign, what an action brings is not seen."""
+    cost = Claim(STILL, lambda x, u, t: running + 0.5 * (u[:, 0] - 1.0) ** 2, lambda x, t: np.full(len(x), final))
+    plan = ILQR().plan(STILL, cost, np.zeros(1), np.zeros((1, 1)))
+    assert plan.actions[0, 0] == 1.0 and plan.ended == "converged" and plan.costs.tolist() == [running + final] * 2
+
+
+def test_of_a_shift_that_was_needed_once_nothing_is_left() -> None:
+    """u^4 / 4 - u^2 / 2 is concave where the search begins, and not around its minima at 1 and -1."""
+    for side in (-1.0, 1.0):
+        plan = ILQR().plan(
+            STILL, QuarticCost(np.diag([0.0, -1.0]), np.zeros(2), 1.0), np.zeros(1), np.full((1, 1), 0.1 * side)
+        )
+        assert plan.ended == "converged" and plan.shift == 0.0
+        np.testing.assert_allclose(plan.actions, side)
+
+
+def test_where_nothing_is_to_be_gained_no_step_is_taken() -> None:
+    """At the least of u^2 / 2, and at the end of u, whose Hessian is zero, where the limit is: it has converged at once."""
+    for weight, slope, low in ((1.0, 0.0, -1.0), (0.0, 1.0, 0.0)):
+        cost = QuarticCost(np.diag([0.0, weight]), np.array([0.0, slope]), 0.0)
+        plan = ILQR().plan(STILL, cost, np.zeros(1), np.zeros((3, 1)), low=low, high=1.0)
+        assert plan.ended == "converged" and plan.n_iterations == 1 and plan.costs.tolist() == [0.0]
 
 
 @dataclass
@@ -347,6 +403,7 @@ def test_why_it_ended() -> None:
     system = pendulum()
     cost, start = upright_cost(system), np.full((30, 1), 0.1)
     assert ILQR().plan(system, cost, np.ones(2), start, max_seconds=0.0).ended == "time"
+    assert ILQR().plan(system, cost, np.ones(2), start, max_seconds=1e6).ended == "converged"
     assert ILQR(max_iterations=2).plan(system, cost, np.ones(2), start).ended == "iterations"
     # a constant cost that claims to have a slope
     lie = FunctionCost(system, lambda x, u, t: np.zeros(len(x)), lambda x, t: np.zeros(len(x)))
