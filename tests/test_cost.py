@@ -220,7 +220,8 @@ def test_a_step_without_samples_is_anchored_where_the_others_are() -> None:
     rng = np.random.default_rng(13)
     points, alive = rng.normal(size=(3, 4, 5, 2)), np.ones((3, 4, 5))
     alive[1, :, 2:], alive[0, 1] = 0.0, 0.0
-    means = _means(points, 0.05 * alive)
+    with np.errstate(all="raise"):
+        means = _means(points, 0.05 * alive)
     np.testing.assert_allclose(means[0, 3], points[0, [0, 2, 3], 3].mean(0))
     np.testing.assert_allclose(means[1, 1], points[1, :, 1].mean(0))
     alive[:, :, 4] = 0.0

@@ -7,6 +7,7 @@ from problems import random_pd
 from sb3_dpi.trajopt.dynamics import (
     LinearGaussianFit,
     Standardizer,
+    _half_squared_distances,
     condition_gaussian,
     fit_linear_gaussian,
     moments,
@@ -282,6 +283,7 @@ def test_standardizer_keeps_constant_variables_and_ignores_dead_points() -> None
     np.testing.assert_allclose(scale.apply(living).std(0), [1.0, 0.0], atol=1e-12)
     empty = Standardizer.fit(points, np.zeros((2, 50, 4)))
     np.testing.assert_array_equal(empty.std, 1.0)
+    np.testing.assert_array_equal(empty.mean, 0.0)
 
 
 def test_nearest_prior_of_points_at_the_centre_itself_is_their_plain_mean() -> None:
@@ -334,6 +336,12 @@ def test_any_number_of_batch_axes(batch: tuple[int, ...]) -> None:
         np.testing.assert_allclose(sums.outer[index], outer, atol=1e-12)
         np.testing.assert_allclose(near.outer[index][0], outer[:2].sum(0), atol=1e-12)
         np.testing.assert_allclose(near.outer[index][2], outer[1:4].sum(0), atol=1e-12)
+    scale, standard = Standardizer.fit(points, np.ones(weights.shape)), NormalInverseWishart(np.zeros(3), np.eye(3), 1.0, 5.0)
+    found = fit_linear_gaussian(points, weights, 2, standard, scale)
+    for index in np.ndindex(*batch):
+        alone = fit_linear_gaussian(points[index][None], weights[index][None], 2, standard, scale)
+        for name, array in vars(alone).items():
+            np.testing.assert_allclose(getattr(found, name)[index], array[0], rtol=1e-9, atol=1e-12)
     fitted = LinearGaussianFit(rng.normal(size=(*batch, 4, 2, 3)), rng.normal(size=(*batch, 4, 2)), np.ones((*batch, 4, 2, 2)))
     predicted = fitted.predict(points)
     for index in np.ndindex(*batch):
@@ -355,10 +363,38 @@ def test_nothing_seen_and_nothing_believed_is_finite() -> None:
     assert np.isfinite(mean).all() and np.isfinite(cov).all()
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_nearest_points_are_the_nearest(n: int) -> None:
+def test_no_distance_is_less_than_zero() -> None:
+    """Though it is a difference of numbers that are larger by far, and rounded."""
+    points = 1e3 + np.random.default_rng(22).normal(size=(40, 5))
+    distances = _half_squared_distances(points, points)
+    np.testing.assert_allclose(distances, 0.5 * np.sum((points[:, None] - points) ** 2, -1), atol=1e-8)
+    assert np.all(distances >= 0.0)
+
+
+def test_nearest_prior_needs_few_samples_or_none() -> None:
+    """A step's mean input is the same whatever its samples count; without any it is the mean of all, which is zero."""
+    rng = np.random.default_rng(23)
+    points, pool = rng.normal(size=(1, 4, 3, 4)), rng.normal(size=(50, 4))
+    weights = np.ones((1, 4, 3))
+    weights[:, :, 1] = 0.0
+    whole, little = (nearest_prior(points, weight * weights, pool, 2, 5, 1.0, 1.0) for weight in (1.0, 0.01))
+    np.testing.assert_allclose(little.mean, whole.mean)
+    np.testing.assert_allclose(little.cov, whole.cov)
+    np.testing.assert_allclose(whole.mean[0, 1], brute_force_prior(np.zeros(2), pool, 2, 5)[0])
+
+
+def test_the_default_ridge_shrinks_a_slope_by_less_than_a_thousandth() -> None:
+    """It is added to the variance of standardised inputs, which is one: of the slope 1 / (1 + ridge) is left."""
+    points = np.array([[-1.0, -2.0], [1.0, 2.0]])[:, None] + 3.0
+    nothing = NormalInverseWishart(np.zeros((1, 2)), np.zeros((1, 2, 2)), 0.0, 0.0)
+    fitted = fit_linear_gaussian(points, np.ones((2, 1)), 1, nothing, Standardizer.fit(points, np.ones((2, 1))))
+    assert 0.999 < fitted.coef.item() / 2.0 < 1.0
+
+
+@pytest.mark.parametrize("n, n_pool", [(1, 60), (2, 60), (5, 60), (1, 3000)])
+def test_nearest_points_are_the_nearest(n: int, n_pool: int) -> None:
     rng = np.random.default_rng(21)
-    centres, pool = rng.normal(size=(1, 1, 200, 3)), rng.normal(size=(60, 3))
+    centres, pool = rng.normal(size=(1, 1, 200, 3)), rng.normal(size=(n_pool, 3))
     prior = nearest_prior(centres, np.ones((1, 1, 200)), pool, 2, n, 1.0, 1.0)
     for t in range(200):
         np.testing.assert_allclose(prior.mean[0, t], brute_force_prior(centres[0, 0, t, :2], pool, 2, n)[0], atol=1e-9)
