@@ -11,7 +11,7 @@ import pytest
 
 from sb3_dpi.systems import Simulator, SimulatorState, Table
 from sb3_dpi.trajopt.mcts import UCT_EXPLORATION, Node, SearchResult, guessed, new_node, puct, puct_each, uct
-from sb3_dpi.trajopt.types import FloatArray
+from sb3_dpi.trajopt.types import FloatArray, NotFiniteReturnError
 from sb3_dpi.trajopt.value_iteration import value_iteration
 
 LAKE = Table.of(gym.make("FrozenLake-v1"))
@@ -41,6 +41,17 @@ class Tree:
         return state
 
 
+@dataclass
+class Arms(Tree):
+    """They earn at once what they earn."""
+
+    n_actions: int = 2
+
+    def step(self, state: tuple[int, ...], action: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float, bool]:
+        """:return: an end"""
+        return (action,), self.rewards[action], True
+
+
 def uniform(_: object) -> tuple[FloatArray, float]:
     """:return: priors and a value that know nothing"""
     return np.full(3, 1 / 3), 0.0
@@ -58,21 +69,15 @@ def test_the_optimal_action_is_found(search: str, n_simulations: int) -> None:
     assert found.action == 1 and found.depth == 2 and found.visits.sum() == found.n_simulations == n_simulations
     assert found.visits[1] > (0.4 if n_simulations == 400 else 0.6) * n_simulations
     assert found.values[1] > 35.0 and found.values[0] <= 30.0
+    child = found.subtree(1, (1,))
+    assert child is not None and child.state == (1,)
     assert len(tree.asked) == len(set(tree.asked)) == found.n_steps <= 12
 
 
 def test_the_score_is_the_printed_one() -> None:
     """With a known range the visits of two arms are those of the formula, computed by hand."""
     rewards, n = (0.4, 0.6), 60
-
-    @dataclass
-    class Arms(Tree):
-        n_actions: int = 2
-
-        def step(self, state: tuple[int, ...], action: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float, bool]:
-            return (action,), rewards[action], True
-
-    found = uct(Arms(), (), np.random.default_rng(0), n, exploration=0.3, return_range=(0.0, 2.0))
+    found = uct(Arms(rewards), (), np.random.default_rng(0), n, exploration=0.3, return_range=(0.0, 2.0))
     visits = np.ones(2, int)
     for total in range(2, n):
         visits[np.argmax(np.array(rewards) / 2.0 + 2.0 * 0.3 * np.sqrt(2.0 * np.log(total) / visits))] += 1
@@ -98,16 +103,9 @@ def test_priors_and_values_lead() -> None:
 def test_the_score_with_priors_is_the_printed_one(n: int) -> None:
     """By hand, of arms within the range of returns, below and above it: what was not tried counts as the mean of the state."""
     rewards, priors, first, c = np.array([-3.0, 0.6, 2.5, 0.4]), np.array([0.4, 0.3, 0.1, 0.2]), 0.7, 0.8
-
-    @dataclass
-    class Arms(Tree):
-        n_actions: int = 4
-
-        def step(self, state: tuple[int, ...], action: int, rng: np.random.Generator) -> tuple[tuple[int, ...], float, bool]:
-            return (action,), float(rewards[action]), True
-
     options = {"exploration": c, "return_range": (0.5, 2.0)}
-    found = puct(Arms(), (), lambda _: (priors, first), np.random.default_rng(0), n, **options)  # type: ignore[arg-type]
+    arms = Arms(tuple(rewards.tolist()), n_actions=4)
+    found = puct(arms, (), lambda _: (priors, first), np.random.default_rng(0), n, **options)  # type: ignore[arg-type]
     visits, total = np.zeros(4, int), first
     for k in range(n):
         value = (np.where(visits > 0, rewards, total / (k + 1)) - 0.5) / 1.5
@@ -116,6 +114,27 @@ def test_the_score_with_priors_is_the_printed_one(n: int) -> None:
         total += rewards[scores.argmax()]
     np.testing.assert_array_equal(found.visits, visits)
     assert (n < 60 or visits.min() > 0) and found.value == pytest.approx(visits @ rewards / n)
+
+
+@pytest.mark.parametrize("rewards", [(1.0, 1.5), (0.0, -0.5)])
+@pytest.mark.parametrize("search", ["uct", "puct"])
+def test_beyond_the_range_returns_do_not_differ(search: str, rewards: tuple[float, float]) -> None:
+    """What is at an end of the range given and what is beyond it are tried as often."""
+    arms, rng, given = Arms(rewards), np.random.default_rng(0), (0.0, 1.0)
+    if search == "uct":
+        found = uct(arms, (), rng, 40, return_range=given)
+    else:
+        found = puct(arms, (), lambda _: (np.full(2, 0.5), rewards[0]), rng, 40, return_range=given)
+    assert found.visits.tolist() == [20, 20]
+
+
+@pytest.mark.parametrize("guess, visits", [(0.2, [9, 0]), (0.8, [1, 8])])
+def test_an_untried_action_counts_as_the_mean_of_its_state(guess: float, visits: list[int]) -> None:
+    """Where nothing speaks for what is new: it is tried only where the state promised more than the first action earned."""
+    priors, options = np.array([0.6, 0.4]), {"exploration": 0.0, "return_range": (0.0, 1.0)}
+    arms, rng = Arms((0.4, 0.5)), np.random.default_rng(0)
+    found = puct(arms, (), lambda _: (priors, guess), rng, 9, **options)  # type: ignore[arg-type]
+    assert found.visits.tolist() == visits
 
 
 def test_noise_in_the_first_priors() -> None:
@@ -131,6 +150,11 @@ def test_noise_in_the_first_priors() -> None:
 def test_without_exploration_the_best_mean_is_followed() -> None:
     found = uct(Tree(later=((0.0,) * 3,) * 3), (), np.random.default_rng(0), 20, horizon=1, exploration=0.0)
     assert list(found.visits) == [18, 1, 1] and list(found.values) == [30.0, 0.0, 10.0]
+
+
+def test_without_a_future_the_reward_is_all() -> None:
+    found = uct(Tree(), (), np.random.default_rng(0), 90, gamma=0.0)
+    assert found.action == 0 and list(found.values) == [30.0, 0.0, 10.0]
 
 
 def check_sums(node: Node, guess: float, gamma: float) -> int:
@@ -208,6 +232,8 @@ def test_chance_is_averaged() -> None:
     error = 5.0 * np.sqrt(0.25 / found.visits)
     assert found.action == 1 and np.all(np.abs(found.values - [0.3, 0.6]) < error)
     assert set(found.root.edges[0].outcomes) == {1, 2} and found.n_steps == 4000
+    kept = [found.subtree(0, state) for state in range(3)]
+    assert [node and node.state for node in kept] == [None, 1, 2]
 
 
 def play(plan: str, seed: int) -> float:
@@ -284,6 +310,19 @@ def test_searches_follow_their_seed_and_their_clock() -> None:
     begun = time.perf_counter()
     found = uct(LAKE, 0, np.random.default_rng(0), 10**9, 20, max_seconds=0.02)
     assert 1 <= found.n_simulations < 10**6 and time.perf_counter() - begun < 5.0
+    assert uct(LAKE, 0, np.random.default_rng(0), 50, 20, max_seconds=1e6).n_simulations == 50
+
+
+def test_a_return_that_is_not_finite_is_named_by_its_search() -> None:
+    """The only one, or of those side by side the one where it came."""
+    with pytest.raises(NotFiniteReturnError, match="nan") as caught:
+        uct(Tree((np.nan,) * 3), (), np.random.default_rng(0))
+    assert caught.value.index == 0
+    roots = [new_node((), 3), new_node((0,), 3)]
+    with pytest.raises(NotFiniteReturnError, match="inf") as caught:
+        tree = Tree(later=((np.inf,) * 3,) * 3)
+        puct_each(tree, roots, lambda s: (np.full((len(s), 3), 1 / 3), np.zeros(len(s))), [np.random.default_rng(0)] * 2)
+    assert caught.value.index == 1
 
 
 @pytest.mark.parametrize(

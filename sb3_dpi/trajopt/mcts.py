@@ -169,7 +169,7 @@ class SearchResult:
     @property
     def action(self) -> int:
         """The most visited one; of several the one of the highest value."""
-        return max(range(len(self.visits)), key=lambda a: (self.visits[a], np.nan_to_num(self.values[a], nan=-np.inf)))
+        return max(range(len(self.visits)), key=lambda a: (self.visits[a], self.values[a]))
 
     def policy(self, temperature: float = 1.0) -> FloatArray:
         """
