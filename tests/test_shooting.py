@@ -136,6 +136,32 @@ def test_what_icem_tries() -> None:
     np.testing.assert_allclose(plan.mean, plan.elites.mean(1))
 
 
+def test_as_they_come() -> None:
+    """CEM is the plain one: nothing is kept, and each round draws as many; iCEM keeps three elites and draws fewer."""
+    problem = Quadratic()
+    for planner, drawn in ((CEM(), [300] * 4), (ICEM(), [100, 80 + 3, 64 + 3])):
+        problem.asked.clear()
+        planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
+        assert [asked.shape[1] for asked in problem.asked] == drawn
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("smallest", [0.0, 2.0])
+def test_momentum_moves_the_gaussian_slowly(momentum: float, smallest: float) -> None:
+    """Where each round draws the same the Gaussian nears that of the elites: it misses the share momentum^n of the way."""
+    rng, n_rounds = np.random.default_rng(0), 5
+    samples, returns = rng.normal(size=(2, 30, 3)), rng.normal(size=(2, 30))
+    mean, variance = rng.normal(size=(2, 3)), rng.uniform(1.0, 3.0, (2, 3))
+    sizes: dict[str, Any] = {"axis": 1, "n_rounds": n_rounds, "n_elites": 6, "n_kept": 0}
+    fit = cross_entropy(
+        lambda k, m, v: samples, lambda _: returns, mean, variance, None, **sizes, momentum=momentum, smallest=smallest
+    )
+    best, left = elites(samples, returns, 6, 1)[0], momentum**n_rounds
+    assert best.var(1).max() < 2.0
+    np.testing.assert_allclose(fit.mean, left * mean + (1.0 - left) * best.mean(1))
+    np.testing.assert_allclose(fit.variance, left * variance + (1.0 - left) * (smallest or best.var(1)))
+
+
 def test_elites_in_any_layout() -> None:
     rng = np.random.default_rng(0)
     samples, returns = rng.normal(size=(B, 9, T, DU)), rng.normal(size=(B, 9))
@@ -316,7 +342,8 @@ def test_as_many_elites_as_samples() -> None:
 def test_the_noise_of_sequences_lasts(exponent: float, correlation: float) -> None:
     """Of power 1, 1 twice and 1/4 at the frequencies of four steps neighbours have 1 - 1/4 of 1 + 2 + 1/4 in common."""
     problem = Quadratic()
-    for planner in (CEM(10_000, 10, 1, spread=0.1, exponent=exponent), MPPI(10_000, spread=0.1, exponent=exponent)):
+    planners: list[Shooter] = [make(10_000, n_rounds=1, spread=0.1, exponent=exponent) for make in (CEM, MPPI)]
+    for planner in [*planners, ICEM(10_000, n_rounds=1, spread=0.1)] if exponent == 2.0 else planners:  # as it comes
         problem.asked.clear()
         planner.plan(problem, LOW, HIGH, T, np.random.default_rng(1), n_states=B)
         drawn = problem.asked[0][:, 1:, :, 0]
@@ -329,6 +356,8 @@ def test_bad_input(planner: Shooter) -> None:
     problem, rng = Quadratic(), np.random.default_rng(0)
     with pytest.raises(ValueError, match="horizon"):
         planner.plan(problem, LOW, HIGH, 0, rng, n_states=B)
+    with pytest.raises(ValueError, match="number of states of at least 1, got 4 and 0"):
+        planner.plan(problem, LOW, HIGH, T, rng, n_states=0)
     with pytest.raises(ValueError, match="finite bounds"):
         planner.plan(problem, LOW, np.array([1.0, np.inf]), T, rng, n_states=B)
     with pytest.raises(ValueError, match="finite bounds"):
@@ -380,7 +409,10 @@ def test_tempered_weights() -> None:
     again, scaled, _ = tempered_weights(1e6 * returns + 5.0, 0.4)
     np.testing.assert_allclose(again, weights, atol=1e-6)
     assert scaled == pytest.approx(1e6 * beta, rel=1e-3)
-    assert tempered_weights(1e-6 * returns, 0.4)[1] == pytest.approx(1e-6 * beta, rel=1e-3)
+    for unit in (1e-6, 1e-9):
+        assert tempered_weights(unit * returns, 0.4)[1] == pytest.approx(unit * beta, rel=1e-3)
+    for below_greedy in (1e-3, 0.5, 0.99):
+        assert tempered_weights(returns, np.log(20.0) - below_greedy)[2] == pytest.approx(np.log(20.0) - below_greedy)
     spread = returns.std(1).mean()
     greedy, least, most = tempered_weights(returns, 100.0)
     assert most <= np.log(20.0) + 1e-6 and greedy.max(1).min() > 0.99 and least == pytest.approx(1e-6 * spread)
