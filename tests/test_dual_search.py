@@ -1,5 +1,6 @@
 """How the KL-constrained LQR finds its dual variables: the problem in whitened coordinates, and the rules of the search."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from problems import pick, well_conditioned
 
 from sb3_dpi.trajopt import per_step
-from sb3_dpi.trajopt.kl_lqr import KLConstraintError, _DualSearch
+from sb3_dpi.trajopt.kernels import PassResult
+from sb3_dpi.trajopt.kl_lqr import KLConstraintError, _DualSearch, _start_per_step
 from sb3_dpi.trajopt.whitened import WhitenedProblem
 
 
@@ -232,3 +234,102 @@ def test_a_condition_within_its_bounds_stays_where_it_is() -> None:
     grown, _, _ = per_step._enforce(problem, np.full((2, 7), 0.05), log_eta)
     np.testing.assert_array_equal(grown[0], 12.0)
     assert np.all(grown[1] > log_eta[1])
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch,
+    kl_of: Callable[[float], Sequence[float]],
+    failed_of: Callable[[float], int] = lambda _: -1,
+) -> None:
+    """Let passes of problems of one condition give these KLs at each dual variable, and fail there."""
+
+    def run(self: WhitenedProblem, eta: np.ndarray, conditions: np.ndarray | None = None) -> PassResult:
+        T, dx, du = self.horizon, self.mean0.shape[-1], self.lower.shape[-1]
+        gains = np.zeros((1, T, du, dx)), np.zeros((1, T, du)), np.zeros((1, T, du, du))
+        return *gains, np.array([kl_of(float(eta[0]))]), np.array([failed_of(float(eta[0]))])
+
+    monkeypatch.setattr(WhitenedProblem, "run", run)
+
+
+@pytest.mark.parametrize("log_jump", [-300.0, 0.0, 300.0])
+def test_a_jump_over_the_tolerance_is_found_to_rounding(log_jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search ends above it, where the bound holds, and not only when it may pass no more."""
+    pretend(monkeypatch, lambda eta: [2.0 if eta < np.exp(log_jump) else 0.01] * 7)
+    search = searching(1, log_jump + 1.0)
+    search.max_passes = 200
+    found = search.run()
+    assert not found.converged[0] and found.kl.sum() == pytest.approx(0.07) and found.n_passes < 100
+    assert 0.0 <= search.log_eta[0] - log_jump <= 2e-14 * max(1.0, abs(log_jump))
+
+
+def test_no_kl_is_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where cancellation leaves one, the sum is no KL either, and the dual variable grows until there is none."""
+    pretend(monkeypatch, lambda eta: [1.95, -1.0, 0, 0, 0, 0, 0] if eta < 2.0 else [0.95, 0, 0, 0, 0, 0, 0])
+    found = searching(1).run()
+    assert found.converged[0] and found.kl.min() == 0.0 and found.eta[0] >= 2.0
+
+
+@pytest.mark.parametrize(
+    ("kl", "failed", "step"),
+    [
+        ([0.1, 0.1, np.inf, np.nan, 0.1, 0.1, 0.1], -1, 2),
+        ([0.1, 0.1, 0.1, np.nan, np.nan, np.nan, np.nan], 0, 0),
+        ([np.nan] * 7, 4, 4),
+    ],
+)
+def test_a_failed_pass_is_blamed_on_its_time_step(
+    kl: list[float], failed: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there was no minimiser; where there was one at all of them, the first whose KL is no number."""
+    pretend(monkeypatch, lambda _: kl, lambda _: failed)
+    with pytest.raises(KLConstraintError, match=f"failed at time step {step}") as caught:
+        searching(1).run()
+    assert caught.value.time_step == step
+
+
+def test_whether_actions_matter_is_asked_once_and_only_where_the_kl_vanishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes as long as a pass."""
+    asked, original = [], WhitenedProblem.action_matters
+    monkeypatch.setattr(WhitenedProblem, "action_matters", lambda self: asked.append(1) or original(self))
+    search, far = searching(1, None), searching(1, 100.0)
+    search.max_passes = far.max_passes = 50
+    assert search.run().converged.all() and not asked
+    assert far.run().converged.all() and asked == [1], "though the KL is next to nothing in several passes"
+    idle = np.where(np.arange(6) < 4, 1.0, 0.0)
+    F, C, c = search.problem.F * idle, search.problem.C * idle * idle[:, None], search.problem.c * idle
+    found = _DualSearch(replace(search.problem, F=F, C=C, c=c), np.ones(1), None, 50).run()
+    assert not found.active[0] and found.converged[0] and found.n_passes == 1 and asked == [1, 1]
+
+
+@pytest.mark.parametrize("kl, vanishes", [(0.9e-10, True), (1.1e-10, False)])
+def test_a_kl_vanishes_below_a_ten_billionth_of_its_bound(kl: float, vanishes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its target, that is, in the middle of the interval that will do."""
+    pretend(monkeypatch, lambda eta: [0.95 * (kl if eta > 1e-6 else 1.0), 0, 0, 0, 0, 0, 0])
+    asked: list[int] = []
+    monkeypatch.setattr(WhitenedProblem, "action_matters", lambda self: asked.append(1) or np.ones((1, 7), dtype=bool))
+    assert searching(1).run().converged.all() and asked == [1] * vanishes
+
+
+def test_a_start_for_every_step_is_taken_where_it_has_a_solution() -> None:
+    """Other conditions start at the dual variable of the total bound."""
+    problem, failing = concave_at_first(0.1)
+    log_start = failing.copy()
+    log_start[1] = 12.0
+    bound = np.full((2, 7), 0.05)
+    eta, _, n_recoveries = _start_per_step(problem, bound, log_start, 100)
+    assert n_recoveries > 0
+    np.testing.assert_array_equal(eta[1], np.exp(12.0))
+    np.testing.assert_allclose(eta[0], _DualSearch(problem, bound.sum(-1), log_start, 100).run().eta[0])
+    assert problem.run(eta)[4].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("push, matters", [(1e-8, False), (1e-6, True)])
+def test_what_drowns_in_the_rounding_of_a_value_does_not_matter(push: float, matters: bool) -> None:
+    """x_1 = 1e6 x_0 + 1e6 + push w_0 of cost x_1^2 / 2: the cost-to-go has entries of 1e12, and the action moves it by 1e6
+    times ``push``. Units of the cost do not count."""
+    F, f, C = np.zeros((1, 2, 1, 2)), np.zeros((1, 2, 1)), np.zeros((1, 2, 2, 2))
+    F[0, 0, 0], f[0, 0], C[0, 1, 0, 0] = [1e6, push], 1e6, 1.0
+    rest = np.zeros((1, 2, 1, 1)), C, np.zeros((1, 2, 2)), np.zeros((1, 1)), np.eye(1)[None], np.ones((1, 2, 1, 1)), 1.0
+    problem = WhitenedProblem(F, f, *rest)
+    for unit in (1e-20, 1.0, 1e20):
+        assert problem.in_units_of(np.array([unit])).action_matters().tolist() == [[matters, False]]

@@ -39,6 +39,7 @@ KL_TOLERANCE = 0.1
 
 _LOG_ETA_LIMIT = 600.0
 _LOG_NEGLIGIBLE = -23.0
+"""Of a KL, in its target: what is less than 1e-10 of it is as good as zero."""
 _LARGEST_CANCELLATION = 1e-6
 
 
@@ -225,7 +226,7 @@ class _DualSearch:
             upward = low + np.clip(np.where(np.isfinite(g_low), 0.5 * g_low, 0.0), stride, 50.0)
             downward = high + np.clip(0.5 * g_high, -50.0, np.maximum(-stride, -50.0))
             share = g_low / (g_low - g_high)
-            share = np.where(np.isfinite(g_low) & np.isfinite(share), np.clip(share, 0.02, 0.98), 0.5)
+            share = np.where(np.isfinite(share), np.clip(share, 0.02, 0.98), 0.5)
             between = low + share * (high - low)
         proposal = np.where(np.isinf(high), upward, np.where(np.isinf(low), downward, between))
         return np.clip(proposal, -_LOG_ETA_LIMIT, _LOG_ETA_LIMIT)
