@@ -243,7 +243,7 @@ class _Search:
             pushes[0] += gains[0] @ self.system.difference(start.states[0], state)  # it begins there, and would see no change
             reference = _Trajectory(start.states, pushes, 0.0, 0.0)
         else:
-            held = np.broadcast_to(state, (T + 1, len(state)))
+            held = np.broadcast_to(state, (T, len(state)))
             reference, gains = _Trajectory(held, np.asarray(start, dtype=np.float64), 0.0, 0.0), np.zeros((T, du, dx))
         (first,) = self._follow(replace(reference, states=np.concatenate([state[None], reference.states[1:]])), gains)
         if not np.isfinite(first.cost):
