@@ -55,6 +55,11 @@ class Watch:
             self.error = error
         return True
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember a file that can not be read: pytest itself would say so in its own loop alone."""
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember the first test that failed."""
         if report.failed and self.failed is None:

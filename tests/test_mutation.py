@@ -127,6 +127,19 @@ def test_survivors_are_what_tests_do_not_see(tmp_path: Path) -> None:
 
 
 @needs_cosmic_ray
+def test_tests_that_can_not_be_read_notice_it(tmp_path: Path) -> None:
+    """Beside others that can: what fails already while tests are collected has seen the change."""
+    write(tmp_path, TESTS)
+    (tmp_path / "tests/test_limit.py").write_text(
+        "from sb3_dpi.toy import shapes\n\nassert shapes.LIMIT == 10\n\n\ndef test_one():\n    shapes.around(1.0)\n"
+    )
+    config = tmp_path / "benchmarks/mutation.toml"
+    config.write_text(config.read_text().replace('["toy"]', '["toy", "limit"]'))
+    call(tmp_path, "run", "session.sqlite")
+    assert "20 mutants,    20 tested,    20 caught" in call(tmp_path, "report", "session.sqlite")
+
+
+@needs_cosmic_ray
 def test_constants_are_left_alone_where_asked(tmp_path: Path) -> None:
     write(tmp_path, TESTS)
     config = tmp_path / "benchmarks/mutation.toml"
