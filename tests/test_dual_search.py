@@ -275,12 +275,13 @@ def test_no_kl_is_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
         ([0.1, 0.1, np.inf, np.nan, 0.1, 0.1, 0.1], -1, 2),
         ([0.1, 0.1, 0.1, np.nan, np.nan, np.nan, np.nan], 0, 0),
         ([np.nan] * 7, 4, 4),
+        ([2.0] * 7, -1, 0),
     ],
 )
 def test_a_failed_pass_is_blamed_on_its_time_step(
     kl: list[float], failed: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there was no minimiser; where there was one at all of them, the first whose KL is no number."""
+    """Where there was no minimiser; where there was one at all of them, the first whose KL is no number; or the first."""
     pretend(monkeypatch, lambda _: kl, lambda _: failed)
     with pytest.raises(KLConstraintError, match=f"failed at time step {step}") as caught:
         searching(1).run()
