@@ -276,6 +276,19 @@ def test_where_nothing_is_to_be_gained_no_step_is_taken() -> None:
         assert plan.ended == "converged" and plan.n_iterations == 1 and plan.costs.tolist() == [0.0]
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_a_cost_that_is_not_convex_has_its_least_at_a_limit(weight: float) -> None:
+    """u + weight u^2 / 2 within [-1, 1]: the shift that was needed on the way does not hide that -1 is the end."""
+    cost = QuarticCost(np.diag([0.0, weight]), np.array([0.0, 1.0]), 0.0)
+    plan = ILQR().plan(STILL, cost, np.zeros(1), np.full((3, 1), 0.5), low=-1.0, high=1.0)
+    assert plan.ended == "converged" and plan.n_iterations <= 3
+    np.testing.assert_array_equal(plan.actions, -1.0)
+    top = ILQR().plan(
+        STILL, QuarticCost(np.diag([0.0, -1.0]), np.zeros(2), 0.0), np.zeros(1), np.zeros((3, 1)), low=-1.0, high=1.0
+    )
+    assert top.ended == "stuck", "the greatest value is no end, though nothing slopes there"
+
+
 @dataclass
 class LogCosh:
     """log cosh u, so flat far out that Newton's step from there is much too long in any share."""

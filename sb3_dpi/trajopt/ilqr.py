@@ -222,7 +222,7 @@ class _Search:
                     ended = "stuck"
                     break
                 passed, n = found, n + 1
-                better, last = self._forward(now, passed), self._has_converged(now, passed)
+                better, last = self._forward(now, passed), self._without_shift(now, expansion, passed)
             except OutOfTimeError:
                 ended = "time"
                 break
@@ -230,9 +230,10 @@ class _Search:
                 now, expansion = better, None
                 costs.append(now.cost)
                 self._lower_shift(passed[3])
-            elif not last and not self._raise_shift(passed[3]):
+            elif last is None and not self._raise_shift(passed[3]):
                 ended = "stuck"
-            ended = "converged" if last else ended
+            if last is not None:
+                ended, passed = "converged", last
         return self._result(now, passed, costs, n, ended)
 
     def _first(self, state: FloatArray, start: FloatArray | ILQRPlan) -> _Trajectory:
@@ -312,13 +313,18 @@ class _Search:
 
     def _backward(self, now: _Trajectory, expansion: "_Expansion") -> BoxResult | None:
         """Steps and gains, with the least shift that gives any; None where none does."""
-        e, low, high = expansion, self._room(now.actions, self.low), self._room(now.actions, self.high)
         while True:
-            passed = box_pass(e.F, e.C, e.c, e.V, e.v, e.second, low, high, self.shift)
-            if passed[4] < 0 and np.isfinite(passed[2]).all():
+            passed, is_sound = self._pass(now, expansion, self.shift)
+            if is_sound:
                 return passed
             if not self._raise_shift(passed[3]):
                 return None
+
+    def _pass(self, now: _Trajectory, expansion: "_Expansion", shift: float) -> tuple[BoxResult, bool]:
+        """With a shift that is given; and whether it was enough."""
+        e, low, high = expansion, self._room(now.actions, self.low), self._room(now.actions, self.high)
+        passed = box_pass(e.F, e.C, e.c, e.V, e.v, e.second, low, high, shift)
+        return passed, bool(passed[4] < 0 and np.isfinite(passed[2]).all())
 
     @staticmethod
     def _room(actions: FloatArray, limit: FloatArray) -> FloatArray:
@@ -339,12 +345,23 @@ class _Search:
                     return tried
         return None
 
-    def _has_converged(self, now: _Trajectory, passed: BoxResult) -> bool:
-        """Whether the model predicts no more gain, and not only because of the shift."""
+    def _without_shift(self, now: _Trajectory, expansion: "_Expansion", passed: BoxResult) -> BoxResult | None:
+        """The pass in which the model predicts no more gain, and not only because of the shift; None where there is none."""
+        if not self._predicts_nothing(now, passed):
+            return None
+        if self.shift <= NEGLIGIBLE_SHIFT * passed[3]:
+            return passed
+        # it may have been needed on the way alone, as where limits hold now what is not convex
+        passed, is_sound = self._pass(now, expansion, 0.0)
+        if not (is_sound and self._predicts_nothing(now, passed)):
+            return None
+        self.shift = 0.0
+        return passed
+
+    def _predicts_nothing(self, now: _Trajectory, passed: BoxResult) -> bool:
         predicted = -float(passed[2].sum())
         self.largest_gain = max(self.largest_gain, predicted)
-        negligible = predicted <= self.settings.tolerance * max(abs(now.cost), self.largest_gain)
-        return negligible and self.shift <= NEGLIGIBLE_SHIFT * passed[3]
+        return predicted <= self.settings.tolerance * max(abs(now.cost), self.largest_gain)
 
     def _raise_shift(self, size: float) -> bool:
         """:return: whether the shift is still sensible"""

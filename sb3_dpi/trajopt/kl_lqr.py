@@ -104,8 +104,8 @@ def solve_kl_constrained(
     :param per_time_step: bound the KL of every time step instead of their sum
     :param max_passes: most backward-forward passes of the search
     :return: the solution; its controller's covariances are positive definite
-    :raises KLConstraintError: if the problem holds NaN, or no dual variable gives a finite solution; names condition and
-        time step
+    :raises KLConstraintError: if the problem holds NaN, or no dual variable gives a finite solution, or none within the bound
+        was met in ``max_passes``; names condition and time step
     :raises ValueError: if epsilon or eta is not positive and finite
     """
     batch, horizon = dynamics.F.shape[:-3], dynamics.F.shape[-3]
@@ -246,6 +246,13 @@ class _DualSearch:
         for m in which:
             if not np.isfinite(self.high[m]):
                 step = max(int(self.failed_at[m]), 0)
+                if self.failed_at[m] < 0:
+                    raise KLConstraintError(
+                        f"{self.n_passes} passes found no dual variable that keeps condition {m} within its bound: raise "
+                        "max_passes, or begin with a larger eta",
+                        int(m),
+                        step,
+                    )
                 raise KLConstraintError(
                     f"no dual variable up to {np.exp(self.log_eta[m]):.1e} times the cost gives a finite solution in "
                     f"condition {m} (failed at time step {step}): shorten the horizon, lower the discount or scale the cost",
