@@ -237,17 +237,18 @@ class Claim(FunctionCost):
 STILL = FunctionSystem(lambda x, u: x, 1, 1)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.125])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.125, 2.0**-10])
 @pytest.mark.parametrize("gain", [0.9, 1.1])
 def test_what_a_step_must_bring(share: float, gain: float) -> None:
-    """A share of what is predicted for it, ``SUFFICIENT``; longer steps bring a loss here, and shorter ones enough."""
+    """A share of what is predicted for it, ``SUFFICIENT``; longer steps bring a loss here, and shorter ones enough. Shorter
+    than 2^-10 none is tried."""
 
     def value(x: np.ndarray, u: np.ndarray, t: np.ndarray) -> np.ndarray:
         brought = gain * SUFFICIENT * (share - 0.5 * share**2)
         return np.where(u[:, 0] > share, 1.0, np.where(u[:, 0] == share, -brought, -u[:, 0]))
 
     plan = ILQR(max_iterations=1).plan(STILL, Claim(STILL, value), np.zeros(1), np.zeros((1, 1)))
-    assert plan.actions[0, 0] == (share if gain > 1.0 else 0.5 * share)
+    assert plan.actions[0, 0] == (share if gain > 1.0 else 0.5 * share if share > 2.0**-10 else 0.0)
 
 
 @pytest.mark.parametrize("running, final", [(1e17, 0.0), (0.0, 1e17), (0.0, -1e17)])

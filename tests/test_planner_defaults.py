@@ -20,7 +20,7 @@ from sb3_dpi.trajopt.ilqr import ILQR, ILQRPlan
 from sb3_dpi.trajopt.kl_lqr import solve_kl_constrained
 from sb3_dpi.trajopt.lqr import evaluate_controller, lqr_backward
 from sb3_dpi.trajopt.mcts import Edge, SearchResult, puct, puct_each, uct
-from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, ShootingPlan
+from sb3_dpi.trajopt.shooting import CEM, ICEM, MPPI, RandomShooting, Shooter, ShootingPlan, cross_entropy
 from sb3_dpi.trajopt.value_iteration import value_iteration
 
 GIVEN_BY_NAME = {"n_states": 1, "start": None, "max_seconds": None}
@@ -65,7 +65,7 @@ def test_what_is_left_out(function: Callable[..., Any], defaults: dict[str, Any]
     assert {name: parameters[name].default for name in defaults} == defaults
 
 
-@pytest.mark.parametrize("function", [ILQR.plan, Shooter.plan, solve_kl_constrained])
+@pytest.mark.parametrize("function", [ILQR.plan, Shooter.plan, cross_entropy, solve_kl_constrained])
 def test_what_is_given_by_name_alone(function: Callable[..., Any]) -> None:
     """Their options may be reordered, and grow."""
     optional = [
