@@ -84,7 +84,8 @@ class Baseline:
         wanted = map(str, places.statements[line]) if line in places.functions else lines
         tests = {test for line in wanted for test in lines.get(line, [])}
         if line not in places.functions:  # also those that look at what is defined and run nothing of it
-            tests |= self.seconds.keys() - {test for files in self.lines.values() for found in files.values() for test in found}
+            passing = {test for files in self.lines.values() for found in files.values() for test in found}
+            tests |= self.seconds.keys() - passing
         return sorted(tests, key=lambda test: self.seconds.get(test, 0.0))
 
     def within(self, tests: list[str], seconds: float) -> list[str]:
