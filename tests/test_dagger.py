@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 from torch.distributions import Normal, kl_divergence
 
 from sb3_dpi import MPC, DAgger
+from sb3_dpi.dagger import dagger
 from sb3_dpi.dagger.buffers import LabelledReplayBuffer
 from sb3_dpi.dagger.constants import MIN_STD
 from sb3_dpi.dagger.imitation import draw_to, fit_std, outputs
@@ -168,6 +169,29 @@ def test_discrete_actions_are_learned_by_cross_entropy() -> None:
     labels = rows(model, "labels")[:, 0]
     seen, _ = expert.policy.obs_to_tensor(rows(model, "observations")[:, 0])
     np.testing.assert_allclose(labels, expert.policy.get_distribution(seen).distribution.probs.detach(), atol=1e-6)
+
+
+def test_an_iteration_has_a_step_of_each_environment_at_least() -> None:
+    model = small_dagger(vec_env(3, lambda: gym.wrappers.TimeLimit(Position(), 9)), train_freq=None).learn(6)
+    assert model.train_freq.frequency == 1 and model.replay_buffer.pos == 2
+
+
+def test_an_expert_is_made_ready_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it remembers of its plans goes on from iteration to iteration; the policy that guides it is another in each."""
+    made: list[DAgger] = []
+    make = DAgger._make_adviser
+    monkeypatch.setattr(DAgger, "_make_adviser", lambda model: made.append(model) or make(model))
+    small_dagger(gym.wrappers.TimeLimit(Position(), 9), expert=lambda obs: -obs).learn(3 * ITERATION)
+    assert len(made) == 1
+
+
+def test_as_many_updates_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    regress = dagger.regress_mean
+    monkeypatch.setattr(dagger, "regress_mean", lambda *given: taken.append(len(given[-1])) or regress(*given))
+    monkeypatch.setattr(dagger, "BLOCK", 4)
+    small_dagger(gym.wrappers.TimeLimit(Position(), 9), expert=lambda obs: -obs, gradient_steps=9).learn(ITERATION)
+    assert taken == [4, 4, 1]
 
 
 # ---------------------------------------------------------------------- experts that plan

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch as th
-from algorithms import small_dpi, small_mdgps
+from algorithms import small_aggrevated_oc, small_dpi, small_mdgps
 from dummy_envs import PointMass
 from gymnasium import spaces
 
@@ -216,6 +216,18 @@ def test_local_models_of_a_linear_system() -> None:
     weights = 0.95 ** found.kl["step"]
     assert float((weights * found.kl["kl"]).sum() / weights.sum()) == pytest.approx(0.2, rel=0.1)
     assert found.conditions["error_5"].max() < 0.05 and list(found.conditions["planned_steps"]) == [10, 10]
+
+
+def test_an_expert_without_a_trust_region_is_the_policy() -> None:
+    """Its KL is zero at each step that was planned; within a trust region the mean is no more than alpha."""
+    found = {}
+    for alpha in (0.2, 0.0):
+        options = {"policy_kwargs": {"net_arch": [8], "log_std_init": -2.0}, "trust_region": alpha, "gamma": 0.95}
+        subject = as_subject(small_aggrevated_oc(**options))
+        found[alpha] = look(subject, Stage(subject, PointMass), seed=0, horizons=(1, 5)).kl
+    weights = 0.95 ** found[0.2]["step"]
+    assert 0.1 < float((weights * found[0.2]["kl"]).sum() / weights.sum()) <= 0.2 * 1.001
+    assert found[0.0].shape == found[0.2].shape and (found[0.0]["kl"] == 0.0).all()
 
 
 def test_what_needs_a_look() -> None:

@@ -37,6 +37,25 @@ def check_learns(model: DPI, iterations: int = 3) -> DPI:
     return model
 
 
+def test_a_critic_that_knows_nothing_learns_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step of the policy, in proportion to ``update_to_data``; then as ``policy_delay`` says."""
+    monkeypatch.setattr(dpi_module, "FIRST_CRITIC_UPDATES", 40)
+    taken: list[int] = []
+    evaluate = DPI.evaluate
+    monkeypatch.setattr(DPI, "evaluate", lambda self, data, n, size: taken.append(n) or evaluate(self, data, n, size))
+    small(update_to_data=0.5, policy_delay=3).learn(2 * STEPS)
+    assert taken[0] == 20 and len(taken) > 2 and set(taken[1:]) == {3}
+
+
+def test_steps_that_are_there_need_not_be_random(tmp_path: Path) -> None:
+    filled = small().learn(2 * STEPS)
+    filled.save_replay_buffer(tmp_path / "steps")
+    model = small(learning_starts=STEPS, preset="free")
+    assert model._outlook() == f"takes {STEPS} random steps, then the preset 'free'"
+    model.load_replay_buffer(tmp_path / "steps")
+    assert model._outlook() == "takes 0 random steps, then the preset 'free'"
+
+
 # ---------------------------------------------------------------------- units
 
 

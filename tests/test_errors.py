@@ -94,6 +94,7 @@ OF_DPI: list[tuple[dict[str, Any], str]] = [
     ({"preset": "anchored"}, "Unknown preset 'anchored': choose one of 'corrected', 'free'"),
     ({"preset": {"noise": 1.0}}, "'noise' is unknown; its numbers are short_warm_up"),
     ({"preset": {"noise_correlation": 1.0}}, "noise_correlation must"),
+    ({"preset": {"noise_correlation": -0.5}}, "noise_correlation must"),
     ({"preset": {"noise_scale": -0.1}}, "noise_scale must be at least 0, got -0.1"),
     ({"preset": {"noise_scale": "falling"}}, "noise_scale='falling' is no schedule"),
     ({"preset": {"polyak": 1.5}}, "polyak must"),

@@ -174,6 +174,37 @@ def test_trees_grow_on() -> None:
     assert grown[0][0].root.visits > anew[0][0].root.visits == 21
 
 
+class Paid(PointMass):
+    """A point mass whose rewards are multiplied."""
+
+    pay = 1.0
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """See ``gym.Env``."""
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, self.pay * float(reward), terminated, truncated, info
+
+
+def test_parameters_that_change_are_followed() -> None:
+    model = small_exit(gym.wrappers.TimeLimit(Paid(), 9))
+    env: Any = model.get_env()
+    model.predict(env.reset(), search=True)
+    env.envs[0].unwrapped.pay = 3.0
+    simulator = model._make_simulator()
+    _, earned, _ = simulator.step(simulator.read(env.envs[0]), 0, np.random.default_rng(0))
+    assert earned == pytest.approx(env.step([0])[1][0]) != 0.0
+
+
+def test_actions_are_drawn_by_visits_unless_the_best_is_asked_for() -> None:
+    model = small_exit(n_simulations=20)
+    obs = model.get_env().reset()
+    _, after = model.predict(obs, deterministic=True, search=True)
+    found = after[0][0]
+    drawn = np.bincount([model._choose(found, 1.0) for _ in range(2000)], minlength=len(found.visits)) / 2000
+    np.testing.assert_allclose(drawn, found.visits / found.visits.sum(), atol=0.05)
+    assert drawn.max() < 0.9 and {model._choose(found, 0.0) for _ in range(20)} == {found.action}
+
+
 def test_nothing_beats_value_iteration() -> None:
     """Neither search nor network on a lake of exactly known values; both earn more than chance."""
     by_chance = np.zeros(9)
@@ -188,6 +219,18 @@ def test_nothing_beats_value_iteration() -> None:
         earned, _ = evaluate_policy(model, model.get_env(), n)
         interval = 2.6 * np.sqrt(OPTIMUM * (1.0 - OPTIMUM) / n)
         assert 2.0 * by_chance[0] < float(earned) <= OPTIMUM + interval < 0.8, search
+
+
+def test_a_training_that_ends_before_its_first_step() -> None:
+    model = small_exit().learn(ITERATION, callback=lambda *_: False)
+    assert model.replay_buffer.size() == model.replay_buffer.n_new == 0
+
+
+def test_actions_that_no_search_tried_have_no_entropy() -> None:
+    model = small_exit(gym.make(**LAKE), n_simulations=1)
+    assert model.simulator_steps == 0
+    model.learn(ITERATION)
+    assert np.isfinite(model.logger.name_to_value["train/kl"]) and 0 < model.simulator_steps <= ITERATION
 
 
 def test_units_of_rewards_do_not_matter() -> None:
@@ -239,6 +282,10 @@ def test_an_episode_that_was_left_goes_on_with_values(tmp_path: Path) -> None:
     assert buffer.dones[n - 1, 0] == buffer.timeouts[n - 1, 0] == 1.0 and buffer.dones[: n - 1].sum() == 0.0
     after = Evaluator(model.policy, model.return_scale, model._present).evaluate(buffer.next_observations[n - 1])[1]
     assert buffer.values[n - 1, 0] == pytest.approx(buffer.rewards[n - 1, 0] + model.gamma * after[0], abs=1e-5)
+    last = buffer.size() - 1
+    after = Evaluator(model.policy, model.return_scale, model._present).evaluate(buffer.next_observations[last])[1]
+    assert buffer.values[last, 0] == pytest.approx(buffer.rewards[last, 0] + model.gamma * after[0], abs=1e-5)
+    assert buffer.n_new == 0, "all targets are known"
     model.save_replay_buffer(tmp_path / "buffer")
     three = small_exit(vec_env(3, lambda: pushed(limited(12))), learning_starts=10**6)
     three.load_replay_buffer(tmp_path / "buffer")
@@ -280,8 +327,9 @@ def test_where_the_simulator_is() -> None:
     model.set_env(other)
     model.search_in_predict = True
     assert np.isfinite(evaluate_policy(model, model.get_env(), 1)[0])
-    with pytest.raises(ValueError, match="what the last predict of this model returned for 1 env"):
-        model.predict(obs, np.zeros(1))
+    for wrong in (np.zeros(1), np.full(2, None, dtype=object)):
+        with pytest.raises(ValueError, match="what the last predict of this model returned for 1 env"):
+            model.predict(obs, wrong)
 
 
 def test_a_look_inside_knows_its_critic() -> None:

@@ -93,6 +93,28 @@ def test_ilqr_finds_the_least_squares_plan_and_its_feedback_acts_in_between() ->
     assert state["n_plans"] == 1 and between[0] == pytest.approx(force(moved, 5), abs=1e-5)
 
 
+def test_each_plan_of_ilqr_begins_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second step on, where no drawn sequence is better; the least squares plan, that is never."""
+    begun: list[Any] = []
+    plan = ilqr.ILQR.plan
+    monkeypatch.setattr(
+        ilqr.ILQR, "plan", lambda self, *given, **limits: begun.append(given[3]) or plan(self, *given, **limits)
+    )
+    model, state = small(planner="iLQR", horizon=6, state_from_obs=into), None
+    obs = np.array([0.2, -0.1], dtype=np.float32)
+    for _ in range(3):
+        _, state = model.predict(obs, state)
+    assert [isinstance(start, ilqr.ILQRPlan) for start in begun] == [False, True, True]
+
+
+def test_what_is_kept_of_a_plan() -> None:
+    """The seconds that it took, and the best sequence, where no elites are fitted."""
+    model = small(planner="random", state_from_obs=into)
+    _, state = model.predict(np.zeros(2, dtype=np.float32))
+    assert 0.0 < state["seconds"] < 60.0
+    np.testing.assert_array_equal(state["elites"][0], state["actions"])
+
+
 def test_rows_of_another_number_of_environments(tmp_path: Path) -> None:
     model = small_mpc(limited(LIMIT)).learn(7)
     model.save_replay_buffer(tmp_path / "rows.pkl")

@@ -116,7 +116,7 @@ class Searching(SavedModel, KeepsOriginals):
         if last is not None:
             found, action = last
             key = simulator.key(state)
-            node = found.subtree(action, key if simulator.is_random else 0)
+            node = found.subtree(action, key)
             if node is not None and not node.is_over and simulator.key(node.state) == key:
                 return node
         return new_node(state, self._n_actions)
