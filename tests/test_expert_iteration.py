@@ -185,14 +185,19 @@ class Paid(PointMass):
         return obs, self.pay * float(reward), terminated, truncated, info
 
 
-def test_parameters_that_change_are_followed() -> None:
-    model = small_exit(gym.wrappers.TimeLimit(Paid(), 9))
+def test_parameters_are_those_of_each_environment() -> None:
+    """Also where they change later, and where they differ from those of the environment that is copied."""
+    both = vec_env(2, lambda: gym.wrappers.TimeLimit(Paid(), 9))
+    both.envs[1].unwrapped.pay = 3.0  # type: ignore[attr-defined]
+    model = small_exit(both)
     env: Any = model.get_env()
     model.predict(env.reset(), search=True)
-    env.envs[0].unwrapped.pay = 3.0
+    env.envs[0].unwrapped.pay = 5.0
     simulator = model._make_simulator()
-    _, earned, _ = simulator.step(simulator.read(env.envs[0]), 0, np.random.default_rng(0))
-    assert earned == pytest.approx(env.step([0])[1][0]) != 0.0
+    states = [simulator.read(each) for each in env.envs]
+    earned = [simulator.step(state, 0, np.random.default_rng(0))[1] for state in states]
+    np.testing.assert_allclose(earned, env.step([0, 0])[1], rtol=1e-6)
+    assert np.all(earned)
 
 
 def test_actions_are_drawn_by_visits_unless_the_best_is_asked_for() -> None:
@@ -271,6 +276,17 @@ def test_observations_of_all_kinds(kind: str) -> None:
         assert (state is not None) == search
     if kind == "normalised":
         assert np.abs(model.replay_buffer.observations[:20]).max() < 4.0, "what is kept is not normalised"
+
+
+def test_the_last_step_is_closed_by_the_value_behind_it() -> None:
+    model = small_exit(limited(3 * ITERATION)).learn(ITERATION)
+    model.learning_starts = 10**6  # what is learned now is what says the value
+    model.learn(ITERATION, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    last = buffer.size() - 1
+    after = Evaluator(model.policy, model.return_scale, model._present).evaluate(buffer.next_observations[last])[1]
+    assert not buffer.dones.any() and abs(after[0]) > 1e-3
+    assert buffer.values[last, 0] == pytest.approx(buffer.rewards[last, 0] + model.gamma * after[0], abs=1e-5)
 
 
 def test_an_episode_that_was_left_goes_on_with_values(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def test_each_plan_of_ilqr_begins_with_the_last(monkeypatch: pytest.MonkeyPatch)
     for _ in range(3):
         _, state = model.predict(obs, state)
     assert [isinstance(start, ilqr.ILQRPlan) for start in begun] == [False, True, True]
+
+
+def test_a_plan_that_is_worse_than_what_was_tried_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an end of the episode, which iLQR does not know; at rest, resting costs nothing."""
+    plan = ilqr.ILQR.plan
+    monkeypatch.setattr(ilqr.ILQR, "plan", lambda *given, **limits: replace(plan(*given, **limits), actions=np.ones((4, 1))))
+    action, state = small(planner="iLQR", state_from_obs=into).predict(np.zeros(2, dtype=np.float32))
+    assert action[0] == 0.0 and state["predicted_return"][0] == 0.0 and not state["gains"].any()
 
 
 def test_what_is_kept_of_a_plan() -> None:
