@@ -186,18 +186,18 @@ class Paid(PointMass):
 
 
 def test_parameters_are_those_of_each_environment() -> None:
-    """Also where they change later, and where they differ from those of the environment that is copied."""
-    both = vec_env(2, lambda: gym.wrappers.TimeLimit(Paid(), 9))
-    both.envs[1].unwrapped.pay = 3.0  # type: ignore[attr-defined]
-    model = small_exit(both)
+    """Also where they were changed after the model was made, and where they differ from those of the one that is copied."""
+    model = small_exit(vec_env(2, lambda: gym.wrappers.TimeLimit(Paid(), 9)))
     env: Any = model.get_env()
-    model.predict(env.reset(), search=True)
-    env.envs[0].unwrapped.pay = 5.0
-    simulator = model._make_simulator()
-    states = [simulator.read(each) for each in env.envs]
-    earned = [simulator.step(state, 0, np.random.default_rng(0))[1] for state in states]
-    np.testing.assert_allclose(earned, env.step([0, 0])[1], rtol=1e-6)
-    assert np.all(earned)
+    for pays in ((3.0, 5.0), (7.0, 1.0)):
+        for each, pay in zip(env.envs, pays, strict=True):
+            each.unwrapped.pay = pay
+        model.predict(env.reset(), search=True)
+        simulator = model._make_simulator()
+        states = [simulator.read(each) for each in env.envs]
+        earned = [simulator.step(state, 0, np.random.default_rng(0))[1] for state in states]
+        np.testing.assert_allclose(earned, env.step([0, 0])[1], rtol=1e-6)
+        assert np.all(earned)
 
 
 def test_actions_are_drawn_by_visits_unless_the_best_is_asked_for() -> None:
