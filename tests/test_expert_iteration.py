@@ -177,7 +177,9 @@ def test_trees_grow_on() -> None:
 class Paid(PointMass):
     """A point mass whose rewards are multiplied."""
 
-    pay = 1.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.pay = 1.0
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """See ``gym.Env``."""
