@@ -16,7 +16,7 @@ from sb3_dpi.dpi import dpi as dpi_module
 from sb3_dpi.world_model.actor import SquashedGaussian
 from sb3_dpi.world_model.ensemble import Ensemble
 from sb3_dpi.world_model.imagination import Batch, Imagination, Misses, Windows, make_windows, roll_out
-from sb3_dpi.world_model.rollouts import RolloutPool
+from sb3_dpi.world_model.rollouts import RolloutOptions, RolloutPool, rollouts
 from sb3_dpi.world_model.types import Transitions
 
 E, M, H = 3, 8, 4
@@ -171,6 +171,38 @@ def test_dpi_begins_its_windows_in_rollouts(monkeypatch: pytest.MonkeyPatch) -> 
     assert th.cdist(begun[-1].flatten(0, 1), kept).amin(1).median() > 1e-4
 
 
+def test_an_expansion_is_the_first_steps_of_whole_rollouts(noisy: tuple[Ensemble, ListMemory]) -> None:
+    """That begin at real states, each with a target of all steps."""
+    ensemble, memory = noisy
+    actor, options = SquashedGaussian(2, 2, (8, 8)), RolloutOptions(H, 0.3, 0.9)
+    every = rollouts(ensemble, actor, memory, np.random.default_rng(3), H * E * M, options)
+    first = rollouts(ensemble, actor, memory, np.random.default_rng(3), E * M, replace(options, expanding=True))
+    for part in fields(Batch):
+        th.testing.assert_close(getattr(first, part.name), getattr(every, part.name)[: E * M])
+    assert len(first) == E * M and first.continuation.tolist() == pytest.approx([0.9 ** (H - 1)] * (E * M))
+    assert th.cdist(first.states, ensemble.standardize(memory.data.states), compute_mode=EXACT).amin(1).max() < 1e-4
+
+
+@pytest.mark.parametrize("preset", ["free", "corrected"])
+def test_dpi_expands_values_of_real_states(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, RolloutOptions, Batch]] = []
+    original = dpi_module.rollouts
+
+    def record(*args: Any) -> Batch:
+        made = original(*args)
+        seen.append((*args[-2:], made))
+        return made
+
+    monkeypatch.setattr(dpi_module, "rollouts", record)
+    model = small(preset=preset, imagination={"value_expansion": 60, "rollout_length": 3}).learn(2 * STEPS)
+    assert len(seen) == model.n_iterations == 2
+    for n, options, made in seen:
+        assert (n, options.length, options.expanding) == (60, 3, True)
+        assert options.corrected == (preset == "corrected") and 0 < len(made) <= 60 + model.ensemble.n_members
+    model.preset = {"kind": preset, "value_expansion": 30}
+    assert model._resolve(preset).value_expansion == 60, "what is given stands in every preset"
+
+
 def test_by_default_rollouts_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = dpi_module.rollouts
@@ -185,7 +217,14 @@ def test_by_default_rollouts_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    "number", [{"imagined_starts": 1.5}, {"imagined_starts": -0.1}, {"model_noise": -1.0}, {"model_noise": np.inf}]
+    "number",
+    [
+        {"imagined_starts": 1.5},
+        {"imagined_starts": -0.1},
+        {"model_noise": -1.0},
+        {"model_noise": np.inf},
+        {"value_expansion": -1},
+    ],
 )
 def test_numbers_out_of_range_are_refused(number: dict[str, float]) -> None:
     (name,) = number
@@ -206,3 +245,8 @@ def test_what_is_given_turns_the_other_off(number: dict[str, float]) -> None:
     assert corrected.on_policy_correction and corrected.model_noise == corrected.imagined_starts == 0.0
     with pytest.raises(ValueError, match="for windows from real steps alone"):
         small(imagination={**number, "on_policy_correction": True})
+
+
+def test_an_expansion_has_no_states_to_begin_at() -> None:
+    with pytest.raises(ValueError, match="value_expansion does not keep"):
+        small(imagination={"value_expansion": 60, "imagined_starts": 1.0})

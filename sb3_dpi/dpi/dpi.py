@@ -250,6 +250,7 @@ class DPI(SavedModel, OfflineLearner):
                 "rollout_length": self.imagination.rollout_length,
                 "model_noise": self.imagination.model_noise,
                 "imagined_starts": self.imagination.imagined_starts,
+                "value_expansion": self.imagination.value_expansion,
                 "early_reset": early_reset,
                 "lr_decay_after": self.critic_options.lr_decay_after,
             },
@@ -389,7 +390,8 @@ class DPI(SavedModel, OfflineLearner):
         windows = make_windows(self.ensemble, memory, rows, given.horizon, numbers.on_policy_correction)
         if misses is not None:
             windows = misses.added_to(windows, self._rng)
-        pool = RolloutPool(partial(self._roll_out, misses), given.n_rollout_steps, N_PARTS if numbers.imagined_starts else 1)
+        n_steps = numbers.value_expansion or given.n_rollout_steps
+        pool = RolloutPool(partial(self._roll_out, misses), n_steps, N_PARTS if numbers.imagined_starts else 1)
         real = RealSteps(memory, self.ensemble, float(self.critic.unit))
         data = CriticData(memory, self.ensemble, real, pool)
         self.critic.begin(data, self._learner(), self._rng)
@@ -398,8 +400,8 @@ class DPI(SavedModel, OfflineLearner):
     def _roll_out(self, misses: Misses | None, n_steps: int) -> Batch:
         """With model and policy as they are."""
         numbers, unit = self.numbers, float(self.critic.unit)
-        soft, changing = (self.temperature * unit, self.discount), numbers.imagined_starts > 0.0
-        options = RolloutOptions(numbers.rollout_length, *soft, numbers.on_policy_correction, misses, changing)
+        soft, ways = (self.temperature * unit, self.discount), (numbers.imagined_starts > 0.0, numbers.value_expansion > 0)
+        options = RolloutOptions(numbers.rollout_length, *soft, numbers.on_policy_correction, misses, *ways)
         imagined = rollouts(self.ensemble, self.policy.actor, self.memory, self._rng, n_steps, options)
         return replace(imagined, rewards=imagined.rewards / unit)
 

@@ -34,6 +34,8 @@ class Preset:
     :param rollout_length: steps of the model rollouts for the critic; usual: 1 to 32
     :param model_noise: share of what a member missed on another real step that is added to each imagined one; 0 or 1
     :param imagined_starts: share of windows that begin at states of model rollouts; 0 or 1
+    :param value_expansion: real states with targets of ``rollout_length`` steps, from which the critic learns in place of all
+        steps of model rollouts; 0 or 8,000
     :param early_reset: median of the steps after which an episode is left, 0: never; usual: 100 to 500
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times
@@ -65,8 +67,13 @@ class Preset:
     max_grad_norm: float = 1.0
     model_noise: float = 0.0
     imagined_starts: float = 0.0
+    value_expansion: int = 0
 
     def __post_init__(self) -> None:
+        if self.value_expansion and self.imagined_starts:
+            raise ValueError(
+                "imagined_starts takes states of model rollouts, which value_expansion does not keep: set one of them to 0"
+            )
         if not 0.0 <= self.gamma < 1.0:
             raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}")
         if not 0.0 <= self.noise_correlation < 1.0:
@@ -78,7 +85,7 @@ class Preset:
         for name in ("train_freq", "rollout_length"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("early_reset", "target_kl", "lr_decay_after"):
+        for name in ("early_reset", "target_kl", "lr_decay_after", "value_expansion"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.max_grad_norm > 0.0:

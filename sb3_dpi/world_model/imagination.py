@@ -200,7 +200,10 @@ class Imagination:
     :param imagined_starts: share of windows that begin at states of the model rollouts. These are then renewed while the
         policy learns, and members take turns in them. Real states are where former policies came to, of walkers mostly falls;
         usual: 0 or 1. None: the preset's
-    :raises ValueError: if a number is out of range
+    :param value_expansion: so many real states get targets of ``rollout_length`` imagined steps, and the critic learns from
+        these in place of all steps of rollouts (value expansion, Feinberg et al. 2018). Long targets then mislead less in
+        unstable systems; usual: 0 or 8,000. None: the preset's, 0: all steps of rollouts
+    :raises ValueError: if a number is out of range, or ``imagined_starts`` are wanted of a value expansion
     """
 
     horizon: int = 4
@@ -210,9 +213,11 @@ class Imagination:
     on_policy_correction: bool | None = None
     model_noise: float | None = None
     imagined_starts: float | None = None
+    value_expansion: int | None = None
 
     def __post_init__(self) -> None:
-        for name, smallest in (("horizon", 0), ("n_windows", 1), ("n_rollout_steps", 1), ("rollout_length", 1)):
+        least = {"horizon": 0, "n_windows": 1, "n_rollout_steps": 1, "rollout_length": 1, "value_expansion": 0}
+        for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and not value >= smallest:
                 raise ValueError(f"imagination: {name} must be at least {smallest}, got {value}")

@@ -31,6 +31,8 @@ class RolloutOptions:
     """noise on what is predicted, where they are not"""
     members_change: bool = False
     """whether each step has another member"""
+    expanding: bool = False
+    """whether only their first steps, at real states, are learned from"""
 
 
 @th.no_grad()
@@ -50,19 +52,21 @@ def rollouts(
         y = r_t + sum_{0 < i < k} gamma^i c_{t+i} (r_{t+i} - alpha log pi(u_{t+i}|x_{t+i})) + gamma^k c_L V(x_L),
 
     c the probability that the episode comes so far. A critic that learns from single steps must tell actions apart by
-    differences that are small against its own errors; over many steps the model does that.
+    differences that are small against its own errors; over many steps the model does that. Value expansion (Feinberg et al.
+    2018) keeps t = 0 alone: all targets belong to real states, and each is of L steps.
 
     :param ensemble: the model
     :param actor: the policy
     :param memory: real transitions, from whose states the rollouts begin
     :param rng: draws states and actions
-    :param n: how many steps, rounded up to whole rollouts of all members
+    :param n: how many to learn from, rounded up to whole rollouts of all members
     :param options: L, alpha, gamma and the model's ways
     :return: imagined transitions: ``rewards`` the sum in y, ``next_states`` x_L, ``continuation`` gamma^{k-1} c_L; steps
         that an episode is unlikely to come to are few
     """
     length, gamma, temperature = options.length, options.gamma, options.temperature
-    m = -(-n // (length * ensemble.n_members))
+    kept = 1 if options.expanding else length
+    m = -(-n // (kept * ensemble.n_members))
     rows = rng.integers(len(memory), size=ensemble.n_members * m)
     windows = make_windows(ensemble, memory, rows, length, options.corrected)
     if options.misses is not None:
@@ -75,10 +79,11 @@ def rollouts(
     for t in range(length - 2, -1, -1):
         rewards[t] += gamma * going_on[t] * (rewards[t + 1] - temperature * imagined.log_probs[t + 1])
         continuation[t] *= gamma * continuation[t + 1]
-    reached = th.as_tensor(rng.random(tuple(rewards.shape)), device=rewards.device) <= imagined.continuation[:-1]
-    states, actions = imagined.states[:-1][reached], imagined.actions[:-1][reached]
-    ends = imagined.states[-1].expand(length, *imagined.states.shape[1:])
-    return Batch(states, actions, rewards[reached], ends[reached], continuation[reached])
+    drawn = th.as_tensor(rng.random((kept, *rewards.shape[1:])), device=rewards.device)
+    reached = drawn <= imagined.continuation[:kept]
+    states, actions = imagined.states[:kept][reached], imagined.actions[:kept][reached]
+    ends = imagined.states[-1].expand(kept, *imagined.states.shape[1:])
+    return Batch(states, actions, rewards[:kept][reached], ends[reached], continuation[:kept][reached])
 
 
 class RolloutPool:
