@@ -217,7 +217,7 @@ def test_the_error_says_when_passes_ran_out() -> None:
     assert solve_kl_constrained(*problem.parts, 1e-9, eta=1e-6).converged
 
 
-@pytest.mark.parametrize(("failed_at", "step"), [(0, 0), (5, 5)])
+@pytest.mark.parametrize(("failed_at", "step"), [(-1, 0), (0, 0), (5, 5)])
 def test_the_error_names_where_no_dual_variable_helps(failed_at: int, step: int) -> None:
     search = searching(3)
     search.high[:] = 1.0

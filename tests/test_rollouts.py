@@ -249,4 +249,6 @@ def test_what_is_given_turns_the_other_off(number: dict[str, float]) -> None:
 
 def test_an_expansion_has_no_states_to_begin_at() -> None:
     with pytest.raises(ValueError, match="value_expansion does not keep"):
-        small(imagination={"value_expansion": 60, "imagined_starts": 1.0})
+        Imagination(value_expansion=60, imagined_starts=1.0)
+    with pytest.raises(ValueError, match="value_expansion does not keep"):
+        small(preset={**FREE, "imagined_starts": 1.0}, imagination={"value_expansion": 60})

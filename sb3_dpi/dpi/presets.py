@@ -70,22 +70,18 @@ class Preset:
     value_expansion: int = 0
 
     def __post_init__(self) -> None:
-        if self.value_expansion and self.imagined_starts:
-            raise ValueError(
-                "imagined_starts takes states of model rollouts, which value_expansion does not keep: set one of them to 0"
-            )
         if not 0.0 <= self.gamma < 1.0:
             raise ValueError(f"gamma must be at least 0 and below 1, got {self.gamma}")
         if not 0.0 <= self.noise_correlation < 1.0:
             raise ValueError(f"noise_correlation must be at least 0 and below 1, got {self.noise_correlation}")
-        check_starts("", self.model_noise, self.imagined_starts)
+        check_starts("", self.model_noise, self.imagined_starts, self.value_expansion)
         for name in ("tau", "polyak"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         for name in ("train_freq", "rollout_length"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("early_reset", "target_kl", "lr_decay_after", "value_expansion"):
+        for name in ("early_reset", "target_kl", "lr_decay_after"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not self.max_grad_norm > 0.0:

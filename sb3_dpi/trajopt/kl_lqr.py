@@ -246,7 +246,7 @@ class _DualSearch:
         for m in which:
             if not np.isfinite(self.high[m]):
                 step = max(int(self.failed_at[m]), 0)
-                if self.failed_at[m] < 0:
+                if self.failed_at[m] < 0 and self.n_passes >= self.max_passes:
                     raise KLConstraintError(
                         f"{self.n_passes} passes found no dual variable that keeps condition {m} within its bound: raise "
                         "max_passes, or begin with a larger eta",

@@ -216,27 +216,33 @@ class Imagination:
     value_expansion: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"horizon": 0, "n_windows": 1, "n_rollout_steps": 1, "rollout_length": 1, "value_expansion": 0}
-        for name, smallest in least.items():
+        for name, smallest in (("horizon", 0), ("n_windows", 1), ("n_rollout_steps", 1), ("rollout_length", 1)):
             value = getattr(self, name)
             if value is not None and not value >= smallest:
                 raise ValueError(f"imagination: {name} must be at least {smallest}, got {value}")
-        check_starts("imagination: ", self.model_noise, self.imagined_starts)
+        check_starts("imagination: ", self.model_noise, self.imagined_starts, self.value_expansion)
 
 
-def check_starts(where: str, model_noise: float | None, imagined_starts: float | None) -> None:
+def check_starts(where: str, model_noise: float | None, imagined_starts: float | None, value_expansion: int | None) -> None:
     """
-    Check two numbers that may be left to the preset.
+    Check numbers that may be left to the preset.
 
     :param where: what they belong to, in front of an error
     :param model_noise: at least 0 and finite
     :param imagined_starts: from 0 to 1
-    :raises ValueError: if one is out of range
+    :param value_expansion: at least 0
+    :raises ValueError: if one is out of range, or the last two are wanted together
     """
     if model_noise is not None and not 0.0 <= model_noise < np.inf:
         raise ValueError(f"{where}model_noise must be at least 0 and finite, got {model_noise}")
     if imagined_starts is not None and not 0.0 <= imagined_starts <= 1.0:
         raise ValueError(f"{where}imagined_starts must be from 0 to 1, got {imagined_starts}")
+    if value_expansion is not None and not value_expansion >= 0:
+        raise ValueError(f"{where}value_expansion must be at least 0, got {value_expansion}")
+    if value_expansion and imagined_starts:
+        raise ValueError(
+            f"{where}imagined_starts takes states of model rollouts, which value_expansion does not keep: set one of them to 0"
+        )
 
 
 def make_windows(ensemble: Ensemble, memory: Memory, rows: IntArray, horizon: int, corrected: bool) -> Windows:
