@@ -269,6 +269,17 @@ def test_of_a_shift_that_was_needed_once_nothing_is_left() -> None:
         np.testing.assert_allclose(plan.actions, side)
 
 
+def test_gains_are_those_without_a_shift() -> None:
+    """Of x u / 2 + u^4 / 4 - u^2 / 2: a search that needed one ends with the feedback of one that begins at its end."""
+    cost, state = QuarticCost(np.array([[0.0, 0.5], [0.5, -1.0]]), np.zeros(2), 1.0), np.full(1, -0.3)
+    found = ILQR().plan(STILL, cost, state, np.full((1, 1), 0.1))
+    again = ILQR().plan(STILL, cost, state, found.actions)
+    assert found.ended == again.ended == "converged" and again.n_iterations == 1
+    np.testing.assert_allclose(found.gains, again.gains, rtol=1e-4)
+    curvature = 3.0 * found.actions[0, 0] ** 2 - 1.0
+    assert found.gains.item() == pytest.approx(-0.5 / curvature, rel=1e-4)
+
+
 def test_where_nothing_is_to_be_gained_no_step_is_taken() -> None:
     """At the least of u^2 / 2, and at the end of u, whose Hessian is zero, where the limit is: it has converged at once."""
     for weight, slope, low in ((1.0, 0.0, -1.0), (0.0, 1.0, 0.0)):
