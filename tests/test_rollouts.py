@@ -172,15 +172,43 @@ def test_dpi_begins_its_windows_in_rollouts(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_expansion_is_the_first_steps_of_whole_rollouts(noisy: tuple[Ensemble, ListMemory]) -> None:
-    """That begin at real states, each with a target of all steps."""
+    """That begin at real states, each with a target of all steps, and then the same steps once more."""
     ensemble, memory = noisy
     actor, options = SquashedGaussian(2, 2, (8, 8)), RolloutOptions(H, 0.3, 0.9)
     every = rollouts(ensemble, actor, memory, np.random.default_rng(3), H * E * M, options)
-    first = rollouts(ensemble, actor, memory, np.random.default_rng(3), E * M, replace(options, expanding=True))
+    pairs = rollouts(ensemble, actor, memory, np.random.default_rng(3), 2 * E * M, replace(options, expanding=True))
     for part in fields(Batch):
-        th.testing.assert_close(getattr(first, part.name), getattr(every, part.name)[: E * M])
-    assert len(first) == E * M and first.continuation.tolist() == pytest.approx([0.9 ** (H - 1)] * (E * M))
-    assert th.cdist(first.states, ensemble.standardize(memory.data.states), compute_mode=EXACT).amin(1).max() < 1e-4
+        both = getattr(pairs, part.name).unflatten(0, (E, 2, M))
+        th.testing.assert_close(both[:, 0].flatten(0, 1), getattr(every, part.name)[: E * M])
+        assert th.equal(both[:, 0], both[:, 1]) == (part.name in ("states", "actions", "continuation"))
+    assert len(pairs) == 2 * E * M and pairs.continuation.tolist() == pytest.approx([0.9 ** (H - 1)] * len(pairs))
+    assert th.cdist(pairs.states, ensemble.standardize(memory.data.states), compute_mode=EXACT).amin(1).max() < 1e-4
+
+
+def test_pairs_of_an_expansion_cancel_the_noise_of_the_policy(noisy: tuple[Ensemble, ListMemory]) -> None:
+    """Where the system is nearly linear: a pair's mean end and return are nearly those of a policy without noise."""
+    ensemble, memory = noisy
+    actor = SquashedGaussian(2, 2, (8, 8))
+    options = RolloutOptions(3, 0.0, 0.9, corrected=True, expanding=True)
+
+    class Still:
+        """Draws the same, without noise after the first step."""
+
+        def __init__(self) -> None:
+            self.integers, self.random = (rng := np.random.default_rng(4)).integers, rng.random
+            self._normal = rng.standard_normal
+
+        def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            drawn = self._normal(shape)
+            drawn[1:] = 0.0
+            return drawn
+
+    found = rollouts(ensemble, actor, memory, np.random.default_rng(4), 2 * E * 500, options)
+    still: Any = Still()
+    wanted = rollouts(ensemble, actor, memory, still, 2 * E * 500, options)
+    for name in ("next_states", "rewards"):
+        misses = (getattr(found, name) - getattr(wanted, name)).unflatten(0, (E, 2, 500))
+        assert misses.mean(1).square().mean() < 0.2 * misses.square().mean()
 
 
 @pytest.mark.parametrize("preset", ["free", "corrected"])
@@ -198,7 +226,7 @@ def test_dpi_expands_values_of_real_states(preset: str, monkeypatch: pytest.Monk
     assert len(seen) == model.n_iterations == 2
     for n, options, made in seen:
         assert (n, options.length, options.expanding) == (60, 3, True)
-        assert options.corrected == (preset == "corrected") and 0 < len(made) <= 60 + model.ensemble.n_members
+        assert options.corrected == (preset == "corrected") and 0 < len(made) <= 60 + 2 * model.ensemble.n_members
     model.preset = {"kind": preset, "value_expansion": 30}
     assert model._resolve(preset).value_expansion == 60, "what is given stands in every preset"
 

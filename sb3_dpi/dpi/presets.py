@@ -34,8 +34,8 @@ class Preset:
     :param rollout_length: steps of the model rollouts for the critic; usual: 1 to 32
     :param model_noise: share of what a member missed on another real step that is added to each imagined one; 0 or 1
     :param imagined_starts: share of windows that begin at states of model rollouts; 0 or 1
-    :param value_expansion: real states with targets of ``rollout_length`` steps, from which the critic learns in place of all
-        steps of model rollouts; 0 or 8,000
+    :param value_expansion: targets of ``rollout_length`` steps of real states, from which the critic learns in place of all
+        steps of model rollouts; 0, or 8,000 to 32,000
     :param early_reset: median of the steps after which an episode is left, 0: never; usual: 100 to 500
     :param target_kl: KL(policy before || after) of the updates between two blocks, nats, that the policy's learning rate aims
         at: after less than half of it the rate rises, after more than double it falls, within a tenth and five times

@@ -200,9 +200,10 @@ class Imagination:
     :param imagined_starts: share of windows that begin at states of the model rollouts. These are then renewed while the
         policy learns, and members take turns in them. Real states are where former policies came to, of walkers mostly falls;
         usual: 0 or 1. None: the preset's
-    :param value_expansion: so many real states get targets of ``rollout_length`` imagined steps, and the critic learns from
-        these in place of all steps of rollouts (value expansion, Feinberg et al. 2018). Long targets then mislead less in
-        unstable systems; usual: 0 or 8,000. None: the preset's, 0: all steps of rollouts
+    :param value_expansion: so many targets of ``rollout_length`` imagined steps, two with opposite noise for each action in a
+        real state; the critic learns from these in place of all steps of rollouts (value expansion, Feinberg et al. 2018).
+        Long targets then mislead less in unstable systems; usual: 0, or 8,000 to 32,000. None: the preset's, 0: all steps of
+        rollouts
     :raises ValueError: if a number is out of range, or ``imagined_starts`` are wanted of a value expansion
     """
 

@@ -53,26 +53,29 @@ def rollouts(
 
     c the probability that the episode comes so far. A critic that learns from single steps must tell actions apart by
     differences that are small against its own errors; over many steps the model does that. Value expansion (Feinberg et al.
-    2018) keeps t = 0 alone: all targets belong to real states, and each is of L steps.
+    2018) keeps t = 0 alone: all targets belong to real states, and each is of L steps. Then rollouts come in pairs that begin
+    with the same step and go on with opposite noise of the policy, which leaves little of the noise in the pair's mean.
 
     :param ensemble: the model
     :param actor: the policy
     :param memory: real transitions, from whose states the rollouts begin
     :param rng: draws states and actions
-    :param n: how many to learn from, rounded up to whole rollouts of all members
+    :param n: how many to learn from, rounded up to whole rollouts of all members, or pairs of them
     :param options: L, alpha, gamma and the model's ways
     :return: imagined transitions: ``rewards`` the sum in y, ``next_states`` x_L, ``continuation`` gamma^{k-1} c_L; steps
         that an episode is unlikely to come to are few
     """
     length, gamma, temperature = options.length, options.gamma, options.temperature
     kept = 1 if options.expanding else length
-    m = -(-n // (kept * ensemble.n_members))
+    m = -(-n // (ensemble.n_members * (2 if options.expanding else kept)))
     rows = rng.integers(len(memory), size=ensemble.n_members * m)
     windows = make_windows(ensemble, memory, rows, length, options.corrected)
     if options.misses is not None:
         windows = options.misses.added_to(windows, rng, options.members_change)
     noise = rng.standard_normal((length + 1, ensemble.n_members, m, actor.action_dim)).astype(np.float32)
     steps = th.as_tensor(noise, device=windows.states.device)
+    if options.expanding:
+        windows, steps = _in_opposite_pairs(windows, steps)
     imagined = roll_out(actor, ensemble, windows, steps, options.members_change)
     going_on = imagined.continuation[1:] / imagined.continuation[:-1].clamp_min(1e-6)
     rewards, continuation = imagined.rewards.clone(), going_on.clone()
@@ -84,6 +87,13 @@ def rollouts(
     states, actions = imagined.states[:kept][reached], imagined.actions[:kept][reached]
     ends = imagined.states[-1].expand(kept, *imagined.states.shape[1:])
     return Batch(states, actions, rewards[:kept][reached], ends[reached], continuation[:kept][reached])
+
+
+def _in_opposite_pairs(windows: Windows, noise: th.Tensor) -> tuple[Windows, th.Tensor]:
+    """Each window once more, with the same first action and opposite noise later on."""
+    states, residuals, rewards = windows.states, windows.state_residuals, windows.reward_residuals
+    twice = Windows(th.cat([states, states], 1), th.cat([residuals, residuals], 2), th.cat([rewards, rewards], 2))
+    return twice, th.cat([noise, th.cat([noise[:1], -noise[1:]])], 2)
 
 
 class RolloutPool:
