@@ -206,6 +206,9 @@ def test_pairs_of_an_expansion_cancel_the_noise_of_the_policy(noisy: tuple[Ensem
     found = rollouts(ensemble, actor, memory, np.random.default_rng(4), 2 * E * 500, options)
     still: Any = Still()
     wanted = rollouts(ensemble, actor, memory, still, 2 * E * 500, options)
+    for part in fields(Batch):  # nothing but the noise sets them apart
+        both = getattr(wanted, part.name).unflatten(0, (E, 2, 500))
+        th.testing.assert_close(both[:, 0], both[:, 1])
     for name in ("next_states", "rewards"):
         misses = (getattr(found, name) - getattr(wanted, name)).unflatten(0, (E, 2, 500))
         assert misses.mean(1).square().mean() < 0.2 * misses.square().mean()
