@@ -258,3 +258,14 @@ def test_what_is_found() -> None:
     command = f"```bash\n{LAB} run --algo dpi \\\n    --seeds 2  # two\n```\nor `{LAB} report --out\na`"
     assert [*lab_commands(command)] == [["run", "--algo", "dpi", "--seeds", "2"], ["report", "--out", "a"]]
     assert headings(text) == ["A `b` c"] and headings(text, "##") == []
+
+
+def test_pages_know_the_present_versions() -> None:
+    """Beside runs of former ones."""
+    now = {name: algorithm_class(name).algorithm_version for name in ALGORITHMS}
+    told = {page.stem: re.findall(r"the present one is (\d+)", page.read_text("utf-8")) for page in ALGORITHM_PAGES}
+    assert {name: [str(now[name])] for name, found in told.items() if found} == {name: x for name, x in told.items() if x}
+    folder, page = (ROOT / name for name in ("results/README.md", "docs/benchmarks/results.md"))
+    present = f"Today's are {now['mdgps']} (MDGPS), {now['dpi']} (AggreVaTeD-OC, DPI) and {now['dual_ac']} (Dual-AC)"
+    assert now["dpi"] == now["aggrevated_oc"] and present in " ".join(folder.read_text("utf-8").split())
+    assert f"(now {now['mdgps']}, {now['aggrevated_oc']} and {now['dual_ac']})" in page.read_text("utf-8")

@@ -54,7 +54,7 @@ def rollouts(
     c the probability that the episode comes so far. A critic that learns from single steps must tell actions apart by
     differences that are small against its own errors; over many steps the model does that. Value expansion (Feinberg et al.
     2018) keeps t = 0 alone: all targets belong to real states, and each is of L steps. Then rollouts come in pairs that begin
-    with the same step and go on with opposite noise of the policy, which leaves little of the noise in the pair's mean.
+    with the same step and go on with opposite noise of the policy: what is linear in it cancels in the pair's mean.
 
     :param ensemble: the model
     :param actor: the policy
